@@ -1,0 +1,56 @@
+//! One server per port, always.
+//!
+//! ```
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let locks = llmlb_lock_core::LockDir::new(dir.path());
+//! # let port = 8000;
+//! use llmlb_lock_core::LockError;
+//!
+//! let lock = locks.acquire(port)?; // or ServerLock::acquire(port) for the default directory
+//! match locks.acquire(port) {
+//!     Err(LockError::AlreadyRunning { pid, .. }) => assert_eq!(pid, std::process::id()),
+//!     other => panic!("the port is guarded: {other:?}"),
+//! }
+//! lock.release()?; // dropping it does the same
+//! # Ok::<(), LockError>(())
+//! ```
+//!
+//! A lock is the file `serve_<port>.lock` in a [`LockDir`], held with a kernel lock (`flock` on
+//! Unix, an exclusive handle on Windows) that disappears with its last holder, however that ends.
+//! **The kernel lock is the truth; the JSON in the file only says whom to show and whom to
+//! signal.** Everything that can hurt (refusing, recovering, signalling, removing) is decided
+//! under the lock or against a process handle, never from a bare PID.
+//!
+//! | you want to | call |
+//! | --- | --- |
+//! | guard a port | [`ServerLock::acquire`], [`ServerLock::acquire_timeout`] |
+//! | give the lock to a server you started | [`ServerLock::set_inheritable`], [`ServerLock::hand_over`] |
+//! | keep it across a daemonizing fork | [`ServerLock::adopt`] |
+//! | see what runs | [`list_all_locks`], [`LockDir::servers`], [`read_lock_info`] |
+//! | stop a server | [`stop_server`]; for a PID you trust, [`stop_process`] |
+//!
+//! # What it does not protect
+//!
+//! - Processes that do not take the lock: it is advisory, a port can still be bound without it.
+//! - A holder whose lock file is removed by hand: [`ServerLock::verify`] tells.
+//! - Lock directories on network file systems whose `flock` is local to each client.
+
+#![cfg_attr(not(windows), forbid(unsafe_code))]
+#![cfg_attr(windows, deny(unsafe_code))]
+
+mod dir;
+mod error;
+mod info;
+mod lock;
+mod process;
+mod stop;
+mod sys;
+
+pub use dir::{
+    LOCK_DIR_ENV, LockDir, Server, ServerState, list_all_locks, lock_dir, lock_path, read_lock_info,
+};
+pub use error::LockError;
+pub use info::LockInfo;
+pub use lock::ServerLock;
+pub use process::{is_process_running, stop_process};
+pub use stop::{GUARDED_PORT_ENV, StopOptions, StopOutcome, stop_server};

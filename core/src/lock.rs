@@ -1,0 +1,411 @@
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+use crate::dir::{LockDir, check_port, file_name};
+use crate::error::{LockError, context};
+use crate::info::{Content, LockInfo};
+use crate::process::{find, is_consistent, is_holder};
+use crate::sys::{Attempt, Directory, LockFile};
+
+/// How long a held lock may go without naming its holder before that is an error.
+pub(crate) const SETTLE: Duration = Duration::from_secs(1);
+/// How often a waiter tries for the lock: one system call each time.
+const WAIT_STEP: Duration = Duration::from_millis(4);
+
+/// A port that is guarded by this process.
+///
+/// The guard lasts until [`release`](Self::release), until it is dropped, or until the process
+/// ends, however it ends. Losing the value by [`std::mem::forget`] or [`std::process::exit`]
+/// leaves a stale file behind, which the next acquire recovers.
+///
+/// # Forks
+///
+/// A forked child has a copy, which keeps the lock as long as it is open. Dropping the copy closes
+/// it and does nothing else: only the process that acquired or adopted the lock releases it.
+pub struct ServerLock {
+    file: LockFile,
+    directory: Directory,
+    path: PathBuf,
+    info: LockInfo,
+    /// The process that may rewrite and remove the file.
+    owner: u32,
+    released: bool,
+}
+
+impl ServerLock {
+    /// Guards `port` in the default directory. Does not wait for another holder to leave.
+    ///
+    /// # Errors
+    ///
+    /// As [`LockDir::acquire`].
+    pub fn acquire(port: u16) -> Result<Self, LockError> {
+        LockDir::default().acquire(port)
+    }
+
+    /// Guards `port` in the default directory, waiting up to `timeout` for its holder to leave.
+    ///
+    /// # Errors
+    ///
+    /// As [`LockDir::acquire`], of the last try.
+    pub fn acquire_timeout(port: u16, timeout: Duration) -> Result<Self, LockError> {
+        LockDir::default().acquire_timeout(port, timeout)
+    }
+
+    /// Whom the lock file names: this process, or the one the lock was handed over to.
+    pub fn info(&self) -> &LockInfo {
+        &self.info
+    }
+
+    /// Where the lock file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells whether the path still is our file.
+    ///
+    /// Someone who removes it lets another server start: a server that runs for long may ask now
+    /// and then.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if it is not, [`LockError::ReadFailed`] if that can't be told.
+    pub fn verify(&self) -> Result<(), LockError> {
+        if self.file.is_at(&self.path).map_err(LockError::ReadFailed)? {
+            return Ok(());
+        }
+        Err(LockError::Lost {
+            port: self.info.port,
+            path: self.path.clone(),
+        })
+    }
+
+    /// Makes the file name another process, to which the lock's descriptor was passed on (see
+    /// [`set_inheritable`](Self::set_inheritable)), so that it is the one shown and stopped.
+    ///
+    /// From then on the guard lasts as long as any process has the descriptor, this one included:
+    /// drop the lock, and it lasts exactly as long as the other. Dropping it no longer removes the
+    /// file; a supervisor that stays calls [`adopt`](Self::adopt) when its server has ended.
+    ///
+    /// # Errors
+    ///
+    /// - [`LockError::NoSuchProcess`] if `pid` is not a live process.
+    /// - [`LockError::NotOwner`] in a forked child, [`LockError::Lost`] as for
+    ///   [`verify`](Self::verify).
+    /// - [`LockError::HandOverFailed`] if the file can't be written.
+    pub fn hand_over(&mut self, pid: u32) -> Result<(), LockError> {
+        if process::id() != self.owner {
+            return Err(LockError::NotOwner {
+                port: self.info.port,
+                owner: self.owner,
+            });
+        }
+        if find(pid).is_none() {
+            return Err(LockError::NoSuchProcess {
+                port: self.info.port,
+                pid,
+            });
+        }
+        self.rename_holder(pid)
+    }
+
+    /// Makes the file name this process: after a daemonizing fork, or to take the lock back after
+    /// [`hand_over`](Self::hand_over).
+    ///
+    /// The process that forked must not release the lock meanwhile: it leaves by
+    /// [`std::process::exit`], or forgets it.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] as for [`verify`](Self::verify), [`LockError::HandOverFailed`] if the
+    /// file can't be written.
+    pub fn adopt(&mut self) -> Result<(), LockError> {
+        self.rename_holder(process::id())?;
+        self.owner = process::id();
+        Ok(())
+    }
+
+    fn rename_holder(&mut self, pid: u32) -> Result<(), LockError> {
+        self.verify()?;
+        let info = LockInfo::now(pid, self.info.port);
+        write_info(&self.file, &info).map_err(LockError::HandOverFailed)?;
+        self.info = info;
+        self.verify()
+    }
+
+    /// Lets processes started from now on inherit the lock's descriptors, or no longer.
+    ///
+    /// Such a process keeps the port guarded as long as it lives and does not close them. Every
+    /// thread's children inherit them: make it short where others may start processes.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::HandOverFailed`] if the system refuses; on Windows always, as `Unsupported`.
+    pub fn set_inheritable(&self, inheritable: bool) -> Result<(), LockError> {
+        self.file
+            .set_inheritable(&self.directory, inheritable)
+            .map_err(LockError::HandOverFailed)
+    }
+
+    /// Gives the lock back and removes its file. Dropping it does the same, and logs errors.
+    ///
+    /// In a forked child, and after [`hand_over`](Self::hand_over), this only closes the
+    /// descriptor.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::ReleaseFailed`] if the file can't be removed. The port is free all the same;
+    /// the next acquire recovers the file.
+    pub fn release(mut self) -> Result<(), LockError> {
+        self.give_back().map_err(LockError::ReleaseFailed)
+    }
+
+    fn give_back(&mut self) -> io::Result<()> {
+        // Never unlocked, only closed: unlocking in a forked child frees the parent's lock too.
+        if self.released || process::id() != self.owner || self.info.pid != self.owner {
+            return Ok(());
+        }
+        self.released = true;
+        let file = &self.file;
+        if !file.is_at(&self.path)? {
+            warn!(
+                "Lock file {} was removed or replaced while port {} was guarded",
+                self.path.display(),
+                self.info.port
+            );
+            return Ok(());
+        }
+        if let Content::Holder(other) = Content::parse(&file.read()?, self.info.port)
+            && other.pid != self.owner
+            && is_holder(&other, file)
+        {
+            return Ok(()); // a forked child has adopted it
+        }
+        file.remove(&self.directory, &file_name(self.info.port))?;
+        debug!("Lock released for port {}", self.info.port);
+        Ok(())
+    }
+}
+
+impl Drop for ServerLock {
+    fn drop(&mut self) {
+        if let Err(e) = self.give_back() {
+            warn!("Failed to release lock for port {}: {e}", self.info.port);
+        }
+    }
+}
+
+impl fmt::Debug for ServerLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerLock")
+            .field("path", &self.path)
+            .field("info", &self.info)
+            .field("owner", &self.owner)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The descriptor that carries the kernel lock, to be passed on to a server.
+#[cfg(unix)]
+impl std::os::fd::AsFd for ServerLock {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl LockDir {
+    /// Guards `port`. Does not wait for another holder to leave.
+    ///
+    /// A file that nobody holds is recovered, with a warning. A lock that is held without naming a
+    /// live process, as it is for an instant when servers start or stop, is looked at again for
+    /// about one second.
+    ///
+    /// # Errors
+    ///
+    /// - [`LockError::AlreadyRunning`]: another server has the port, and this is who.
+    /// - [`LockError::HeldByUnknown`]: it is held, and the file does not tell by whom.
+    /// - [`LockError::InvalidPort`] for port 0.
+    /// - [`LockError::DirectoryCreationFailed`], [`LockError::AcquireFailed`]: the directory or
+    ///   the file can't be used, for instance because something that is not a lock file is in its
+    ///   place, or another user's is.
+    pub fn acquire(&self, port: u16) -> Result<ServerLock, LockError> {
+        self.acquire_timeout(port, Duration::ZERO)
+    }
+
+    /// Guards `port`, waiting up to `timeout` for its holder to leave.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire), of the last try.
+    pub fn acquire_timeout(&self, port: u16, timeout: Duration) -> Result<ServerLock, LockError> {
+        self.acquire_interruptible(port, timeout, || false)
+    }
+
+    /// [`acquire_timeout`](Self::acquire_timeout), ended by `interrupted` when that returns true.
+    /// It is called every few milliseconds, and only while waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire), and [`LockError::Interrupted`].
+    pub fn acquire_interruptible(
+        &self,
+        port: u16,
+        timeout: Duration,
+        mut interrupted: impl FnMut() -> bool,
+    ) -> Result<ServerLock, LockError> {
+        check_port(port)?;
+        let name = file_name(port);
+        let mut directory = self.open_or_create()?;
+        // A timeout too long for the clock is one without end.
+        let deadline = Instant::now().checked_add(timeout);
+        let mut unclear: Option<Unclear> = None;
+        let mut pause = |step: Duration| {
+            if interrupted() {
+                return Err(LockError::Interrupted { port });
+            }
+            thread::sleep(step);
+            Ok(())
+        };
+        loop {
+            let expired = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let waiting = match directory
+                .try_lock(&name)
+                .map_err(LockError::AcquireFailed)?
+            {
+                Attempt::Locked(file) => match self.claim(file, directory, port)? {
+                    Claim::Acquired(lock) => return Ok(lock),
+                    Claim::Moved(returned) => {
+                        directory = returned;
+                        None
+                    }
+                    // It closed its descriptors, as daemonizers do: there is no lock to wait on.
+                    Claim::Alive(info, returned) => {
+                        directory = returned;
+                        if expired() {
+                            return Err(already_running(info));
+                        }
+                        pause(5 * WAIT_STEP)?;
+                        unclear = None;
+                        continue;
+                    }
+                },
+                Attempt::Contended(file) => Some(file),
+                Attempt::Moved => None,
+                Attempt::NoDirectory => {
+                    directory = self.open_or_create()?;
+                    None
+                }
+            };
+            if let Some(file) = waiting {
+                let bytes = file.read().map_err(LockError::AcquireFailed)?;
+                if let Content::Holder(info) = Content::parse(&bytes, port)
+                    && is_holder(&info, &file)
+                {
+                    if expired() {
+                        return Err(already_running(info));
+                    }
+                    // Whatever we lock here is looked at anew: the holder removes the file.
+                    while !expired() && !file.retry().map_err(LockError::AcquireFailed)? {
+                        pause(WAIT_STEP)?;
+                    }
+                    unclear = None;
+                    continue;
+                }
+            }
+            // Someone is starting, stopping or recovering this very moment.
+            let unclear = unclear.get_or_insert_with(Unclear::now);
+            if expired() && unclear.since.elapsed() >= SETTLE {
+                return Err(LockError::HeldByUnknown {
+                    port,
+                    path: self.lock_path(port),
+                });
+            }
+            pause(unclear.next_pause())?;
+        }
+    }
+
+    /// Under the kernel lock: makes the file ours, unless that would hurt someone.
+    fn claim(&self, file: LockFile, directory: Directory, port: u16) -> Result<Claim, LockError> {
+        let failed = LockError::AcquireFailed;
+        let path = self.lock_path(port);
+        if !file.is_at(&path).map_err(failed)? {
+            return Ok(Claim::Moved(directory));
+        }
+        let own = process::id();
+        match Content::parse(&file.read().map_err(failed)?, port) {
+            Content::Empty => {}
+            Content::Holder(info) if info.pid != own && is_consistent(&info) => {
+                return Ok(Claim::Alive(info, directory));
+            }
+            Content::Holder(info) => warn!(
+                "Stale lock file detected (PID {} not running), cleaning up",
+                info.pid
+            ),
+            Content::Corrupt(why) => {
+                warn!("Stale lock file detected ({why}), cleaning up");
+            }
+        }
+        let info = LockInfo::now(own, port);
+        if let Err(e) = write_info(&file, &info) {
+            // Half a text must not stay behind.
+            let _ = file.remove(&directory, &file_name(port));
+            return Err(failed(e));
+        }
+        directory.keep();
+        debug!("Lock acquired for port {port} (PID: {own})");
+        Ok(Claim::Acquired(ServerLock {
+            file,
+            directory,
+            path,
+            info,
+            owner: own,
+            released: false,
+        }))
+    }
+}
+
+enum Claim {
+    Acquired(ServerLock),
+    /// The path names another file by now.
+    Moved(Directory),
+    /// Its holder lives without the kernel lock.
+    Alive(LockInfo, Directory),
+}
+
+/// A time in which nobody could be named.
+struct Unclear {
+    since: Instant,
+    pause: Duration,
+}
+
+impl Unclear {
+    fn now() -> Self {
+        Self {
+            since: Instant::now(),
+            pause: Duration::from_micros(50),
+        }
+    }
+
+    fn next_pause(&mut self) -> Duration {
+        self.pause = (self.pause * 2).min(WAIT_STEP);
+        self.pause
+    }
+}
+
+fn already_running(info: LockInfo) -> LockError {
+    LockError::AlreadyRunning {
+        port: info.port,
+        pid: info.pid,
+        started_at: info.started_at,
+    }
+}
+
+fn write_info(file: &LockFile, info: &LockInfo) -> io::Result<()> {
+    let text = serde_json::to_vec(info).map_err(|e| context(e, "cannot write JSON"))?;
+    file.write(&text)
+}

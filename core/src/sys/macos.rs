@@ -1,0 +1,168 @@
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use nix::errno::Errno;
+use nix::sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
+
+use super::{LockFile, Process};
+
+fn look_up<T>(
+    pid: u32,
+    what: ProcessRefreshKind,
+    read: impl FnOnce(&sysinfo::Process) -> T,
+) -> Option<T> {
+    let pid = sysinfo::Pid::from_u32(pid);
+    let mut system = System::new();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, what);
+    let process = system.process(pid)?;
+    let alive = !matches!(
+        process.status(),
+        ProcessStatus::Zombie | ProcessStatus::Dead
+    );
+    (alive && process.thread_kind().is_none()).then(|| read(process))
+}
+
+/// Looks one process up. `None` for none, a zombie or a thread.
+pub(crate) fn process(pid: u32) -> Option<Process> {
+    look_up(pid, ProcessRefreshKind::nothing(), |process| Process {
+        started: i64::try_from(process.start_time())
+            .ok()
+            .and_then(|seconds| DateTime::from_timestamp(seconds, 0)),
+        parent: process.parent().map_or(0, sysinfo::Pid::as_u32),
+    })
+}
+
+/// Whether the process belongs to the owner of the lock file, or root wrote the file.
+pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
+    let owner = file.metadata()?.uid();
+    if owner == 0 {
+        return Ok(true);
+    }
+    let what = ProcessRefreshKind::nothing().with_user(UpdateKind::Always);
+    Ok(look_up(pid, what, |process| {
+        let real = process.user_id().map(|uid| **uid);
+        let effective = process.effective_user_id().map(|uid| **uid);
+        real == Some(owner) || effective == Some(owner)
+    })
+    .unwrap_or(false))
+}
+
+/// This system does not tell whose descriptors hold a flock: a live process that the file of a
+/// held lock names is taken at its word.
+pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
+    Ok(None)
+}
+
+/// This system does not tell.
+pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<u32>> {
+    Ok(Vec::new())
+}
+
+/// This system does not show other processes' environments.
+pub(crate) fn stragglers(_group: u32, _marker: &str, _left: DateTime<Utc>) -> Vec<u32> {
+    Vec::new()
+}
+
+/// A process watched by a kqueue from before it is checked, so that its end is never missed.
+#[derive(Debug)]
+pub(crate) struct ProcessHandle {
+    pid: u32,
+    raw: Pid,
+    queue: Kqueue,
+    started: Option<DateTime<Utc>>,
+}
+
+impl ProcessHandle {
+    /// `None` where there is no such process.
+    pub(crate) fn open(pid: u32) -> io::Result<Option<Self>> {
+        let raw = match i32::try_from(pid) {
+            Ok(raw) if raw > 0 => Pid::from_raw(raw),
+            _ => return Ok(None),
+        };
+        let queue = Kqueue::new()?;
+        let exit = KEvent::new(
+            pid as usize,
+            EventFilter::EVFILT_PROC,
+            EvFlags::EV_ADD,
+            FilterFlag::NOTE_EXIT,
+            0,
+            0,
+        );
+        match queue.kevent(&[exit], &mut [], None) {
+            Ok(_) => {}
+            Err(Errno::ESRCH) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+        let Some(process) = process(pid) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            pid,
+            raw,
+            queue,
+            started: process.started,
+        }))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Asks it to end.
+    pub(crate) fn terminate(&self) -> io::Result<()> {
+        self.signal(Signal::SIGTERM)
+    }
+
+    /// Ends it.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        self.signal(Signal::SIGKILL)
+    }
+
+    /// A process that is gone already is no error.
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        if process(self.pid).is_none_or(|process| process.started != self.started) {
+            return Ok(());
+        }
+        match kill(self.raw, signal) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Waits for its end; a zombie has ended. False when `timeout` ran out first.
+    pub(crate) fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            // The event is delivered once: later waits see the end here.
+            if process(self.pid).is_none_or(|process| process.started != self.started) {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let none = KEvent::new(
+                0,
+                EventFilter::EVFILT_PROC,
+                EvFlags::empty(),
+                FilterFlag::empty(),
+                0,
+                0,
+            );
+            let wait = nix::libc::timespec {
+                tv_sec: left.as_secs() as _,
+                tv_nsec: left.subsec_nanos() as _,
+            };
+            match self.queue.kevent(&[], &mut [none], Some(wait)) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(true),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}

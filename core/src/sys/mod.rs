@@ -1,0 +1,50 @@
+//! All that differs between operating systems. Each has the same items:
+//!
+//! - [`Directory`] and [`LockFile`]: the lock file and its kernel lock.
+//! - [`process`]: who a PID is, by one look-up.
+//! - [`ProcessHandle`]: a process that cannot turn into another one while it is signalled.
+//! - [`holds`], [`holders`], [`stragglers`]: who really holds a lock, where the kernel tells.
+
+#[cfg(unix)]
+mod unix;
+#[cfg(unix)]
+pub(crate) use unix::*;
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+pub(crate) use linux::*;
+
+#[cfg(all(unix, not(target_os = "linux")))]
+mod macos;
+#[cfg(all(unix, not(target_os = "linux")))]
+pub(crate) use macos::*;
+
+#[cfg(windows)]
+#[allow(unsafe_code)]
+mod windows;
+#[cfg(windows)]
+pub(crate) use windows::*;
+
+use chrono::{DateTime, Utc};
+
+/// A live process: not a zombie, not a thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    /// When it started, where the system tells; may be off by a second.
+    pub(crate) started: Option<DateTime<Utc>>,
+    pub(crate) parent: u32,
+}
+
+/// One try to take the lock.
+#[derive(Debug)]
+pub(crate) enum Attempt {
+    /// The kernel lock is ours. The path may name another file by now.
+    Locked(LockFile),
+    /// Somebody else has it. The file is open for reading and for [`LockFile::retry`].
+    Contended(LockFile),
+    /// The file came or went between two looks: try again.
+    Moved,
+    /// The directory itself is gone.
+    NoDirectory,
+}

@@ -1,0 +1,1 @@
+//! Windows: the exclusive handle is the lock.
