@@ -11,6 +11,7 @@ use crate::dir::{LockDir, check_port, file_name};
 use crate::error::{LockError, context};
 use crate::info::{Content, LockInfo};
 use crate::process::{find, is_consistent, is_holder};
+use crate::stop::end_other_holders;
 use crate::sys::{Attempt, Directory, LockFile};
 
 /// How long a held lock may go without naming its holder before that is an error.
@@ -128,6 +129,20 @@ impl ServerLock {
         self.rename_holder(process::id())?;
         self.owner = process::id();
         Ok(())
+    }
+
+    /// Takes the lock back from a server it was handed over to and that has ended: whatever the
+    /// server left behind with the lock's descriptor is asked to end, and killed after `grace`;
+    /// then the file names this process.
+    ///
+    /// Finding them is possible on Linux; elsewhere this is [`adopt`](Self::adopt).
+    ///
+    /// # Errors
+    ///
+    /// As [`adopt`](Self::adopt), and [`LockError::StopFailed`] if a process can't be ended.
+    pub fn reclaim(&mut self, grace: Duration) -> Result<(), LockError> {
+        end_other_holders(&self.file, grace).map_err(LockError::StopFailed)?;
+        self.adopt()
     }
 
     fn rename_holder(&mut self, pid: u32) -> Result<(), LockError> {

@@ -135,7 +135,9 @@ impl LockDir {
             Found::Nobody(outcome) => return Ok(outcome),
         };
         for handle in &target.handles {
-            handle.terminate().map_err(|e| stop.failed(handle, e))?;
+            handle
+                .terminate()
+                .map_err(|e| stop.failed(handle.pid(), e))?;
         }
         debug!(
             "Asked server on port {port} to stop (PID: {})",
@@ -152,7 +154,7 @@ impl LockDir {
                 target.info.pid
             );
             for handle in &target.handles {
-                handle.kill().map_err(|e| stop.failed(handle, e))?;
+                handle.kill().map_err(|e| stop.failed(handle.pid(), e))?;
             }
             forced = true;
             if !stop.wait_for(&target.handles, KILL_WAIT)? {
@@ -354,15 +356,14 @@ impl Stop<'_> {
         &mut self,
         target: &Target,
         patience: Duration,
-        mut forced: bool,
+        forced: bool,
     ) -> Result<(), LockError> {
         let path = self.locks.lock_path(self.port);
         let left = Utc::now();
         let deadline = Instant::now() + patience;
         let marker = format!("{GUARDED_PORT_ENV}={}", self.port);
         let own = process::id();
-        let mut left_behind: Vec<ProcessHandle> = Vec::new();
-        let mut asked: Option<Instant> = None;
+        let mut left_behind = LeftBehind::default();
         let mut searched: Option<Instant> = None;
         let mut step = Duration::from_micros(100);
         loop {
@@ -388,27 +389,15 @@ impl Stop<'_> {
                     found.extend(self.holders(file, None)?);
                 }
                 for handle in found {
-                    if left_behind.iter().all(|known| known.pid() != handle.pid()) {
-                        debug!("Ending PID {}, left behind by the server", handle.pid());
-                        handle.terminate().map_err(|e| self.failed(&handle, e))?;
-                        asked.get_or_insert_with(Instant::now);
-                        left_behind.push(handle);
-                    }
+                    let pid = handle.pid();
+                    left_behind.add(handle).map_err(|e| self.failed(pid, e))?;
                 }
             }
-            let mut alive = false;
-            for handle in &left_behind {
-                alive |= !handle.wait(Duration::ZERO).map_err(LockError::StopFailed)?;
-            }
+            let grace = if forced { Duration::ZERO } else { GRACE };
+            let ended = left_behind.end(grace).map_err(LockError::StopFailed)?;
             // Its own lock is the caller's to give back.
-            if (!held || keeper == Some(own)) && !alive {
+            if (!held || keeper == Some(own)) && ended {
                 return Ok(());
-            }
-            forced |= asked.is_some_and(|at| at.elapsed() >= GRACE);
-            if forced {
-                for handle in &left_behind {
-                    handle.kill().map_err(|e| self.failed(handle, e))?;
-                }
             }
             if Instant::now() >= deadline {
                 return Err(LockError::HeldByUnknown {
@@ -467,7 +456,10 @@ impl Stop<'_> {
                     Some(_) => left.min(INTERRUPT_STEP),
                     None => left,
                 };
-                if handle.wait(step).map_err(|e| self.failed(handle, e))? {
+                if handle
+                    .wait(step)
+                    .map_err(|e| self.failed(handle.pid(), e))?
+                {
                     break;
                 }
                 self.check_interrupted()?;
@@ -494,9 +486,68 @@ impl Stop<'_> {
         Ok(())
     }
 
-    fn failed(&self, handle: &ProcessHandle, e: io::Error) -> LockError {
-        let what = format!("port {}, PID {}", self.port, handle.pid());
+    fn failed(&self, pid: u32, e: io::Error) -> LockError {
+        let what = format!("port {}, PID {pid}", self.port);
         LockError::StopFailed(context(e, what))
+    }
+}
+
+/// Processes that a server left behind.
+#[derive(Default)]
+struct LeftBehind {
+    handles: Vec<ProcessHandle>,
+    asked: Option<Instant>,
+}
+
+impl LeftBehind {
+    /// Asks a process to end that was not asked before.
+    fn add(&mut self, handle: ProcessHandle) -> io::Result<()> {
+        if self.handles.iter().any(|known| known.pid() == handle.pid()) {
+            return Ok(());
+        }
+        debug!("Ending PID {}, left behind by the server", handle.pid());
+        handle.terminate()?;
+        self.asked.get_or_insert_with(Instant::now);
+        self.handles.push(handle);
+        Ok(())
+    }
+
+    /// Whether all have ended; kills those that have not when `grace` has run out.
+    fn end(&self, grace: Duration) -> io::Result<bool> {
+        let expired = self.asked.is_some_and(|asked| asked.elapsed() >= grace);
+        let mut ended = true;
+        for handle in &self.handles {
+            if !handle.wait(Duration::ZERO)? {
+                ended = false;
+                if expired {
+                    handle.kill()?;
+                }
+            }
+        }
+        Ok(ended)
+    }
+}
+
+/// Ends all other processes that hold the lock of this file: SIGTERM, and SIGKILL when `grace` has
+/// run out.
+pub(crate) fn end_other_holders(file: &LockFile, grace: Duration) -> io::Result<()> {
+    let mut left_behind = LeftBehind::default();
+    let deadline = Instant::now() + grace + KILL_WAIT;
+    loop {
+        for pid in sys::holders(file)? {
+            if let Some(handle) = ProcessHandle::open(pid)?
+                && sys::holds(pid, file)? == Some(true)
+            {
+                left_behind.add(handle)?;
+            }
+        }
+        if left_behind.end(grace)? {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -1,0 +1,186 @@
+use std::ffi::{OsStr, OsString};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// One LLM server per port, always: guard it, see it, stop it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "llmlb",
+    version,
+    after_help = "Without a command, llmlb serves.\n\n\
+        Environment:\n  \
+        LLMLB_LOCK_DIR  Where the lock files are (default: llmlb in the temporary directory)\n  \
+        LLMLB_LOG       What serve logs: error, warn, info (default), debug, trace\n\n\
+        Exit codes: 0 done, 1 refused or failed, 2 wrong arguments;\n  \
+        status --port: 3 not running, 4 cannot tell;\n  \
+        serve -- COMMAND: the command's own, 126 not executable, 127 not found,\n  \
+        128 + N when signal N ended it."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Guard a port and serve on it, or run a server command that does
+    Serve(ServeArgs),
+    /// Stop a server gracefully
+    Stop(StopArgs),
+    /// Show what runs
+    Status(StatusArgs),
+    /// Print a shell completion script
+    Completions {
+        /// The shell to complete in
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  llmlb serve --port 8000 -- vllm serve MODEL --host {host} --port {port}
+  llmlb serve --port 8000 --replace -- ./server --port {port}
+
+{port} and {host} in the command's arguments are replaced, and it finds them in
+PORT, HOST, LLMLB_PORT and LLMLB_HOST too.")]
+pub(crate) struct ServeArgs {
+    /// The port to guard; 0 takes a free one
+    #[arg(short, long, default_value_t = 32768, env = "LLMLB_PORT")]
+    pub(crate) port: u16,
+
+    /// The address to listen on
+    #[arg(short = 'H', long, default_value = "127.0.0.1", env = "LLMLB_HOST")]
+    pub(crate) host: String,
+
+    /// Wait up to SECS for the present holder of the port to leave
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    pub(crate) wait: Option<Duration>,
+
+    /// Stop the present holder gracefully (within --wait, 5 seconds by default) and take its place
+    #[arg(long)]
+    pub(crate) replace: bool,
+
+    /// After SIGTERM or SIGINT, let requests in flight finish for up to SECS
+    #[arg(long, value_name = "SECS", default_value = "4", value_parser = seconds)]
+    pub(crate) drain_timeout: Duration,
+
+    /// A server to run under the guard, instead of the built-in one
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// The port whose server to stop
+    #[arg(short, long, required_unless_present = "all", conflicts_with = "all",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+
+    /// Stop all servers that belong to you, side by side
+    #[arg(long)]
+    pub(crate) all: bool,
+
+    /// How long a server may take, in seconds
+    #[arg(short, long, value_name = "SECS", default_value = "5", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+
+    /// Kill it when the time has run out
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Show this port alone, and tell by the exit code: 0 running, 3 not running, 4 cannot tell
+    #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+
+    /// Show left-over and unreadable lock files too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+
+    /// Show it anew every second until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+}
+
+/// The program's arguments with `serve` put in where no command is named.
+pub(crate) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let names_none = match args.get(1).map(OsString::as_os_str) {
+        None => true,
+        Some(first) => {
+            let general = ["-h", "--help", "-V", "--version"].map(OsStr::new);
+            first.as_encoded_bytes().starts_with(b"-") && !general.contains(&first)
+        }
+    };
+    if names_none {
+        args.insert(args.len().min(1), "serve".into());
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        let args = std::iter::once("llmlb").chain(args.iter().copied());
+        Cli::try_parse_from(with_default_command(args.map(OsString::from)))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_means_serve() {
+        for args in [&[][..], &["--port", "1"], &["-p1", "--", "stop"]] {
+            let cli = parse(args).unwrap();
+            assert!(matches!(cli.command, Command::Serve(_)), "{args:?}");
+        }
+        let cli = parse(&["status"]).unwrap();
+        assert!(matches!(cli.command, Command::Status(_)));
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for args in [
+            &["stop"][..],
+            &["stop", "--port", "0"],
+            &["stop", "--port", "65536"],
+            &["stop", "--port", "1", "--all"],
+            &["stop", "--port", "1", "--timeout", "-1"],
+            &["stop", "--port", "1", "--timeout", "NaN"],
+            &["stop", "--port", "1", "--timeout", "1e300"],
+            &["serve", "--port", "http"],
+            &["frobnicate"],
+        ] {
+            let error = parse(args).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(crate::exit::USAGE), "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Exit codes. They are part of the interface: see the README.
+
+use std::process::ExitCode;
+
+/// Done. For `status --port`: the port is guarded by a live server.
+pub(crate) const OK: u8 = 0;
+/// Refused or failed; the reason is on stderr.
+pub(crate) const FAILURE: u8 = 1;
+/// Wrong arguments (what clap exits with).
+pub(crate) const USAGE: u8 = 2;
+/// `status --port`: no server (LSB: "program is not running").
+pub(crate) const NOT_RUNNING: u8 = 3;
+/// `status --port`: can't tell (LSB: "status is unknown").
+pub(crate) const UNKNOWN: u8 = 4;
+/// `serve -- COMMAND`: the command exists and can't be executed.
+pub(crate) const NOT_EXECUTABLE: u8 = 126;
+/// `serve -- COMMAND`: there is no such command.
+pub(crate) const NOT_FOUND: u8 = 127;
+/// Added to the number of the signal that ended a server.
+pub(crate) const SIGNALLED: u8 = 128;
+
+/// What a command ends with when it does not end well.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) message: String,
+    pub(crate) code: u8,
+}
+
+impl Failure {
+    pub(crate) fn new(code: u8, message: impl ToString) -> Self {
+        Self {
+            message: message.to_string(),
+            code,
+        }
+    }
+
+    pub(crate) fn report(self) -> ExitCode {
+        eprintln!("Error: {}", self.message);
+        self.code.into()
+    }
+}
+
+impl From<llmlb_lock_core::LockError> for Failure {
+    fn from(e: llmlb_lock_core::LockError) -> Self {
+        Self::new(FAILURE, e)
+    }
+}
+
+/// The usual exit code of a process that a signal ended.
+pub(crate) fn signalled(signal: i32) -> u8 {
+    u8::try_from(signal).map_or(u8::MAX, |signal| SIGNALLED.saturating_add(signal))
+}

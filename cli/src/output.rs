@@ -1,0 +1,36 @@
+//! Results go to stdout; everything else goes to stderr.
+
+use std::io::{self, Write};
+
+use crate::exit::{FAILURE, Failure, OK};
+
+/// Prints a result. A reader that has left (`llmlb status | head -1`) has all it wanted.
+pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
+    match try_write(bytes) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(failed(&e)),
+        _ => Ok(()),
+    }
+}
+
+/// One line of it.
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    write(format!("{text}\n").as_bytes())
+}
+
+/// For output without end: a reader that has left ends the program.
+pub(crate) fn write_or_exit(bytes: &[u8]) -> Result<(), Failure> {
+    match try_write(bytes) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(OK.into()),
+        result => result.map_err(|e| failed(&e)),
+    }
+}
+
+fn try_write(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    stdout.flush()
+}
+
+fn failed(e: &io::Error) -> Failure {
+    Failure::new(FAILURE, format!("cannot write to stdout: {e}"))
+}

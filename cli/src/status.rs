@@ -1,0 +1,227 @@
+use std::fmt;
+use std::io::{self, IsTerminal};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use chrono::{DateTime, Local, SecondsFormat, Utc};
+use comfy_table::{Table, presets};
+use llmlb_lock_core::{LockDir, Server, ServerState};
+use serde::{Serialize, Serializer};
+
+use crate::args::{Format, StatusArgs};
+use crate::exit::{self, Failure};
+use crate::output;
+
+/// A listening port on this machine accepts within microseconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
+const WATCH_STEP: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
+    let locks = LockDir::default();
+    loop {
+        let rows = match rows(&locks, args) {
+            Ok(rows) => rows,
+            Err(failure) if args.port.is_some() => {
+                return Err(Failure {
+                    code: exit::UNKNOWN,
+                    ..failure
+                });
+            }
+            Err(failure) => return Err(failure),
+        };
+        let text = match args.format {
+            Format::Table => table(&rows, args.port),
+            Format::Json => json(&rows)?,
+        };
+        if !args.watch {
+            output::write(text.as_bytes())?;
+            return Ok(match args.port {
+                Some(_) => exit_code(rows.first()),
+                None => exit::OK,
+            });
+        }
+        // A terminal is redrawn; a pipe gets one picture after the other.
+        let clear = if io::stdout().is_terminal() {
+            "\x1b[H\x1b[2J"
+        } else {
+            ""
+        };
+        output::write_or_exit(format!("{clear}{text}").as_bytes())?;
+        thread::sleep(WATCH_STEP);
+    }
+}
+
+fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Vec<Row>, Failure> {
+    let servers: Vec<Server> = match args.port {
+        Some(port) => locks.server(port)?.into_iter().collect(),
+        None => locks.servers()?,
+    };
+    let shown = |server: &Server| {
+        let live = matches!(server.state, ServerState::Running | ServerState::Held);
+        live || args.all || args.port.is_some()
+    };
+    let servers: Vec<Server> = servers.into_iter().filter(shown).collect();
+    let addresses = local_addresses();
+    let addresses = &addresses;
+    Ok(thread::scope(|scope| {
+        let probes: Vec<_> = servers
+            .iter()
+            .map(|server| {
+                let port = server.port;
+                let running = server.state == ServerState::Running;
+                running.then(|| scope.spawn(move || accepts(port, addresses)))
+            })
+            .collect();
+        let listening: Vec<bool> = probes
+            .into_iter()
+            .map(|probe| probe.is_some_and(|probe| probe.join().unwrap_or(false)))
+            .collect();
+        servers
+            .into_iter()
+            .zip(listening)
+            .map(|(server, listening)| Row::new(server, listening))
+            .collect()
+    }))
+}
+
+#[derive(Serialize)]
+struct Row {
+    port: u16,
+    pid: Option<u32>,
+    started_at: Option<DateTime<Utc>>,
+    status: Status,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Status {
+    Running,
+    Starting,
+    Held,
+    Stale,
+    Unreadable(Option<String>),
+}
+
+impl Row {
+    fn new(server: Server, listening: bool) -> Self {
+        let status = match server.state {
+            ServerState::Running if listening => Status::Running,
+            ServerState::Running => Status::Starting,
+            ServerState::Stale => Status::Stale,
+            ServerState::Unreadable { owner } => Status::Unreadable(owner),
+            _ => Status::Held,
+        };
+        // The file of a lock that somebody else holds names the wrong one.
+        let info = server.info.filter(|_| status != Status::Held);
+        Self {
+            port: server.port,
+            pid: info.as_ref().map(|info| info.pid),
+            started_at: info.map(|info| info.started_at),
+            status,
+        }
+    }
+}
+
+impl Status {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Running => "Running",
+            Self::Starting => "Starting",
+            Self::Held => "Held",
+            Self::Stale => "Stale",
+            Self::Unreadable(_) => "Unreadable",
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(Some(owner)) => write!(f, "{} (owner: {owner})", self.word()),
+            _ => f.write_str(self.word()),
+        }
+    }
+}
+
+impl Serialize for Status {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}
+
+fn table(rows: &[Row], port: Option<u16>) -> String {
+    if rows.is_empty() {
+        return match port {
+            Some(port) => format!("No server running on port {port}\n"),
+            None => "No servers running\n".to_owned(),
+        };
+    }
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["PORT", "PID", "STARTED", "STATUS"]);
+    for row in rows {
+        let pid = row
+            .pid
+            .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        let started = row.started_at.map_or_else(
+            || "-".to_owned(),
+            |at| {
+                at.with_timezone(&Local)
+                    .to_rfc3339_opts(SecondsFormat::Secs, false)
+            },
+        );
+        table.add_row([row.port.to_string(), pid, started, row.status.to_string()]);
+    }
+    let lines = table.lines().map(|line| format!("{}\n", line.trim()));
+    lines.collect()
+}
+
+fn json(rows: &[Row]) -> Result<String, Failure> {
+    let text = serde_json::to_string(rows).map_err(|e| Failure::new(exit::FAILURE, e))?;
+    Ok(text + "\n")
+}
+
+fn exit_code(row: Option<&Row>) -> u8 {
+    match row.map(|row| &row.status) {
+        Some(Status::Running | Status::Starting) => exit::OK,
+        None | Some(Status::Stale) => exit::NOT_RUNNING,
+        Some(Status::Held | Status::Unreadable(_)) => exit::UNKNOWN,
+    }
+}
+
+/// Where a server on this machine may listen; the loopback first, as most do.
+fn local_addresses() -> Vec<IpAddr> {
+    let mut addresses = vec![
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
+    #[cfg(unix)]
+    if let Ok(interfaces) = nix::ifaddrs::getifaddrs() {
+        for address in interfaces.filter_map(|interface| interface.address) {
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            // A link-local address is of no use without its interface.
+            let v6 = address
+                .as_sockaddr_in6()
+                .map(|a| a.ip())
+                .filter(|ip| !ip.is_unicast_link_local())
+                .map(IpAddr::V6);
+            if let Some(ip) = v4.or(v6)
+                && !addresses.contains(&ip)
+            {
+                addresses.push(ip);
+            }
+        }
+    }
+    addresses
+}
+
+fn accepts(port: u16, addresses: &[IpAddr]) -> bool {
+    addresses.iter().any(|&ip| {
+        match TcpStream::connect_timeout(&SocketAddr::new(ip, port), CONNECT_TIMEOUT) {
+            Ok(_) => true,
+            // Nobody there is refused at once: this one listens, and is too busy to answer.
+            Err(e) => e.kind() == io::ErrorKind::TimedOut && ip.is_loopback(),
+        }
+    })
+}

@@ -1,0 +1,109 @@
+use std::io::{self, IsTerminal};
+use std::thread;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use llmlb_lock_core::{LockDir, ServerState, StopOptions, StopOutcome};
+
+use crate::args::StopArgs;
+use crate::exit::{self, Failure};
+use crate::output;
+
+pub(crate) fn run(args: &StopArgs) -> Result<u8, Failure> {
+    let locks = LockDir::default();
+    let options = StopOptions {
+        timeout: args.timeout,
+        force: args.force,
+    };
+    match args.port {
+        Some(port) => {
+            stop_one(&locks, port, &options)?;
+            Ok(exit::OK)
+        }
+        None => stop_all(&locks, &options),
+    }
+}
+
+fn stop_one(locks: &LockDir, port: u16, options: &StopOptions) -> Result<(), Failure> {
+    if let Some(server) = locks.server(port)?
+        && server.state == ServerState::Running
+        && let Some(info) = server.info
+    {
+        output::line(&format!(
+            "Stopping server on port {port} (PID: {})...",
+            info.pid
+        ))?;
+    }
+    let spinner = spinner(port);
+    let outcome = locks.stop_server(port, options);
+    spinner.finish_and_clear();
+    match outcome? {
+        StopOutcome::Stopped { forced: false, .. } => output::line("Server stopped successfully"),
+        StopOutcome::Stopped { info, forced: true } => output::line(&format!(
+            "Server killed: it did not stop within {:?} (PID: {})",
+            options.timeout, info.pid
+        )),
+        StopOutcome::NotRunning => output::line(&format!("No server running on port {port}")),
+        StopOutcome::StaleCleaned { .. } => output::line(&format!(
+            "No server running on port {port}; removed the lock file it left behind"
+        )),
+        StopOutcome::TimedOut { info } => Err(Failure::new(
+            exit::FAILURE,
+            format!(
+                "Server on port {port} (PID: {pid}) still runs after {timeout:?}\n\n\
+                 To wait longer: llmlb stop --port {port} --timeout SECS\n\
+                 To kill it:     llmlb stop --port {port} --force",
+                pid = info.pid,
+                timeout = options.timeout,
+            ),
+        )),
+        other => Err(Failure::new(
+            exit::FAILURE,
+            format!("unexpected outcome: {other:?}"),
+        )),
+    }
+}
+
+fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
+    let servers = locks.servers()?;
+    // Another user's is not ours to stop, and no reason to fail.
+    let ports: Vec<u16> = servers
+        .iter()
+        .filter(|server| !matches!(server.state, ServerState::Unreadable { .. }))
+        .map(|server| server.port)
+        .collect();
+    if ports.is_empty() {
+        output::line("No servers running")?;
+        return Ok(exit::OK);
+    }
+    let failures: Vec<Failure> = thread::scope(|scope| {
+        let stops: Vec<_> = ports
+            .iter()
+            .map(|&port| scope.spawn(move || stop_one(locks, port, options)))
+            .collect();
+        let results = stops.into_iter().map(|stop| {
+            stop.join()
+                .unwrap_or_else(|_| Err(Failure::new(exit::FAILURE, "a stop panicked")))
+        });
+        results.filter_map(Result::err).collect()
+    });
+    if failures.is_empty() {
+        return Ok(exit::OK);
+    }
+    let messages: Vec<_> = failures
+        .into_iter()
+        .map(|failure| failure.message)
+        .collect();
+    Err(Failure::new(exit::FAILURE, messages.join("\n\nError: ")))
+}
+
+/// Moves on a terminal alone.
+fn spinner(port: u16) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let spinner = ProgressBar::new_spinner().with_message(format!("waiting for port {port}"));
+    spinner.set_draw_target(ProgressDrawTarget::stderr());
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
