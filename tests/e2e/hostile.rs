@@ -1,0 +1,162 @@
+//! Files that nobody sane would write, met by the three commands.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::{Command, Stdio};
+
+use llmlb_tests::{Running, Sandbox, free_port, is_alive};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+
+fn lock_json(pid: &str, port: u16) -> String {
+    format!(r#"{{"pid":{pid},"started_at":"2026-01-30T12:00:00Z","port":{port}}}"#)
+}
+
+#[test]
+fn content_that_names_nobody_stops_nothing_and_is_recovered() {
+    let sandbox = Sandbox::new();
+    for content in [
+        Vec::new(),
+        b"{".to_vec(),
+        b"12345\n".to_vec(),
+        vec![0xff; 300],
+        vec![b'['; 16 << 20],
+        lock_json("0", 1).into_bytes(),
+    ] {
+        for command in ["status", "stop", "serve"] {
+            let port = free_port();
+            let file = sandbox.lock_file(port);
+            fs::write(&file, &content).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+            match command {
+                "status" => {
+                    let args = ["status", "--port", &port.to_string()];
+                    assert!(sandbox.run(args).expect(3).stdout.contains("Stale"));
+                    assert_eq!(fs::read(&file).unwrap(), content);
+                }
+                "stop" => {
+                    sandbox.run(["stop", "--port", &port.to_string()]).expect(0);
+                    assert!(!file.exists());
+                }
+                _ => drop(sandbox.serve(port)),
+            }
+            let _ = fs::remove_file(&file);
+        }
+    }
+}
+
+#[test]
+fn pids_that_kill_takes_for_everybody_are_nobody() {
+    let sandbox = Sandbox::new();
+    for pid in ["0", "4294967295", "2147483648"] {
+        let port = free_port();
+        fs::write(sandbox.lock_file(port), lock_json(pid, port)).unwrap();
+        // Reaching this line again is the proof: kill(-1) would have ended this test.
+        sandbox.run(["stop", "--port", &port.to_string()]).expect(0);
+        fs::write(sandbox.lock_file(port), lock_json(pid, port)).unwrap();
+        sandbox.serve(port);
+    }
+}
+
+#[test]
+fn a_process_that_is_named_and_does_not_hold_the_lock_is_not_signalled() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
+    let now = chrono::Utc::now().to_rfc3339();
+    let json = format!(
+        r#"{{"pid":{},"started_at":"{now}","port":{port}}}"#,
+        bystander.id()
+    );
+    fs::write(sandbox.lock_file(port), json).unwrap();
+    let refused = sandbox.run(["stop", "--port", &port.to_string()]).expect(1);
+    assert!(refused.stderr.contains("Not stopping PID"), "{refused:?}");
+    assert!(is_alive(bystander.id()));
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+    sandbox.run(["stop", "--port", &port.to_string()]).expect(0);
+}
+
+#[test]
+fn what_is_no_lock_file_is_refused_by_name_and_left_alone() {
+    let sandbox = Sandbox::new();
+    let target = sandbox.path().join("target");
+    fs::write(&target, "precious").unwrap();
+    for kind in ["symlink", "dangling", "fifo", "directory", "hard link"] {
+        let port = free_port();
+        let file = sandbox.lock_file(port);
+        match kind {
+            "symlink" => symlink(&target, &file).unwrap(),
+            "dangling" => symlink(sandbox.path().join("nowhere"), &file).unwrap(),
+            "fifo" => nix::unistd::mkfifo(&file, Mode::S_IRWXU).unwrap(),
+            "directory" => fs::create_dir(&file).unwrap(),
+            _ => fs::hard_link(&target, &file).unwrap(),
+        }
+        for command in ["serve", "stop"] {
+            let refused = sandbox
+                .run([command, "--port", &port.to_string()])
+                .expect(1);
+            let path = file.to_str().unwrap();
+            assert!(refused.stderr.contains(path), "{kind}: {refused:?}");
+        }
+        sandbox
+            .run(["status", "--port", &port.to_string()])
+            .expect(4);
+        assert!(file.symlink_metadata().is_ok(), "{kind} is still there");
+    }
+    assert_eq!(fs::read(&target).unwrap(), b"precious");
+    assert!(!sandbox.path().join("nowhere").exists());
+}
+
+#[test]
+fn a_lock_directory_that_cannot_be_used_is_a_clear_error() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path().join("file");
+    fs::write(&file, "").unwrap();
+    for directory in [file.clone(), file.join("below")] {
+        let mut command = sandbox.llmlb(["serve", "--port", "0"]);
+        let output = command.env("LLMLB_LOCK_DIR", &directory).output().unwrap();
+        let failed = llmlb_tests::Finished::of(output).expect(1);
+        assert!(
+            failed.stderr.contains(directory.to_str().unwrap()),
+            "{failed:?}"
+        );
+    }
+}
+
+#[test]
+fn the_default_directory_is_never_a_symbolic_link() {
+    let sandbox = Sandbox::new();
+    let elsewhere = sandbox.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let temporary = sandbox.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    symlink(&elsewhere, temporary.join("llmlb")).unwrap();
+    let mut command = sandbox.llmlb(["serve", "--port", "0"]);
+    command
+        .env_remove("LLMLB_LOCK_DIR")
+        .env("TMPDIR", &temporary);
+    let failed = llmlb_tests::Finished::of(command.output().unwrap()).expect(1);
+    assert!(failed.stderr.contains("symbolic link"), "{failed:?}");
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+}
+
+#[test]
+fn an_unset_lock_directory_is_llmlb_in_the_temporary_one_for_all_users() {
+    let sandbox = Sandbox::new();
+    let temporary = sandbox.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    let port = free_port();
+    let mut command = sandbox.llmlb(["serve", "--port", &port.to_string()]);
+    command
+        .env_remove("LLMLB_LOCK_DIR")
+        .env("TMPDIR", &temporary);
+    let mut server = Running::start(command.stdin(Stdio::null()));
+    server.expect_log("listening on");
+    let directory = temporary.join("llmlb");
+    let mode = fs::metadata(&directory).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o1777);
+    assert!(directory.join(format!("serve_{port}.lock")).exists());
+    server.signal(Signal::SIGTERM);
+    server.finish().expect(0);
+}

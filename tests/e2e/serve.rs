@@ -1,0 +1,237 @@
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+
+use llmlb_tests::{PATIENCE, Running, Sandbox, free_port, http_get};
+use nix::sys::signal::Signal;
+
+#[test]
+fn health_says_who_serves_and_everything_else_is_a_json_404() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let server = sandbox.serve(port);
+    let answer = http_get(port, "/health");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    let health: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(health["status"], "ok");
+    assert_eq!(health["pid"], server.pid());
+    assert_eq!(health["port"], port);
+    let file = fs::read(sandbox.lock_file(port)).unwrap();
+    let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
+    assert_eq!(health["started_at"], file["started_at"]);
+    assert!(health["uptime"].as_f64().unwrap() >= 0.0);
+
+    let answer = http_get(port, "/no/such/path");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 404"), "{answer}");
+    assert!(head.contains("application/json"), "{answer}");
+    let error: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert!(error["error"].is_object(), "{answer}");
+}
+
+#[test]
+fn no_command_means_serve_and_the_environment_says_where() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut command = sandbox.llmlb([] as [&str; 0]);
+    command.env("LLMLB_PORT", port.to_string());
+    command.env("LLMLB_HOST", "localhost");
+    let mut server = Running::start(&mut command);
+    server.expect_log("listening on");
+    assert_eq!(sandbox.named_pid(port), server.pid());
+}
+
+#[test]
+fn a_port_that_something_else_uses_is_an_error_and_the_lock_is_given_back() {
+    let sandbox = Sandbox::new();
+    let stranger = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = stranger.local_addr().unwrap().port();
+    let failed = sandbox
+        .run(["serve", "--port", &port.to_string()])
+        .expect(1);
+    let address = format!("Error: cannot listen on 127.0.0.1:{port}: ");
+    assert!(failed.stderr.contains(&address), "{failed:?}");
+    assert!(failed.stderr.contains("in use"), "{failed:?}");
+    assert!(!sandbox.lock_file(port).exists());
+}
+
+#[test]
+fn port_0_takes_a_free_port_and_locks_that() {
+    let sandbox = Sandbox::new();
+    let mut server = sandbox.serve_with(0, &[]);
+    let names: Vec<_> = fs::read_dir(sandbox.path()).unwrap().collect();
+    assert_eq!(names.len(), 1);
+    let name = names[0].as_ref().unwrap().file_name();
+    let name = name.to_str().unwrap();
+    let port = name.strip_prefix("serve_").unwrap().strip_suffix(".lock");
+    let port: u16 = port.unwrap().parse().unwrap();
+    assert!(http_get(port, "/health").contains(&format!("\"port\":{port}")));
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+/// A request that has begun and not ended: it is in flight.
+fn begin_request(port: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // A whole one before it proves that the server has the connection.
+    let request = "GET /health HTTP/1.1\r\nHost: localhost\r\n";
+    write!(stream, "{request}\r\n").unwrap();
+    let mut answer = [0; 4096];
+    let len = stream.read(&mut answer).unwrap();
+    assert!(answer[..len].starts_with(b"HTTP/1.1 200"));
+    stream
+}
+
+#[test]
+fn a_connection_that_never_ends_is_cut_off_after_the_drain_timeout() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut server = sandbox.serve_with(port, &["--drain-timeout", "0.2"]);
+    let mut stream = begin_request(port);
+    write!(stream, "POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Le").unwrap();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(!sandbox.lock_file(port).exists());
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once_and_the_lock_is_given_back() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut server = sandbox.serve_with(port, &["--drain-timeout", "86400"]);
+    let mut stream = begin_request(port);
+    write!(stream, "GET /health HTTP/1.1\r\nHost: loc").unwrap();
+    // Lets the server see the beginning of the request before the signal: it answers another one.
+    http_get(port, "/health");
+    server.signal(Signal::SIGTERM);
+    server.expect_log("Received shutdown signal");
+    server.signal(Signal::SIGTERM);
+    let code = server.wait().code();
+    assert!(matches!(code, Some(143 | 0)), "{code:?}");
+    assert!(!sandbox.lock_file(port).exists());
+}
+
+#[test]
+fn wait_waits_for_the_holder_to_leave_and_says_for_whom() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let holder = sandbox.serve(port);
+    let mut waiter =
+        Running::start(&mut sandbox.llmlb(["serve", "--port", &port.to_string(), "--wait", "60"]));
+    let line = waiter.expect_log("Waiting");
+    assert!(line.contains(&format!("(PID: {})", holder.pid())), "{line}");
+    assert_eq!(sandbox.named_pid(port), holder.pid());
+    holder.signal(Signal::SIGTERM);
+    waiter.expect_log("listening on");
+    assert_eq!(sandbox.named_pid(port), waiter.pid());
+}
+
+#[test]
+fn waiting_ends_with_a_refusal_when_the_time_has_run_out() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let _holder = sandbox.serve(port);
+    let refused = sandbox
+        .run(["serve", "--port", &port.to_string(), "--wait", "0.1"])
+        .expect(1);
+    assert!(refused.stderr.contains("already running"), "{refused:?}");
+}
+
+#[test]
+fn a_signal_ends_the_waiting() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let holder = sandbox.serve(port);
+    let mut waiter = Running::start(&mut sandbox.llmlb([
+        "serve",
+        "--port",
+        &port.to_string(),
+        "--wait",
+        "86400",
+    ]));
+    waiter.expect_log("Waiting");
+    waiter.signal(Signal::SIGINT);
+    assert_eq!(waiter.wait().code(), Some(130));
+    assert_eq!(sandbox.named_pid(port), holder.pid());
+}
+
+#[test]
+fn replace_stops_the_holder_and_takes_its_place() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut old = sandbox.serve(port);
+    let new = sandbox.serve_with(port, &["--replace"]);
+    assert_eq!(old.wait().code(), Some(0));
+    assert_eq!(sandbox.named_pid(port), new.pid());
+    assert!(http_get(port, "/health").contains(&format!("\"pid\":{}", new.pid())));
+}
+
+#[test]
+fn replace_with_nobody_there_just_serves() {
+    let sandbox = Sandbox::new();
+    sandbox.serve_with(free_port(), &["--replace"]);
+}
+
+#[test]
+fn of_8_replacing_at_once_one_stays_and_nobody_serves_beside_it() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let _old = sandbox.serve(port);
+    let mut starts: Vec<_> = (0..8)
+        .map(|_| {
+            Running::start(&mut sandbox.llmlb(["serve", "--port", &port.to_string(), "--replace"]))
+        })
+        .collect();
+    // All but one are refused, or were replaced themselves.
+    llmlb_tests::wait_until("one to be left", || {
+        let ended = starts
+            .iter_mut()
+            .filter_map(|start| start.child.try_wait().unwrap());
+        (ended.count() == 7).then_some(())
+    });
+    let winner = sandbox.named_pid(port);
+    assert!(starts.iter().any(|start| start.pid() == winner));
+    llmlb_tests::wait_until("the winner to serve", || {
+        TcpStream::connect(("127.0.0.1", port)).ok()
+    });
+    assert!(http_get(port, "/health").contains(&format!("\"pid\":{winner}")));
+}
+
+#[test]
+fn systemd_is_told() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let path = sandbox.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = sandbox.llmlb(["serve", "--port", &port.to_string()]);
+    let server = Running::start(command.env("NOTIFY_SOCKET", &path));
+    let receive = || {
+        let mut buffer = [0; 256];
+        let len = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..len]).trim().to_owned()
+    };
+    assert_eq!(receive(), "READY=1");
+    // It listens by then.
+    http_get(port, "/health");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(receive(), "STOPPING=1");
+}
+
+#[test]
+fn colours_and_logs_do_as_they_are_told() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut command = sandbox.llmlb(["serve", "--port", &port.to_string()]);
+    let mut server = Running::start(command.env("LLMLB_LOG", "debug"));
+    let line = server.expect_log("Lock acquired");
+    let message = format!("Lock acquired for port {port} (PID: {})", server.pid());
+    assert!(line.contains(&message), "{line}");
+    server.expect_log("listening on");
+    server.signal(Signal::SIGTERM);
+    server.expect_log(&format!("Lock released for port {port}"));
+    assert!(!server.finish().stderr.contains('\x1b'));
+}

@@ -1,0 +1,187 @@
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::process::Stdio;
+use std::time::Instant;
+
+use llmlb_lock_core::LockDir;
+use llmlb_tests::{Running, Sandbox, free_port};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+fn status_json(sandbox: &Sandbox, args: &[&str], code: i32) -> Value {
+    let listed = sandbox
+        .run([&["status", "--format", "json"], args].concat())
+        .expect(code);
+    assert_eq!(listed.stderr, "");
+    serde_json::from_str(&listed.stdout).unwrap()
+}
+
+#[test]
+fn nothing_runs() {
+    let sandbox = Sandbox::new();
+    let none = sandbox.run(["status"]).expect(0);
+    assert_eq!(none.stdout, "No servers running\n");
+    assert_eq!(status_json(&sandbox, &[], 0), json!([]));
+    let port = free_port().to_string();
+    let none = sandbox.run(["status", "--port", &port]).expect(3);
+    assert_eq!(none.stdout, format!("No server running on port {port}\n"));
+    assert_eq!(status_json(&sandbox, &["--port", &port], 3), json!([]));
+}
+
+#[test]
+fn json_says_what_the_table_says() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let server = sandbox.serve(port);
+    let file: Value = serde_json::from_slice(&fs::read(sandbox.lock_file(port)).unwrap()).unwrap();
+    let expected = json!([{
+        "port": port,
+        "pid": server.pid(),
+        "started_at": file["started_at"],
+        "status": "Running",
+    }]);
+    assert_eq!(status_json(&sandbox, &[], 0), expected);
+    assert_eq!(
+        status_json(&sandbox, &["-p", &port.to_string()], 0),
+        expected
+    );
+}
+
+#[test]
+fn locked_and_not_listening_is_starting() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let _lock = LockDir::new(sandbox.path()).acquire(port).unwrap();
+    let listed = status_json(&sandbox, &["--port", &port.to_string()], 0);
+    assert_eq!(listed[0]["status"], "Starting");
+    let _listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let listed = status_json(&sandbox, &["--port", &port.to_string()], 0);
+    assert_eq!(listed[0]["status"], "Running");
+}
+
+#[test]
+fn a_server_on_another_local_address_is_running_too() {
+    let sandbox = Sandbox::new();
+    // Any address of 127/8 is local; ::1 may not be there in a container.
+    if let Ok(listener) = TcpListener::bind(("::1", 0)) {
+        let port = listener.local_addr().unwrap().port();
+        let _lock = LockDir::new(sandbox.path()).acquire(port).unwrap();
+        let listed = status_json(&sandbox, &["--port", &port.to_string()], 0);
+        assert_eq!(listed[0]["status"], "Running");
+    }
+}
+
+#[test]
+fn left_over_files_are_shown_on_request_and_touched_by_nobody() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut killed = sandbox.serve(port);
+    killed.signal(Signal::SIGKILL);
+    killed.wait();
+    assert_eq!(status_json(&sandbox, &[], 0), json!([]));
+    let listed = status_json(&sandbox, &["--all"], 0);
+    assert_eq!(listed[0]["status"], "Stale");
+    assert_eq!(listed[0]["pid"], killed.pid());
+    let listed = sandbox.run(["status", "-p", &port.to_string()]).expect(3);
+    assert!(listed.stdout.contains("Stale"), "{listed:?}");
+    assert!(sandbox.lock_file(port).exists());
+}
+
+#[test]
+fn what_cannot_be_read_is_shown_with_its_owner() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    // Unreadable even to root: it leads elsewhere.
+    std::os::unix::fs::symlink("/etc/passwd", sandbox.lock_file(port)).unwrap();
+    let owner = nix::unistd::User::from_uid(nix::unistd::geteuid());
+    let owner = owner.unwrap().unwrap().name;
+    let listed = sandbox.run(["status", "--all"]).expect(0);
+    let shown = format!("Unreadable (owner: {owner})");
+    assert!(listed.stdout.contains(&shown), "{listed:?}");
+    let listed = status_json(&sandbox, &["--all"], 0);
+    assert_eq!(listed[0]["status"], "Unreadable");
+    assert_eq!(listed[0]["pid"], Value::Null);
+    status_json(&sandbox, &["-p", &port.to_string()], 4);
+    assert_eq!(status_json(&sandbox, &[], 0), json!([]));
+}
+
+#[test]
+fn a_lock_directory_that_is_none_cannot_tell() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path().join("file");
+    fs::write(&file, "").unwrap();
+    let run = |args: &[&str]| {
+        let mut command = sandbox.llmlb(args);
+        let output = command.env("LLMLB_LOCK_DIR", &file).output().unwrap();
+        llmlb_tests::Finished::of(output)
+    };
+    let failed = run(&["status", "-p", "8000"]).expect(4);
+    assert!(failed.stderr.contains(file.to_str().unwrap()), "{failed:?}");
+    run(&["status"]).expect(1);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let sandbox = Sandbox::new();
+    for args in [&["status"][..], &["status", "--watch"], &["man"]] {
+        let mut command = sandbox.llmlb(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        let mut complaint = String::new();
+        let mut stderr = child.stderr.take().unwrap();
+        stderr.read_to_string(&mut complaint).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{args:?}");
+        assert_eq!(complaint, "");
+    }
+}
+
+#[test]
+fn watch_shows_what_changes() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut watch = Running::start(&mut sandbox.llmlb(["status", "--watch"]));
+    watch.expect_output("No servers running");
+    let server = sandbox.serve(port);
+    watch.expect_output(&server.pid().to_string());
+    drop(server);
+    watch.expect_output("No servers running");
+    watch.signal(Signal::SIGINT);
+    assert!(!watch.wait().success());
+}
+
+#[test]
+fn a_hundred_ports_that_do_not_answer_take_no_longer_than_a_few() {
+    // Connections to a listener whose queue is full hang until they time out.
+    let full = || {
+        let socket = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        nix::sys::socket::listen(&socket.as_fd(), nix::sys::socket::Backlog::new(0).unwrap())
+            .unwrap();
+        let address = socket.local_addr().unwrap();
+        let queue: Vec<_> = (0..2)
+            .map_while(|_| {
+                let timeout = std::time::Duration::from_millis(20);
+                std::net::TcpStream::connect_timeout(&address, timeout).ok()
+            })
+            .collect();
+        (socket, queue)
+    };
+    let measure = |count: usize| {
+        let sandbox = Sandbox::new();
+        let locks = LockDir::new(sandbox.path());
+        let mut held = Vec::new();
+        while held.len() < count {
+            let (socket, queue) = full();
+            let port = socket.local_addr().unwrap().port();
+            held.push((socket, queue, locks.acquire(port).unwrap()));
+        }
+        let started = Instant::now();
+        let listed = status_json(&sandbox, &[], 0);
+        assert_eq!(listed.as_array().unwrap().len(), count);
+        started.elapsed()
+    };
+    // One after the other, a hundred would take at least 20 seconds.
+    assert!(measure(100) < std::time::Duration::from_secs(10));
+}

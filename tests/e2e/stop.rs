@@ -1,0 +1,131 @@
+use std::fs;
+use std::process::Command;
+
+use llmlb_tests::{Running, Sandbox, free_port, is_alive, wait_until};
+use nix::sys::signal::Signal;
+
+const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
+
+#[test]
+fn nobody_to_stop_is_no_error() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let stopped = sandbox.run(["stop", "-p", &port.to_string()]).expect(0);
+    assert_eq!(
+        stopped.stdout,
+        format!("No server running on port {port}\n")
+    );
+    // Nor is a lock directory that does not exist.
+    let mut nowhere = sandbox.llmlb(["stop", "-p", &port.to_string()]);
+    nowhere.env("LLMLB_LOCK_DIR", sandbox.path().join("none"));
+    assert_eq!(nowhere.status().unwrap().code(), Some(0));
+    assert!(!sandbox.path().join("none").exists());
+}
+
+#[test]
+fn a_stale_file_is_removed_with_a_warning() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut killed = sandbox.serve(port);
+    killed.signal(Signal::SIGKILL);
+    killed.wait();
+    let stopped = sandbox.run(["stop", "-p", &port.to_string()]).expect(0);
+    let none = format!("No server running on port {port}");
+    assert!(stopped.stdout.starts_with(&none), "{stopped:?}");
+    let warning = format!(
+        "Stale lock file detected (PID {} not running)",
+        killed.pid()
+    );
+    assert!(stopped.stderr.contains(&warning), "{stopped:?}");
+    assert!(!sandbox.lock_file(port).exists());
+}
+
+#[test]
+fn a_server_that_takes_too_long_is_left_running_and_said_so() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let _llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}", "stubborn"]);
+    let server = sandbox.named_pid(port);
+    let port_arg = port.to_string();
+    let failed = sandbox
+        .run(["stop", "-p", &port_arg, "-t", "0.1"])
+        .expect(1);
+    assert!(failed.stderr.contains("still runs"), "{failed:?}");
+    assert!(failed.stderr.contains("--force"), "{failed:?}");
+    assert!(is_alive(server));
+    assert_eq!(sandbox.named_pid(port), server);
+
+    let killed = sandbox
+        .run(["stop", "-p", &port_arg, "-t", "0.1", "--force"])
+        .expect(0);
+    assert!(killed.stdout.contains("killed"), "{killed:?}");
+    assert!(!is_alive(server));
+    assert!(!sandbox.lock_file(port).exists());
+}
+
+#[test]
+fn all_stops_all_side_by_side() {
+    let sandbox = Sandbox::new();
+    let none = sandbox.run(["stop", "--all"]).expect(0);
+    assert_eq!(none.stdout, "No servers running\n");
+    let servers: Vec<Running> = (0..5).map(|_| sandbox.serve(free_port())).collect();
+    let stopped = sandbox.run(["stop", "--all"]).expect(0);
+    let count = stopped
+        .stdout
+        .matches("Server stopped successfully")
+        .count();
+    assert_eq!(count, 5, "{stopped:?}");
+    for server in servers {
+        server.finish().expect(0);
+    }
+    assert_eq!(fs::read_dir(sandbox.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn all_tells_of_each_that_failed() {
+    let sandbox = Sandbox::new();
+    let (good, bad) = (free_port(), free_port());
+    let stopping = sandbox.serve(good);
+    let _stubborn = sandbox.supervise(bad, &[], &[GUINEA, "{port}", "stubborn"]);
+    let failed = sandbox.run(["stop", "--all", "-t", "0.5"]).expect(1);
+    assert!(
+        failed.stderr.contains(&format!("port {bad} (PID:")),
+        "{failed:?}"
+    );
+    assert!(!failed.stderr.contains(&good.to_string()), "{failed:?}");
+    stopping.finish().expect(0);
+}
+
+#[test]
+fn a_reader_that_leaves_does_not_keep_stop_from_stopping() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut server = sandbox.serve(port);
+    let stop = format!(
+        "'{}' stop -p {port} | true; exit ${{PIPESTATUS[0]}}",
+        llmlb_tests::llmlb_binary().display()
+    );
+    let mut shell = Command::new("bash");
+    shell
+        .args(["-c", &stop])
+        .env("LLMLB_LOCK_DIR", sandbox.path());
+    assert_eq!(shell.status().unwrap().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn a_waiting_start_survives_the_stop_and_follows() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let holder = sandbox.serve(port);
+    let port_arg = port.to_string();
+    let waiting = ["serve", "-p", &port_arg, "--wait", "60"];
+    let mut waiter = Running::start(&mut sandbox.llmlb(waiting));
+    waiter.expect_log("Waiting");
+    sandbox.run(["stop", "-p", &port_arg]).expect(0);
+    holder.finish().expect(0);
+    waiter.expect_log("listening on");
+    wait_until("the waiter to be named", || {
+        (sandbox.named_pid(port) == waiter.pid()).then_some(())
+    });
+}

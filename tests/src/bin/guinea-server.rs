@@ -1,0 +1,92 @@
+//! A server to run under `llmlb serve --`, with the manners a test asks for.
+//!
+//! `guinea-server PORT [graceful=CODE] [stubborn] [exit=CODE] [worker] [daemon] [count=FILE]`
+
+#![allow(clippy::unwrap_used, clippy::zombie_processes)]
+
+#[cfg(unix)]
+fn main() {
+    unix::main();
+}
+
+#[cfg(not(unix))]
+fn main() {}
+
+#[cfg(unix)]
+mod unix {
+    use std::env;
+    use std::fs::OpenOptions;
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, exit};
+    use std::thread;
+
+    use nix::sys::signal::{SigSet, Signal};
+
+    pub(super) fn main() {
+        let args: Vec<String> = env::args().skip(1).collect();
+        let has = |name: &str| args.iter().any(|arg| arg == name);
+        let value = |name: &str| args.iter().find_map(|arg| arg.strip_prefix(name));
+
+        let mut signals = SigSet::empty();
+        if has("stubborn") || has("sleep") {
+            signals.add(Signal::SIGTERM);
+            signals.add(Signal::SIGINT);
+        }
+        if value("graceful=").is_some() {
+            signals.add(Signal::SIGTERM);
+        }
+        if value("count=").is_some() {
+            signals.add(Signal::SIGINT);
+            signals.add(Signal::SIGTERM);
+        }
+        signals.thread_block().unwrap();
+
+        if has("sleep") {
+            println!("worker {}", std::process::id());
+            loop {
+                thread::park();
+            }
+        }
+        if let Some(code) = value("exit=") {
+            exit(code.parse().unwrap());
+        }
+        // Workers inherit what the server inherited, as those of a real one do.
+        let own = env::current_exe().unwrap();
+        if has("worker") {
+            Command::new(&own).arg("sleep").spawn().unwrap();
+        }
+        if has("daemon") {
+            // In a process group of its own: no signal to the server's group reaches it.
+            let mut daemon = Command::new(&own);
+            daemon.arg("sleep").process_group(0).spawn().unwrap();
+        }
+        if let Some(name) = value("env=") {
+            println!("{name}={}", env::var(name).unwrap_or_default());
+        }
+        let port: u16 = args[0].parse().unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                drop(stream);
+            }
+        });
+        println!("ready {}", std::process::id());
+        loop {
+            let signal = if signals.iter().next().is_some() && !has("stubborn") {
+                signals.wait().unwrap()
+            } else {
+                thread::park();
+                continue;
+            };
+            if let Some(file) = value("count=") {
+                let mut file = OpenOptions::new().append(true).create(true).open(file);
+                writeln!(file.as_mut().unwrap(), "{signal}").unwrap();
+            }
+            if signal == Signal::SIGTERM {
+                exit(value("graceful=").map_or(0, |code| code.parse().unwrap()));
+            }
+        }
+    }
+}

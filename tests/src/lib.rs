@@ -1,0 +1,306 @@
+//! What the end-to-end tests share: the program under test, run in a lock directory of its own.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long anything may take on a loaded machine before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The `llmlb` binary: `LLMLB_BIN`, or built on first use beside this test.
+pub fn llmlb_binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("LLMLB_BIN") {
+            return path.into();
+        }
+        let test = std::env::current_exe().unwrap();
+        let profile_dir = test.ancestors().nth(2).unwrap().to_path_buf();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "-p", "llmlb"]);
+        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        build.arg("--target-dir").arg(profile_dir.parent().unwrap());
+        if profile_dir.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "llmlb does not build");
+        profile_dir.join("llmlb")
+    })
+}
+
+/// A lock directory of its own, removed at the end.
+pub struct Sandbox {
+    directory: TempDir,
+}
+
+impl Sandbox {
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// Where the locks are.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn lock_file(&self, port: u16) -> PathBuf {
+        self.path().join(format!("serve_{port}.lock"))
+    }
+
+    /// `llmlb` with these arguments, untouched by the environment of the test run.
+    pub fn llmlb<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(llmlb_binary());
+        for name in ["LLMLB_PORT", "LLMLB_HOST", "LLMLB_LOG", "NOTIFY_SOCKET"] {
+            command.env_remove(name);
+        }
+        command.env("LLMLB_LOCK_DIR", self.path()).args(args);
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
+        Finished::of(self.llmlb(args).stdin(Stdio::null()).output().unwrap())
+    }
+
+    /// The built-in server, listening.
+    pub fn serve(&self, port: u16) -> Running {
+        self.serve_with(port, &[])
+    }
+
+    pub fn serve_with(&self, port: u16, args: &[&str]) -> Running {
+        let port = port.to_string();
+        let mut running = Running::start(self.llmlb(["serve", "--port", &port]).args(args));
+        running.expect_log("listening on");
+        running
+    }
+
+    /// `llmlb serve -- COMMAND`, once the command has printed `ready`.
+    pub fn supervise(&self, port: u16, args: &[&str], command: &[&str]) -> Running {
+        let port = port.to_string();
+        let mut llmlb = self.llmlb(["serve", "--port", &port]);
+        let mut running = Running::start(llmlb.args(args).arg("--").args(command));
+        running.expect_output("ready");
+        running
+    }
+
+    /// The process that the lock file names.
+    pub fn named_pid(&self, port: u16) -> u32 {
+        let text = std::fs::read(self.lock_file(port)).unwrap();
+        let json: JsonPid = parse_pid(&text);
+        json.0
+    }
+}
+
+struct JsonPid(u32);
+
+fn parse_pid(text: &[u8]) -> JsonPid {
+    let text = String::from_utf8_lossy(text);
+    let after = text.split("\"pid\":").nth(1).expect("names a pid");
+    let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+    JsonPid(digits.parse().unwrap())
+}
+
+/// A program that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    pub fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        self
+    }
+}
+
+/// A program that runs; killed when dropped.
+pub struct Running {
+    pub child: Child,
+    stdout: Lines,
+    stderr: Lines,
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+        let stdout = Lines::of(child.stdout.take().unwrap());
+        let stderr = Lines::of(child.stderr.take().unwrap());
+        Self {
+            child,
+            stdout,
+            stderr,
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line on stderr that contains this.
+    #[track_caller]
+    pub fn expect_log(&mut self, text: &str) -> String {
+        self.stderr.wait_for(text)
+    }
+
+    /// Waits for a line on stdout that contains this.
+    #[track_caller]
+    pub fn expect_output(&mut self, text: &str) -> String {
+        self.stdout.wait_for(text)
+    }
+
+    #[cfg(unix)]
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        signal_pid(self.pid(), signal);
+    }
+
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_until("the program to end", || self.child.try_wait().unwrap())
+    }
+
+    /// Waits for the end, and for all it printed.
+    #[track_caller]
+    pub fn finish(mut self) -> Finished {
+        let status = self.wait();
+        Finished {
+            code: status.code(),
+            stdout: self.stdout.rest(),
+            stderr: self.stderr.rest(),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Lines as a program prints them.
+struct Lines {
+    receiver: Receiver<String>,
+    seen: String,
+}
+
+impl Lines {
+    fn of(stream: impl Read + Send + 'static) -> Self {
+        let (sender, receiver) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            receiver,
+            seen: String::new(),
+        }
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.receiver.recv_timeout(deadline - Instant::now()) {
+                Ok(line) => {
+                    self.seen += &line;
+                    self.seen.push('\n');
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(e) => panic!("no {text:?} ({e}), only:\n{}", self.seen),
+            }
+        }
+    }
+
+    /// All lines to the end; what outlives the program may hold the pipe open for ever.
+    fn rest(&mut self) -> String {
+        loop {
+            match self.receiver.recv_timeout(Duration::from_secs(5)) {
+                Ok(line) => {
+                    self.seen += &line;
+                    self.seen.push('\n');
+                }
+                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => {
+                    return std::mem::take(&mut self.seen);
+                }
+            }
+        }
+    }
+}
+
+/// Looks again and again until there is an answer.
+#[track_caller]
+pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A port that was free an instant ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// One HTTP request; the whole answer as text.
+pub fn http_get(port: u16, path: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Whether a process is there and no zombie.
+pub fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    let state = stat.rsplit(')').next().unwrap().trim_start();
+    !state.starts_with('Z')
+}
+
+#[cfg(unix)]
+pub fn signal_pid(pid: u32, signal: nix::sys::signal::Signal) {
+    assert!(pid > 1, "not a process of ours");
+    let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+    nix::sys::signal::kill(pid, signal).unwrap();
+}
