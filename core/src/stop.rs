@@ -22,6 +22,8 @@ pub const GUARDED_PORT_ENV: &str = "LLMLB_GUARDED_PORT";
 const GRACE: Duration = Duration::from_secs(1);
 /// How long a killed process may take to die.
 const KILL_WAIT: Duration = Duration::from_secs(5);
+/// How long a lock's holders must stay the same before they are taken for the server.
+const SETTLE_HOLDERS: Duration = Duration::from_millis(20);
 /// How often a wait looks at its `interrupted` callback.
 const INTERRUPT_STEP: Duration = Duration::from_millis(50);
 /// Longer waits are cut into pieces: a clock need not reach to the end of an endless timeout.
@@ -179,6 +181,11 @@ struct Target {
     handles: Vec<ProcessHandle>,
     /// An ancestor of the server that holds the lock as well, and clears up behind it.
     keeper: Option<u32>,
+    /// The lock's file, which tells its owner also when it has lost its name. Not on Windows, where
+    /// it would keep the next server out.
+    file: Option<LockFile>,
+    /// The process that took the lock: whoever takes it later is not the server's offspring.
+    taker: Option<u32>,
 }
 
 enum Found {
@@ -213,13 +220,29 @@ impl Stop<'_> {
                     return Ok(Found::Nobody(outcome));
                 }
             } else if let Some(info) = &info
-                && let Some(target) = self.identify(info, &file)?
+                && let Some((handle, keeper)) = self.identify(info, &file)?
             {
-                return Ok(Found::Target(target));
+                let holder = keeper.unwrap_or(info.pid);
+                let taker = sys::taker(holder, &file).map_err(LockError::StopFailed)?;
+                return Ok(Found::Target(Target {
+                    info: info.clone(),
+                    handles: vec![handle],
+                    keeper,
+                    file: cfg!(unix).then_some(file),
+                    taker,
+                }));
             }
             // Someone is starting, stopping or recovering this very moment.
             if unclear.get_or_insert_with(Instant::now).elapsed() >= SETTLE {
                 let handles = self.holders(&file, None)?;
+                // Who has only just taken the lock writes its name, given time.
+                self.pause(SETTLE_HOLDERS)?;
+                let now = file.read().map_err(LockError::ReadFailed)?;
+                let is_at = file.is_at(&path).map_err(LockError::ReadFailed)?;
+                if now != bytes || !is_at || file.retry().map_err(LockError::ReadFailed)? {
+                    unclear = None;
+                    continue;
+                }
                 let Some(first) = handles.first() else {
                     return Err(match info {
                         Some(info) if is_consistent(&info) => LockError::NotHolder {
@@ -240,10 +263,13 @@ impl Stop<'_> {
                     started_at: started.unwrap_or_else(Utc::now),
                     port: self.port,
                 };
+                let taker = sys::taker(first.pid(), &file).map_err(LockError::StopFailed)?;
                 return Ok(Found::Target(Target {
                     info,
                     handles,
                     keeper: None,
+                    file: cfg!(unix).then_some(file),
+                    taker,
                 }));
             }
             drop(file);
@@ -285,8 +311,12 @@ impl Stop<'_> {
         Ok(Some(StopOutcome::StaleCleaned { info }))
     }
 
-    /// The named process, if it is beyond doubt the one that guards the port.
-    fn identify(&self, info: &LockInfo, file: &LockFile) -> Result<Option<Target>, LockError> {
+    /// The named process, if it is beyond doubt the one that guards the port, and its keeper.
+    fn identify(
+        &self,
+        info: &LockInfo,
+        file: &LockFile,
+    ) -> Result<Option<(ProcessHandle, Option<u32>)>, LockError> {
         if info.pid == process::id() {
             return Err(LockError::StopFailed(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -324,27 +354,26 @@ impl Stop<'_> {
         if keeper.is_none() && sys::holds(info.pid, file).map_err(failed)? == Some(false) {
             return Ok(None);
         }
-        Ok(Some(Target {
-            info: info.clone(),
-            handles: vec![handle],
-            keeper,
-        }))
+        Ok(Some((handle, keeper)))
     }
 
-    /// Handles of all processes that hold the lock and belong to the file's owner.
+    /// Handles of all processes that hold the lock, as `taken_by` took it, and belong to the
+    /// file's owner.
     fn holders(
         &self,
         file: &LockFile,
-        except: Option<u32>,
+        taken_by: Option<u32>,
     ) -> Result<Vec<ProcessHandle>, LockError> {
         let failed = LockError::StopFailed;
+        // 0 is one that has ended: nobody new.
+        let taken = |taker| taker == 0 || taken_by.is_none_or(|taken_by| taker == taken_by);
         let mut handles = Vec::new();
-        for pid in sys::holders(file).map_err(failed)? {
-            if Some(pid) == except {
+        for (pid, taker) in sys::holders(file).map_err(failed)? {
+            if !taken(taker) {
                 continue;
             }
             if let Some(handle) = ProcessHandle::open(pid).map_err(failed)?
-                && sys::holds(pid, file).map_err(failed)? == Some(true)
+                && sys::taker(pid, file).map_err(failed)? == Some(taker)
                 && sys::owned_alike(pid, file).map_err(failed)?
             {
                 handles.push(handle);
@@ -384,11 +413,18 @@ impl Stop<'_> {
             if keeper.is_none() && due {
                 searched = Some(Instant::now());
                 let mut found = Vec::new();
-                for pid in sys::stragglers(target.info.pid, &marker, left) {
-                    found.extend(ProcessHandle::open(pid).map_err(LockError::StopFailed)?);
+                let group = target.info.pid;
+                for pid in sys::stragglers(group, &marker, left) {
+                    if let Some(handle) = ProcessHandle::open(pid).map_err(LockError::StopFailed)?
+                        && sys::is_straggler(pid, group, &marker, left)
+                        && let Some(file) = &target.file
+                        && sys::owned_alike(pid, file).map_err(LockError::StopFailed)?
+                    {
+                        found.push(handle);
+                    }
                 }
-                if let Some(file) = file.as_ref().filter(|_| held) {
-                    found.extend(self.holders(file, None)?);
+                if let Some(file) = file.as_ref().filter(|_| held && target.taker.is_some()) {
+                    found.extend(self.holders(file, target.taker)?);
                 }
                 for handle in found {
                     let pid = handle.pid();
@@ -536,9 +572,9 @@ pub(crate) fn end_other_holders(file: &LockFile, grace: Duration) -> io::Result<
     let mut left_behind = LeftBehind::default();
     let deadline = Instant::now() + grace + KILL_WAIT;
     loop {
-        for pid in sys::holders(file)? {
+        for (pid, taker) in sys::holders(file)? {
             if let Some(handle) = ProcessHandle::open(pid)?
-                && sys::holds(pid, file)? == Some(true)
+                && sys::taker(pid, file)? == Some(taker)
             {
                 left_behind.add(handle)?;
             }

@@ -105,12 +105,19 @@ pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
 /// Whether a descriptor of the process holds the kernel lock; `None` on systems that do not tell.
 /// Having the file open is not enough: whoever waits or reads has that too.
 pub(crate) fn holds(pid: u32, file: &LockFile) -> io::Result<Option<bool>> {
+    Ok(Some(taker(pid, file)?.is_some()))
+}
+
+/// Which process took the kernel lock that a descriptor of `pid` holds: itself, or the one it
+/// inherited the descriptor from. 0 for one that can't be named in this PID namespace; `None`
+/// where no descriptor holds it.
+pub(crate) fn taker(pid: u32, file: &LockFile) -> io::Result<Option<u32>> {
     let ours = file.metadata()?;
     let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(false)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         // Not ours to look at: the kernel's own list names at least who took the lock.
-        Err(_) => return Ok(Some(named_by_kernel(pid, ours.ino()))),
+        Err(_) => return Ok(named_by_kernel(pid, ours.ino()).then_some(pid)),
     };
     for entry in entries.flatten() {
         let Ok(theirs) = fs::metadata(entry.path()) else {
@@ -123,12 +130,16 @@ pub(crate) fn holds(pid: u32, file: &LockFile) -> io::Result<Option<bool>> {
         let Ok(fdinfo) = fs::read_to_string(fdinfo) else {
             continue;
         };
-        let is_lock = |line: &str| line.starts_with("lock:") && line.contains("FLOCK");
-        if fdinfo.lines().any(is_lock) {
-            return Ok(Some(true));
+        // "lock:	1: FLOCK  ADVISORY  WRITE 2197 fe:00:10010636 0 EOF"
+        let taker = fdinfo.lines().find_map(|line| {
+            let mut fields = line.strip_prefix("lock:")?.split_ascii_whitespace();
+            (fields.nth(1) == Some("FLOCK")).then(|| fields.nth(2)?.parse().ok())
+        });
+        if let Some(taker) = taker {
+            return Ok(Some(taker.unwrap_or(0)));
         }
     }
-    Ok(Some(false))
+    Ok(None)
 }
 
 /// Whether `/proc/locks` has a flock on the inode taken by the process.
@@ -156,14 +167,14 @@ fn all_pids() -> Vec<u32> {
     entries.flatten().filter_map(name).collect()
 }
 
-/// Every process, this one apart, whose descriptors hold the kernel lock. Looks at all processes:
-/// only for what is left when the named holder is gone.
-pub(crate) fn holders(file: &LockFile) -> io::Result<Vec<u32>> {
+/// Every process, this one apart, whose descriptors hold the kernel lock, with its
+/// [`taker`]. Looks at all processes: only for what is left when the named holder is gone.
+pub(crate) fn holders(file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
     let own = std::process::id();
     let mut found = Vec::new();
-    for pid in all_pids() {
-        if pid != own && holds(pid, file)? == Some(true) {
-            found.push(pid);
+    for pid in all_pids().into_iter().filter(|&pid| pid != own) {
+        if let Some(taker) = taker(pid, file)? {
+            found.push((pid, taker));
         }
     }
     Ok(found)
@@ -184,15 +195,18 @@ pub(crate) fn stragglers(group: u32, marker: &str, left: DateTime<Utc>) -> Vec<u
     }
     all_pids()
         .into_iter()
-        .filter(|&pid| {
-            stat(pid).is_some_and(|stat| {
-                stat.group == group
-                    && stat.is_alive()
-                    && stat.started().is_some_and(|started| started <= left)
-            }) && fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|env| env.split(|&b| b == 0).any(|var| var == marker.as_bytes()))
-        })
+        .filter(|&pid| is_straggler(pid, group, marker, left))
         .collect()
+}
+
+/// Whether [`stragglers`] names the process.
+pub(crate) fn is_straggler(pid: u32, group: u32, marker: &str, left: DateTime<Utc>) -> bool {
+    stat(pid).is_some_and(|stat| {
+        stat.group == group
+            && stat.is_alive()
+            && stat.started().is_some_and(|started| started <= left)
+    }) && fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|env| env.split(|&b| b == 0).any(|var| var == marker.as_bytes()))
 }
 
 /// A process that can't turn into another one: a pidfd, or, where the kernel or a sandbox refuses

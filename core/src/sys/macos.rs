@@ -59,13 +59,23 @@ pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
 }
 
 /// This system does not tell.
-pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<u32>> {
+pub(crate) fn taker(_pid: u32, _file: &LockFile) -> io::Result<Option<u32>> {
+    Ok(None)
+}
+
+/// This system does not tell.
+pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
     Ok(Vec::new())
 }
 
 /// This system does not show other processes' environments.
 pub(crate) fn stragglers(_group: u32, _marker: &str, _left: DateTime<Utc>) -> Vec<u32> {
     Vec::new()
+}
+
+/// Whether [`stragglers`] names the process.
+pub(crate) fn is_straggler(_pid: u32, _group: u32, _marker: &str, _left: DateTime<Utc>) -> bool {
+    false
 }
 
 /// A process watched by a kqueue from before it is checked, so that its end is never missed.

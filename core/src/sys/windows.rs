@@ -585,13 +585,23 @@ pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
 }
 
 /// This system does not tell.
-pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<u32>> {
+pub(crate) fn taker(_pid: u32, _file: &LockFile) -> io::Result<Option<u32>> {
+    Ok(None)
+}
+
+/// This system does not tell.
+pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
     Ok(Vec::new())
 }
 
 /// There are no process groups here: what must end with its launcher is put into a job object.
 pub(crate) fn stragglers(_group: u32, _marker: &str, _left: DateTime<Utc>) -> Vec<u32> {
     Vec::new()
+}
+
+/// Whether [`stragglers`] names the process.
+pub(crate) fn is_straggler(_pid: u32, _group: u32, _marker: &str, _left: DateTime<Utc>) -> bool {
+    false
 }
 
 /// A process that can't turn into another one: its id is not given away while this is open.
