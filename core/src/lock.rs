@@ -156,11 +156,12 @@ impl ServerLock {
     /// Lets processes started from now on inherit the lock's descriptors, or no longer.
     ///
     /// Such a process keeps the port guarded as long as it lives and does not close them. Every
-    /// thread's children inherit them: make it short where others may start processes.
+    /// thread's children inherit them: make it short where others may start processes. On Windows
+    /// the children have to be started with handles inherited, as [`std::process::Command`] does.
     ///
     /// # Errors
     ///
-    /// [`LockError::HandOverFailed`] if the system refuses; on Windows always, as `Unsupported`.
+    /// [`LockError::HandOverFailed`] if the system refuses.
     pub fn set_inheritable(&self, inheritable: bool) -> Result<(), LockError> {
         self.file
             .set_inheritable(&self.directory, inheritable)

@@ -57,7 +57,7 @@ pub enum StopOutcome {
     Stopped {
         /// Who it was.
         info: LockInfo,
-        /// Whether it had to be killed.
+        /// Whether it had to be killed: the time had run out, or, on Windows, it does not listen.
         forced: bool,
     },
     /// There was no server, nor a lock file.
@@ -89,6 +89,9 @@ impl LockDir {
     /// It is asked with SIGTERM, through a handle that cannot come to mean another process, and
     /// only if it can be shown to hold the lock and belongs to the owner of the lock file.
     /// Processes it leaves behind that hold the lock are ended with it.
+    ///
+    /// On Windows it is asked through its `StopEvent`; a process that does not listen there is
+    /// terminated at once, with or without [`force`](StopOptions::force).
     ///
     /// # Errors
     ///
@@ -138,17 +141,18 @@ impl LockDir {
             Found::Target(target) => target,
             Found::Nobody(outcome) => return Ok(outcome),
         };
+        let mut forced = false;
         for handle in &target.handles {
-            handle
+            let asked = handle
                 .terminate()
                 .map_err(|e| stop.failed(handle.pid(), e))?;
+            forced |= !asked;
         }
         debug!(
             "Asked server on port {port} to stop (PID: {})",
             target.info.pid
         );
         let asked = Instant::now();
-        let mut forced = false;
         if !stop.wait_for(&target.handles, options.timeout)? {
             if !options.force {
                 return Ok(StopOutcome::TimedOut { info: target.info });

@@ -1,6 +1,8 @@
 //! What every platform promises, with processes that are started, raced and killed. The same
 //! tests run on Linux and, by `make test-windows`, under wine.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -129,6 +131,8 @@ fn actor() {
     match role.as_str() {
         "hold" => obey(&locks),
         "launch" => launch(&locks),
+        #[cfg(windows)]
+        "listen" => windows::listen(&locks),
         _ => panic!("no role {role}"),
     }
     // As a crash does it: nothing is cleaned up.
@@ -338,6 +342,17 @@ fn a_port_passes_through_8_waiting_processes_one_at_a_time() {
         }
         assert_eq!(holder.ask("release"), "released");
     }
+}
+
+#[test]
+fn who_reads_a_file_does_not_keep_its_port() {
+    let (dir, locks) = sandbox();
+    let mut holder = Actor::holding(dir.path());
+    let _reader = fs::File::open(locks.lock_path(PORT)).unwrap();
+    assert_eq!(holder.ask("release"), "released");
+    let lock = locks.acquire(PORT).unwrap();
+    assert_eq!(named(&locks), process::id());
+    lock.verify().unwrap();
 }
 
 #[test]
@@ -554,4 +569,132 @@ fn a_lock_is_not_handed_to_the_dead() {
         "{refused:?}"
     );
     assert_eq!(named(&locks), process::id());
+}
+
+#[cfg(windows)]
+mod windows {
+    use std::os::windows::fs::OpenOptionsExt;
+
+    use llmlb_lock_core::StopEvent;
+
+    use super::*;
+
+    const FILE_SHARE_READ: u32 = 1;
+    const FILE_SHARE_WRITE: u32 = 2;
+
+    /// A server: ends as it is asked to, with a code of its own; while it is told to be stubborn,
+    /// only says that it was asked.
+    pub(super) fn listen(locks: &LockDir) {
+        let stop = StopEvent::listen().unwrap();
+        let again = StopEvent::listen().unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        assert!(!stop.wait(Some(Duration::from_millis(1))).unwrap());
+        let lock = locks.acquire(PORT).unwrap();
+        say("won");
+        let stubborn = io::stdin().lines().next().unwrap().unwrap().trim_end() == "stubborn";
+        say("ready");
+        loop {
+            assert!(stop.wait(None).unwrap());
+            say("asked");
+            if !stubborn {
+                lock.release().unwrap();
+                process::exit(7);
+            }
+        }
+    }
+
+    fn listening(dir: &Path, manner: &str) -> Actor {
+        let mut actor = Actor::new("listen", dir);
+        assert_eq!(actor.hear(), "won");
+        assert_eq!(actor.ask(manner), "ready");
+        actor
+    }
+
+    #[test]
+    fn a_server_that_listens_is_asked_and_ends_as_it_likes() {
+        let (dir, locks) = sandbox();
+        let mut server = listening(dir.path(), "obedient");
+        let stopped = locks.stop_server(PORT, &StopOptions::default()).unwrap();
+        assert!(
+            matches!(stopped, StopOutcome::Stopped { forced: false, .. }),
+            "{stopped:?}"
+        );
+        assert_eq!(server.hear(), "asked");
+        assert_eq!(server.child.wait().unwrap().code(), Some(7));
+        assert!(!locks.lock_path(PORT).exists());
+    }
+
+    #[test]
+    fn one_that_listens_is_terminated_by_force_alone() {
+        let (dir, locks) = sandbox();
+        let mut server = listening(dir.path(), "stubborn");
+        let mut options = StopOptions {
+            timeout: Duration::from_millis(50),
+            force: false,
+        };
+        let stopped = locks.stop_server(PORT, &options).unwrap();
+        assert!(
+            matches!(stopped, StopOutcome::TimedOut { .. }),
+            "{stopped:?}"
+        );
+        assert_eq!(server.hear(), "asked");
+        assert!(is_process_running(server.pid()));
+        options.force = true;
+        let stopped = locks.stop_server(PORT, &options).unwrap();
+        assert!(
+            matches!(stopped, StopOutcome::Stopped { forced: true, .. }),
+            "{stopped:?}"
+        );
+        assert_eq!(server.hear(), "asked");
+        assert_eq!(server.child.wait().unwrap().code(), Some(1));
+        assert!(!locks.lock_path(PORT).exists());
+    }
+
+    #[test]
+    fn one_that_does_not_listen_is_terminated_at_once() {
+        let (dir, locks) = sandbox();
+        let mut server = Actor::holding(dir.path());
+        let options = StopOptions {
+            timeout: PATIENCE,
+            force: false,
+        };
+        let stopped = locks.stop_server(PORT, &options).unwrap();
+        assert!(
+            matches!(stopped, StopOutcome::Stopped { forced: true, .. }),
+            "{stopped:?}"
+        );
+        assert_eq!(server.child.wait().unwrap().code(), Some(1));
+    }
+
+    #[test]
+    fn programs_that_do_not_share_deletion_can_read_a_held_file() {
+        let (dir, locks) = sandbox();
+        let _holder = Actor::holding(dir.path());
+        // As Python, Go and PowerShell open files.
+        let reader = fs::OpenOptions::new()
+            .read(true)
+            .share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE)
+            .open(locks.lock_path(PORT))
+            .unwrap();
+        let info: LockInfo = serde_json::from_reader(reader).unwrap();
+        assert_eq!(info.port, PORT);
+    }
+
+    #[test]
+    fn nobody_can_write_to_a_held_file() {
+        let (_dir, locks) = sandbox();
+        let lock = locks.acquire(PORT).unwrap();
+        let refused = fs::write(lock.path(), "mine").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(32)); // ERROR_SHARING_VIOLATION
+        assert_eq!(locks.read_lock_info(PORT).unwrap().unwrap(), *lock.info());
+    }
+
+    #[test]
+    fn the_next_numbers_are_other_processes() {
+        // Windows opens a process by any of four numbers.
+        for pid in process::id() + 1..process::id() + 4 {
+            assert!(!is_process_running(pid), "{pid}");
+        }
+        assert!(is_process_running(process::id()));
+    }
 }

@@ -242,9 +242,9 @@ impl ProcessHandle {
         self.pid
     }
 
-    /// Asks it to end.
-    pub(crate) fn terminate(&self) -> io::Result<()> {
-        self.signal(Signal::TERM)
+    /// Asks it to end. True: it can be asked.
+    pub(crate) fn terminate(&self) -> io::Result<bool> {
+        self.signal(Signal::TERM).map(|()| true)
     }
 
     /// Ends it.

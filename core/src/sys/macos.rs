@@ -123,9 +123,9 @@ impl ProcessHandle {
         self.pid
     }
 
-    /// Asks it to end.
-    pub(crate) fn terminate(&self) -> io::Result<()> {
-        self.signal(Signal::SIGTERM)
+    /// Asks it to end. True: it can be asked.
+    pub(crate) fn terminate(&self) -> io::Result<bool> {
+        self.signal(Signal::SIGTERM).map(|()| true)
     }
 
     /// Ends it.
