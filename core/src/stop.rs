@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use crate::dir::{LockDir, check_port, file_name};
 use crate::error::{LockError, context};
 use crate::info::{Content, LockInfo};
-use crate::lock::SETTLE;
+use crate::lock::{SETTLE, already_running};
 use crate::process::{find, is_consistent, is_holder};
 use crate::sys::{self, Directory, LockFile, ProcessHandle};
 
@@ -147,6 +147,7 @@ impl LockDir {
                 .terminate()
                 .map_err(|e| stop.failed(handle.pid(), e))?;
             forced |= !asked;
+            handle.resume().map_err(|e| stop.failed(handle.pid(), e))?;
         }
         debug!(
             "Asked server on port {port} to stop (PID: {})",
@@ -170,7 +171,12 @@ impl LockDir {
             }
         }
         let left = options.timeout.saturating_sub(asked.elapsed());
-        stop.clear_up(&target, left.max(2 * GRACE), forced)?;
+        let grace = if forced {
+            Duration::ZERO
+        } else {
+            left.max(GRACE)
+        };
+        stop.clear_up(&target, grace)?;
         Ok(StopOutcome::Stopped {
             info: target.info,
             forced,
@@ -188,6 +194,8 @@ struct Target {
     /// The lock's file, which tells its owner also when it has lost its name. Not on Windows, where
     /// it would keep the next server out.
     file: Option<LockFile>,
+    /// Whether its launcher had made a process group for it.
+    led_group: bool,
     /// The process that took the lock: whoever takes it later is not the server's offspring.
     taker: Option<u32>,
 }
@@ -232,6 +240,7 @@ impl Stop<'_> {
                     info: info.clone(),
                     handles: vec![handle],
                     keeper,
+                    led_group: sys::leads_group(info.pid, &self.marker()),
                     file: cfg!(unix).then_some(file),
                     taker,
                 }));
@@ -272,6 +281,7 @@ impl Stop<'_> {
                     info,
                     handles,
                     keeper: None,
+                    led_group: false,
                     file: cfg!(unix).then_some(file),
                     taker,
                 }));
@@ -387,16 +397,14 @@ impl Stop<'_> {
     }
 
     /// After the server's end: ends what it left behind, and sees the file go.
-    fn clear_up(
-        &mut self,
-        target: &Target,
-        patience: Duration,
-        forced: bool,
-    ) -> Result<(), LockError> {
+    fn clear_up(&mut self, target: &Target, grace: Duration) -> Result<(), LockError> {
         let path = self.locks.lock_path(self.port);
         let left = Utc::now();
         let started = Instant::now();
-        let marker = format!("{GUARDED_PORT_ENV}={}", self.port);
+        let marker = self.marker();
+        if let Some(pid) = target.keeper.filter(|&pid| pid != process::id()) {
+            self.resume(pid, target)?;
+        }
         let own = process::id();
         let mut left_behind = LeftBehind::default();
         let mut searched: Option<Instant> = None;
@@ -418,9 +426,11 @@ impl Stop<'_> {
                 searched = Some(Instant::now());
                 let mut found = Vec::new();
                 let group = target.info.pid;
-                for pid in sys::stragglers(group, &marker, left) {
+                // All in a group that was made for the server came from it.
+                let marker = (!target.led_group).then_some(&*marker);
+                for pid in sys::stragglers(group, marker, left) {
                     if let Some(handle) = ProcessHandle::open(pid).map_err(LockError::StopFailed)?
-                        && sys::is_straggler(pid, group, &marker, left)
+                        && sys::is_straggler(pid, group, marker, left)
                         && let Some(file) = &target.file
                         && sys::owned_alike(pid, file).map_err(LockError::StopFailed)?
                     {
@@ -435,22 +445,48 @@ impl Stop<'_> {
                     left_behind.add(handle).map_err(|e| self.failed(pid, e))?;
                 }
             }
-            let grace = if forced { Duration::ZERO } else { GRACE };
             let ended = left_behind.end(grace).map_err(LockError::StopFailed)?;
             // Its own lock is the caller's to give back.
             if (!held || keeper == Some(own)) && ended {
                 return Ok(());
             }
+            // A keeper that clears up names itself meanwhile; another one just keeps the lock.
+            let named = self.locks.read_lock_info(self.port).ok().flatten();
+            let clearing = named.filter(|info| Some(info.pid) == keeper);
+            let patience = match (keeper, &clearing) {
+                (Some(_), None) => 2 * GRACE,
+                _ => grace.saturating_add(2 * KILL_WAIT),
+            };
             if started.elapsed() >= patience {
-                return Err(LockError::HeldByUnknown {
-                    port: self.port,
-                    path,
+                return Err(match clearing {
+                    Some(info) => already_running(info),
+                    None => LockError::HeldByUnknown {
+                        port: self.port,
+                        path,
+                    },
                 });
             }
             drop(file);
             self.pause(step)?;
             step = (step * 2).min(Duration::from_millis(5));
         }
+    }
+
+    /// A keeper that was stopped together with its server could not clear up.
+    fn resume(&self, keeper: u32, target: &Target) -> Result<(), LockError> {
+        let failed = LockError::StopFailed;
+        if let Some(handle) = ProcessHandle::open(keeper).map_err(failed)?
+            && let Some(file) = &target.file
+            && sys::holds(keeper, file).map_err(failed)? == Some(true)
+            && sys::owned_alike(keeper, file).map_err(failed)?
+        {
+            handle.resume().map_err(|e| self.failed(keeper, e))?;
+        }
+        Ok(())
+    }
+
+    fn marker(&self) -> String {
+        format!("{GUARDED_PORT_ENV}={}", self.port)
     }
 
     /// Whether the stopped server's lock is held yet; removes the file if it is not.
@@ -574,7 +610,7 @@ impl LeftBehind {
 /// run out.
 pub(crate) fn end_other_holders(file: &LockFile, grace: Duration) -> io::Result<()> {
     let mut left_behind = LeftBehind::default();
-    let deadline = Instant::now() + grace + KILL_WAIT;
+    let started = Instant::now();
     loop {
         for (pid, taker) in sys::holders(file)? {
             if let Some(handle) = ProcessHandle::open(pid)?
@@ -586,7 +622,7 @@ pub(crate) fn end_other_holders(file: &LockFile, grace: Duration) -> io::Result<
         if left_behind.end(grace)? {
             return Ok(());
         }
-        if Instant::now() >= deadline {
+        if started.elapsed().saturating_sub(grace) >= KILL_WAIT {
             return Err(io::ErrorKind::TimedOut.into());
         }
         thread::sleep(Duration::from_millis(5));

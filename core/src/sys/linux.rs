@@ -180,9 +180,19 @@ pub(crate) fn holders(file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
     Ok(found)
 }
 
+/// Whether a process leads a process group of its own and has `marker` in its environment.
+pub(crate) fn leads_group(pid: u32, marker: &str) -> bool {
+    stat(pid).is_some_and(|stat| stat.group == pid) && has_in_environment(pid, marker)
+}
+
+fn has_in_environment(pid: u32, variable: &str) -> bool {
+    fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|env| env.split(|&b| b == 0).any(|var| var == variable.as_bytes()))
+}
+
 /// Processes that a server which led the process group `group` has left behind in it: those that
-/// carry `marker` in their environment and were there before `left`.
-pub(crate) fn stragglers(group: u32, marker: &str, left: DateTime<Utc>) -> Vec<u32> {
+/// were there before `left`, and have `marker`, if one is asked for, in their environment.
+pub(crate) fn stragglers(group: u32, marker: Option<&str>, left: DateTime<Utc>) -> Vec<u32> {
     let Some(raw) = i32::try_from(group)
         .ok()
         .and_then(rustix::process::Pid::from_raw)
@@ -200,13 +210,17 @@ pub(crate) fn stragglers(group: u32, marker: &str, left: DateTime<Utc>) -> Vec<u
 }
 
 /// Whether [`stragglers`] names the process.
-pub(crate) fn is_straggler(pid: u32, group: u32, marker: &str, left: DateTime<Utc>) -> bool {
+pub(crate) fn is_straggler(
+    pid: u32,
+    group: u32,
+    marker: Option<&str>,
+    left: DateTime<Utc>,
+) -> bool {
     stat(pid).is_some_and(|stat| {
         stat.group == group
             && stat.is_alive()
             && stat.started().is_some_and(|started| started <= left)
-    }) && fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|env| env.split(|&b| b == 0).any(|var| var == marker.as_bytes()))
+    }) && marker.is_none_or(|marker| has_in_environment(pid, marker))
 }
 
 /// A process that can't turn into another one: a pidfd, or, where the kernel or a sandbox refuses
@@ -245,6 +259,11 @@ impl ProcessHandle {
     /// Asks it to end. True: it can be asked.
     pub(crate) fn terminate(&self) -> io::Result<bool> {
         self.signal(Signal::TERM).map(|()| true)
+    }
+
+    /// Lets it go on if it is stopped (Ctrl-Z): it could not react otherwise.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        self.signal(Signal::CONT)
     }
 
     /// Ends it.

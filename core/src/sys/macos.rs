@@ -69,12 +69,22 @@ pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
 }
 
 /// This system does not show other processes' environments.
-pub(crate) fn stragglers(_group: u32, _marker: &str, _left: DateTime<Utc>) -> Vec<u32> {
+pub(crate) fn leads_group(_pid: u32, _marker: &str) -> bool {
+    false
+}
+
+/// This system does not show other processes' environments.
+pub(crate) fn stragglers(_group: u32, _marker: Option<&str>, _left: DateTime<Utc>) -> Vec<u32> {
     Vec::new()
 }
 
 /// Whether [`stragglers`] names the process.
-pub(crate) fn is_straggler(_pid: u32, _group: u32, _marker: &str, _left: DateTime<Utc>) -> bool {
+pub(crate) fn is_straggler(
+    _pid: u32,
+    _group: u32,
+    _marker: Option<&str>,
+    _left: DateTime<Utc>,
+) -> bool {
     false
 }
 
@@ -126,6 +136,11 @@ impl ProcessHandle {
     /// Asks it to end. True: it can be asked.
     pub(crate) fn terminate(&self) -> io::Result<bool> {
         self.signal(Signal::SIGTERM).map(|()| true)
+    }
+
+    /// Lets it go on if it is stopped (Ctrl-Z): it could not react otherwise.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        self.signal(Signal::SIGCONT)
     }
 
     /// Ends it.

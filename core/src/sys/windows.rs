@@ -299,6 +299,19 @@ impl LockFile {
         Ok(())
     }
 
+    /// Whether this very call created it; not told here.
+    pub(crate) fn is_new(&self) -> bool {
+        true
+    }
+
+    /// Gives a lock back that was taken only to look; it ends with the handle here.
+    pub(crate) fn unlock(&self) {}
+
+    /// Leaves nothing in a file that can't be removed.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        self.file()?.set_len(0)
+    }
+
     /// Removes the file from its directory. Only for the holder of the lock, after
     /// [`is_at`](Self::is_at).
     pub(crate) fn remove(&self, directory: &Directory, name: &str) -> io::Result<()> {
@@ -622,13 +635,23 @@ pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
     Ok(Vec::new())
 }
 
+/// There are no process groups.
+pub(crate) fn leads_group(_pid: u32, _marker: &str) -> bool {
+    false
+}
+
 /// There are no process groups here: what must end with its launcher is put into a job object.
-pub(crate) fn stragglers(_group: u32, _marker: &str, _left: DateTime<Utc>) -> Vec<u32> {
+pub(crate) fn stragglers(_group: u32, _marker: Option<&str>, _left: DateTime<Utc>) -> Vec<u32> {
     Vec::new()
 }
 
 /// Whether [`stragglers`] names the process.
-pub(crate) fn is_straggler(_pid: u32, _group: u32, _marker: &str, _left: DateTime<Utc>) -> bool {
+pub(crate) fn is_straggler(
+    _pid: u32,
+    _group: u32,
+    _marker: Option<&str>,
+    _left: DateTime<Utc>,
+) -> bool {
     false
 }
 
@@ -676,6 +699,11 @@ impl ProcessHandle {
         // SAFETY: the handle is open, and was opened with the right to set it.
         succeeded(unsafe { SetEvent(event.as_raw_handle()) })?;
         Ok(true)
+    }
+
+    /// Nothing here stops a process for a while.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        Ok(())
     }
 
     /// Ends it. A process that is gone already is no error.
