@@ -5,6 +5,7 @@
 
 mod hostile;
 mod readme;
+mod regressions;
 mod serve;
 mod status;
 mod stop;
