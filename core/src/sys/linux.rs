@@ -1,5 +1,5 @@
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -25,7 +25,11 @@ struct Stat {
 }
 
 fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // One read: the kernel gives it out whole, and what is needed is well within.
+    let mut buffer = [0; 1024];
+    let mut file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
+    let len = file.read(&mut buffer).ok()?;
+    let text = &buffer[..len];
     // The name in parentheses may hold anything, parentheses too.
     let after_name = text.iter().rposition(|&b| b == b')')? + 1;
     let text = std::str::from_utf8(&text[after_name..]).ok()?;
