@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -138,35 +138,36 @@ impl Directory {
     fn create_or_open(&self, name: &str) -> io::Result<Opened> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let create = flags | OFlags::CREATE | OFlags::EXCL;
-        let path = || self.path.join(name);
-        match rustix::fs::openat(
-            &self.file,
-            name,
-            create,
-            Mode::from_raw_mode(FILE_MODE as _),
-        ) {
-            Ok(fd) => {
-                let file = fd.into();
-                return Ok(Opened::File { file, new: true });
-            }
-            Err(Errno::EXIST) => {}
-            Err(Errno::NOENT) => return Ok(Opened::NoDirectory),
-            Err(Errno::ACCESS) => {
-                let hint = format!(
-                    "cannot create {}: set LLMLB_LOCK_DIR to a directory you may write to, or let its owner open this one (chmod 1777)",
-                    path().display()
-                );
-                return Err(context(Errno::ACCESS, hint));
-            }
-            Err(e) => return Err(context(e, format!("cannot create {}", path().display()))),
-        }
-        match rustix::fs::openat(&self.file, name, flags, Mode::empty()) {
-            Ok(fd) => {
-                let file = fd.into();
-                Ok(Opened::File { file, new: false })
-            }
+        let mode = Mode::from_raw_mode(FILE_MODE as _);
+        let open = || match rustix::fs::openat(&self.file, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Opened::existing(fd)),
             Err(Errno::NOENT) => Ok(Opened::Gone),
             Err(e) => Err(self.explain(name, e)),
+        };
+        // First the case in which someone waits for the answer: a running server's file.
+        match open()? {
+            Opened::Gone => {}
+            opened => return Ok(opened),
+        }
+        match rustix::fs::openat(&self.file, name, create, mode) {
+            Ok(fd) => Ok(Opened::File {
+                file: fd.into(),
+                new: true,
+            }),
+            Err(Errno::EXIST) => open(),
+            Err(Errno::NOENT) => Ok(Opened::NoDirectory),
+            Err(e) => {
+                let path = self.path.join(name);
+                let hint = match e {
+                    Errno::ACCESS => {
+                        ", set LLMLB_LOCK_DIR to a directory you may write to, or have this one \
+                         opened by its owner (chmod 1777)"
+                    }
+                    _ => "",
+                };
+                let what = format!("cannot create {}{hint}", path.display());
+                Err(context(e, what))
+            }
         }
     }
 
@@ -236,6 +237,15 @@ enum Opened {
     /// Removed in between.
     Gone,
     NoDirectory,
+}
+
+impl Opened {
+    fn existing(fd: OwnedFd) -> Self {
+        Self::File {
+            file: fd.into(),
+            new: false,
+        }
+    }
 }
 
 /// An open lock file. The kernel lock belongs to this open file description: it ends when the
