@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use common::{
     Actor, DEAD, Leash, PATIENCE, PORT, Stage, fork, holder, leashed, lock_file, temp_dir,
 };
-use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome, stop_process};
+use llmlb_lock_core::{
+    LockDir, LockError, ServerLock, StopOptions, StopOutcome, is_process_running, stop_process,
+};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use tempfile::TempDir;
 
@@ -144,7 +146,7 @@ fn a_server_that_just_dies_is_stopped_and_its_file_removed() {
     assert!(started.elapsed() < Duration::from_secs(4));
     assert_stopped(outcome, server.pid(), false);
     assert!(!lock_file(dir.path()).exists());
-    assert!(!llmlb_lock_core::is_process_running(server.pid()));
+    assert!(!is_process_running(server.pid()));
     assert!(!server.wait().success());
 }
 
@@ -251,6 +253,7 @@ fn what_inherited_the_lock_ends_with_the_server_though_the_launcher_is_gone() {
         let pids: Vec<u32> = pids.split(' ').map(|pid| pid.parse().unwrap()).collect();
         let outcome = if server_is_killed {
             common::signal(pids[0], Signal::SIGKILL);
+            common::eventually("it has died", || !is_process_running(pids[0]));
             // Nothing is left to be asked but the one that is deaf.
             locks.stop_server(PORT, &within(Duration::from_millis(300), true))
         } else {
@@ -263,7 +266,7 @@ fn what_inherited_the_lock_ends_with_the_server_though_the_launcher_is_gone() {
         assert_eq!(forced, server_is_killed);
         assert_eq!(info.pid == pids[0], !server_is_killed);
         for pid in pids {
-            assert!(!llmlb_lock_core::is_process_running(pid), "{pid} runs");
+            assert!(!is_process_running(pid), "{pid} runs");
         }
         assert!(!lock_file(dir.path()).exists());
         locks.acquire(PORT).unwrap();
