@@ -96,12 +96,10 @@ mod linux {
                     .get::<AcquireRelease>(b"baseline_acquire_release\0")
             };
             let call = call.unwrap();
-            // SAFETY: three strings, as it wants.
             move || {
-                assert_eq!(
-                    unsafe { call(dir.as_ptr(), name.as_ptr(), path.as_ptr()) },
-                    0
-                )
+                // SAFETY: three strings, as it wants.
+                let result = unsafe { call(dir.as_ptr(), name.as_ptr(), path.as_ptr()) };
+                assert_eq!(result, 0);
             }
         }
 
