@@ -85,7 +85,7 @@ impl Directory {
     fn finish(&self) -> io::Result<()> {
         let metadata = self.file.metadata().map_err(|e| at(&self.path, e))?;
         let mode = metadata.mode() & 0o7777;
-        if metadata.uid() == effective_uid() && mode != DIRECTORY_MODE && mode & 0o1700 == 0o1700 {
+        if metadata.uid() == effective_uid() && mode != DIRECTORY_MODE && mode & 0o1000 != 0 {
             let mode = Permissions::from_mode(DIRECTORY_MODE);
             self.file
                 .set_permissions(mode)
