@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::HashSet;
+use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use nix::time::{ClockId, clock_gettime};
 const RACERS: usize = 16;
 const ROUNDS: usize = 300;
 
-common::roles!(racer);
+common::roles!(racer, spinner);
 
 fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap().into()
@@ -125,6 +126,47 @@ fn while_the_holder_releases() {
     }
     // Otherwise nothing was raced for.
     assert!(taken_over > ROUNDS / 10, "{taken_over}");
+}
+
+/// Acquires and releases as fast as it can; whoever wins must hold the file that the path names.
+fn spinner(stage: &Stage) {
+    stage.say("ready");
+    let rounds: usize = stage.hear().parse().unwrap();
+    let mut wins = 0;
+    for round in 0..rounds {
+        match stage.locks.acquire(PORT) {
+            Ok(lock) => {
+                wins += 1;
+                // One that another removes, or whose place another takes, shows within the hold.
+                for _ in 0..3 {
+                    lock.verify()
+                        .unwrap_or_else(|e| panic!("round {round}: {e}"));
+                    thread::yield_now();
+                }
+                // The name of a live process would protect it: here the inode alone has to.
+                fs::write(lock.path(), "").unwrap();
+                lock.release().unwrap();
+            }
+            Err(LockError::AlreadyRunning { .. }) => {}
+            Err(e) => panic!("round {round}: {e}"),
+        }
+    }
+    stage.say(wins);
+}
+
+#[test]
+fn whoever_wins_holds_the_file_that_the_path_names() {
+    let dir = temp_dir();
+    let mut spinners: Vec<_> = (0..8).map(|_| Actor::new("spinner", dir.path())).collect();
+    for spinner in &mut spinners {
+        assert_eq!(spinner.hear(), "ready");
+    }
+    for spinner in &mut spinners {
+        spinner.tell(4000);
+    }
+    let wins = spinners.iter_mut().map(|spinner| spinner.hear());
+    let wins: usize = wins.map(|wins| wins.parse::<usize>().unwrap()).sum();
+    assert!(wins > 100, "{wins}");
 }
 
 #[test]

@@ -73,6 +73,8 @@ fn a_waiter_cannot_split_the_lock_after_a_release() {
         let mut waiter = waiting(dir.path());
         waiter.pause();
         assert_eq!(holder.ask("release"), "ok");
+        // Nor does the old file name a live process any more, which would protect it.
+        holder.kill();
         let successor = locks.acquire(PORT).unwrap();
         waiter.resume();
         common::eventually("it waits on the new file", || {
