@@ -445,7 +445,7 @@ impl LockDir {
                         pause(WAIT_STEP)?;
                         steps = steps.wrapping_add(1);
                         // A file that was removed under its holder is no longer worth a wait.
-                        if steps % CHECK_STEPS == 0
+                        if steps.is_multiple_of(CHECK_STEPS)
                             && !file.is_at(&path).map_err(LockError::AcquireFailed)?
                         {
                             break;
