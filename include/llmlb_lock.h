@@ -55,7 +55,7 @@
 
 // What a function has to say. Numbers are never changed or used again; new ones may come, so
 // treat those you do not know as failures.
-typedef enum llmlb_result_t {
+typedef enum {
     // It worked.
     LLMLB_OK = 0,
     // A pointer was NULL that may not be.
@@ -106,7 +106,7 @@ typedef enum llmlb_result_t {
 } llmlb_result_t;
 
 // Whether the server behind a lock file lives.
-typedef enum llmlb_server_state_t {
+typedef enum {
     // Something that has no number in this version.
     LLMLB_SERVER_OTHER = 0,
     // The process that the file names is alive.
@@ -120,7 +120,7 @@ typedef enum llmlb_server_state_t {
 } llmlb_server_state_t;
 
 // How `llmlb_stop_server` ended.
-typedef enum llmlb_stop_status_t {
+typedef enum {
     // In a way that has no number in this version.
     LLMLB_STOP_OTHER = 0,
     // The server has ended, and its lock file is gone.
@@ -134,7 +134,7 @@ typedef enum llmlb_stop_status_t {
 } llmlb_stop_status_t;
 
 // How serious a log message is.
-typedef enum llmlb_log_level_t {
+typedef enum {
     // Something failed that no function reports.
     LLMLB_LOG_ERROR = 1,
     // Something was put right, such as a stale lock file.
@@ -162,7 +162,7 @@ typedef struct llmlb_lock_t llmlb_lock_t;
 typedef bool (*llmlb_interrupted_t)(void *user_data);
 
 // How `llmlb_lock_acquire_with` acquires. All zero is a good start, and the default.
-typedef struct llmlb_acquire_options_t {
+typedef struct {
     // The lock directory; NULL for the default one.
     const char *directory;
     // How long to wait for another holder to leave, in milliseconds: 0 not to wait, UINT64_MAX
@@ -175,7 +175,7 @@ typedef struct llmlb_acquire_options_t {
 } llmlb_acquire_options_t;
 
 // How `llmlb_stop_server` stops. Start from `llmlb_stop_options_default`.
-typedef struct llmlb_stop_options_t {
+typedef struct {
     // The lock directory; NULL for the default one.
     const char *directory;
     // How long the server may take to end after it was asked to, in milliseconds; UINT64_MAX
@@ -190,7 +190,7 @@ typedef struct llmlb_stop_options_t {
 } llmlb_stop_options_t;
 
 // Who guards a port.
-typedef struct llmlb_lock_info_t {
+typedef struct {
     // When the process took the lock or was handed it: seconds since 1970-01-01T00:00:00Z ...
     int64_t started_at_sec;
     // ... and nanoseconds, 0 to 999999999.
@@ -202,38 +202,36 @@ typedef struct llmlb_lock_info_t {
 } llmlb_lock_info_t;
 
 // One lock file in a lock directory.
-typedef struct llmlb_server_t {
+typedef struct {
     // The port it guards.
     uint16_t port;
     // What became of its holder.
-    enum llmlb_server_state_t state;
+    llmlb_server_state_t state;
     // Whether `info` says what the file says; else it is all zero.
     bool has_info;
     // What the file says.
-    struct llmlb_lock_info_t info;
+    llmlb_lock_info_t info;
     // Who owns a file that is unreadable, where that is known: a user's name or number, cut to
     // fit; else "".
     char owner[LLMLB_OWNER_SIZE];
 } llmlb_server_t;
 
 // What `llmlb_stop_server` found and did.
-typedef struct llmlb_stop_outcome_t {
+typedef struct {
     // How it ended.
-    enum llmlb_stop_status_t status;
+    llmlb_stop_status_t status;
     // Whether the server had to be killed.
     bool forced;
     // Whether `info` says who the server was; else it is all zero.
     bool has_info;
     // Who the server was.
-    struct llmlb_lock_info_t info;
+    llmlb_lock_info_t info;
 } llmlb_stop_outcome_t;
 
 // Gets a log message: UTF-8 text without a newline at its end, valid during the call, and the
 // `user_data` of `llmlb_set_log_callback`. It runs on the thread that logs, so on any; it must
 // not throw or longjmp. What library functions log that it calls is dropped.
-typedef void (*llmlb_log_callback_t)(enum llmlb_log_level_t level,
-                                     const char *message,
-                                     void *user_data);
+typedef void (*llmlb_log_callback_t)(llmlb_log_level_t level, const char *message, void *user_data);
 
 #ifdef __cplusplus
 extern "C" {
@@ -247,7 +245,7 @@ uint32_t llmlb_abi_version(void);
 
 // `LLMLB_ABI_MISMATCH` unless the library fits the header the program was compiled with: call it
 // once at the start, with `LLMLB_ABI_VERSION`.
-enum llmlb_result_t llmlb_abi_check(uint32_t version);
+llmlb_result_t llmlb_abi_check(uint32_t version);
 
 // A short text for a result, in English, such as "Lock file is corrupted". Never NULL, also for
 // numbers this version does not know; valid for ever.
@@ -259,17 +257,17 @@ const char *llmlb_result_string(uint32_t result);
 //
 // `*needed` gets its size with the terminating NUL, on `LLMLB_BUFFER_TOO_SMALL` too; `buffer` may
 // be NULL if `capacity` is 0.
-enum llmlb_result_t llmlb_last_error_message(char *buffer, size_t capacity, size_t *needed);
+llmlb_result_t llmlb_last_error_message(char *buffer, size_t capacity, size_t *needed);
 
 // The operating system's error number (`errno`, on Windows `GetLastError`) behind the calling
 // thread's last failure; 0 if there was none.
 int32_t llmlb_last_os_error(void);
 
 // The default: the default directory, without waiting.
-struct llmlb_acquire_options_t llmlb_acquire_options_default(void);
+llmlb_acquire_options_t llmlb_acquire_options_default(void);
 
 // The default: the default directory, 5 seconds, no force.
-struct llmlb_stop_options_t llmlb_stop_options_default(void);
+llmlb_stop_options_t llmlb_stop_options_default(void);
 
 // Guards `port` in the default directory. Does not wait for another holder to leave.
 //
@@ -281,41 +279,38 @@ struct llmlb_stop_options_t llmlb_stop_options_default(void);
 //
 // Else `LLMLB_HELD_BY_UNKNOWN`, `LLMLB_INVALID_PORT`, `LLMLB_DIRECTORY_CREATION_FAILED` or
 // `LLMLB_ACQUIRE_FAILED`. May be called by many threads at once: one of them gets the lock.
-enum llmlb_result_t llmlb_lock_acquire(uint16_t port,
-                                       struct llmlb_lock_t **lock,
-                                       struct llmlb_lock_info_t *holder);
+llmlb_result_t llmlb_lock_acquire(uint16_t port, llmlb_lock_t **lock, llmlb_lock_info_t *holder);
 
 // `llmlb_lock_acquire`, waiting up to `timeout_ms` milliseconds for another holder to leave;
 // UINT64_MAX waits without end.
-enum llmlb_result_t llmlb_lock_acquire_timeout(uint16_t port,
-                                               uint64_t timeout_ms,
-                                               struct llmlb_lock_t **lock,
-                                               struct llmlb_lock_info_t *holder);
+llmlb_result_t llmlb_lock_acquire_timeout(uint16_t port,
+                                          uint64_t timeout_ms,
+                                          llmlb_lock_t **lock,
+                                          llmlb_lock_info_t *holder);
 
 // `llmlb_lock_acquire` in a directory of the caller's choice, with a wait that a callback can end.
 //
 // A directory that does not exist is created with its parents; one that does is used with the
 // mode it has. Also `LLMLB_INVALID_UTF8`, `LLMLB_INVALID_ARGUMENT` for an empty directory, and
 // `LLMLB_INTERRUPTED`.
-enum llmlb_result_t llmlb_lock_acquire_with(uint16_t port,
-                                            const struct llmlb_acquire_options_t *options,
-                                            struct llmlb_lock_t **lock,
-                                            struct llmlb_lock_info_t *holder);
+llmlb_result_t llmlb_lock_acquire_with(uint16_t port,
+                                       const llmlb_acquire_options_t *options,
+                                       llmlb_lock_t **lock,
+                                       llmlb_lock_info_t *holder);
 
 // Whom the lock file names: this process, or the one the lock was handed over to.
 //
 // May be called by any thread.
-enum llmlb_result_t llmlb_lock_info(const struct llmlb_lock_t *lock,
-                                    struct llmlb_lock_info_t *info);
+llmlb_result_t llmlb_lock_info(const llmlb_lock_t *lock, llmlb_lock_info_t *info);
 
 // Copies the path of the lock file. For `buffer`, `capacity` and `needed` see
 // `llmlb_last_error_message`.
 //
 // May be called by any thread.
-enum llmlb_result_t llmlb_lock_file(const struct llmlb_lock_t *lock,
-                                    char *buffer,
-                                    size_t capacity,
-                                    size_t *needed);
+llmlb_result_t llmlb_lock_file(const llmlb_lock_t *lock,
+                               char *buffer,
+                               size_t capacity,
+                               size_t *needed);
 
 #if !defined(_WIN32)
 // The descriptor that carries the kernel lock, to be passed on to a server. It stays the
@@ -323,7 +318,7 @@ enum llmlb_result_t llmlb_lock_file(const struct llmlb_lock_t *lock,
 // port as well until it is closed. Not on Windows.
 //
 // May be called by any thread.
-enum llmlb_result_t llmlb_lock_fd(const struct llmlb_lock_t *lock, int *fd);
+llmlb_result_t llmlb_lock_fd(const llmlb_lock_t *lock, int *fd);
 #endif
 
 // Lets processes started from now on inherit the lock, or no longer: such a process keeps the
@@ -332,7 +327,7 @@ enum llmlb_result_t llmlb_lock_fd(const struct llmlb_lock_t *lock, int *fd);
 // The children of every thread inherit them: make it short where others may start processes.
 // `LLMLB_HAND_OVER_FAILED` if the system refuses, and on Windows always. May be called by any
 // thread.
-enum llmlb_result_t llmlb_lock_set_inheritable(const struct llmlb_lock_t *lock, bool inheritable);
+llmlb_result_t llmlb_lock_set_inheritable(const llmlb_lock_t *lock, bool inheritable);
 
 // Makes the lock file name the process `pid`, which inherited the lock, so that it is the one
 // shown and stopped.
@@ -345,21 +340,21 @@ enum llmlb_result_t llmlb_lock_set_inheritable(const struct llmlb_lock_t *lock, 
 // `LLMLB_NO_SUCH_PROCESS`, `LLMLB_NOT_OWNER` in a forked child, `LLMLB_LOST` as for
 // `llmlb_lock_verify`, `LLMLB_HAND_OVER_FAILED` if the file can't be written. May be called by
 // any thread.
-enum llmlb_result_t llmlb_lock_hand_over(struct llmlb_lock_t *lock, uint32_t pid);
+llmlb_result_t llmlb_lock_hand_over(llmlb_lock_t *lock, uint32_t pid);
 
 // Makes the lock file name this process: after a daemonizing fork, or to take the lock back after
 // `llmlb_lock_hand_over`.
 //
 // The process that forked must not release or free the lock meanwhile: it leaves by `_exit`.
 // `LLMLB_LOST`, `LLMLB_HAND_OVER_FAILED`. May be called by any thread.
-enum llmlb_result_t llmlb_lock_adopt(struct llmlb_lock_t *lock);
+llmlb_result_t llmlb_lock_adopt(llmlb_lock_t *lock);
 
 // Tells whether the path of the lock file still is our file. Who removes it lets another server
 // start: a server that runs for long may ask now and then.
 //
 // `LLMLB_LOST` if it is not, `LLMLB_READ_FAILED` if that can't be told. May be called by any
 // thread.
-enum llmlb_result_t llmlb_lock_verify(const struct llmlb_lock_t *lock);
+llmlb_result_t llmlb_lock_verify(const llmlb_lock_t *lock);
 
 // Gives the lock back and removes its file. The handle remains, to be freed: until then all that
 // is done with it is `LLMLB_INVALID_ARGUMENT`.
@@ -367,26 +362,24 @@ enum llmlb_result_t llmlb_lock_verify(const struct llmlb_lock_t *lock);
 // In a forked child, and after `llmlb_lock_hand_over`, this only closes the descriptor.
 // `LLMLB_RELEASE_FAILED` if the file can't be removed: the port is free all the same, the next
 // acquire recovers the file. May be called by any thread.
-enum llmlb_result_t llmlb_lock_release(struct llmlb_lock_t *lock);
+llmlb_result_t llmlb_lock_release(llmlb_lock_t *lock);
 
 // Releases the lock if that was not done, and frees the handle. NULL is fine; a handle that was
 // freed before is undefined behaviour, as is one that another thread is using.
-void llmlb_lock_free(struct llmlb_lock_t *lock);
+void llmlb_lock_free(llmlb_lock_t *lock);
 
 // What the lock file for `port` in the default directory says, whether its holder lives or not.
 //
 // `*found` tells whether there is such a file, and `*info` is written if there is.
 // `LLMLB_INVALID_PORT`, `LLMLB_CORRUPTED`, `LLMLB_READ_FAILED`. May be called by any thread.
-enum llmlb_result_t llmlb_read_lock_info(uint16_t port,
-                                         struct llmlb_lock_info_t *info,
-                                         bool *found);
+llmlb_result_t llmlb_read_lock_info(uint16_t port, llmlb_lock_info_t *info, bool *found);
 
 // `llmlb_read_lock_info` in a directory of the caller's choice. Also `LLMLB_INVALID_UTF8`, and
 // `LLMLB_INVALID_ARGUMENT` for an empty directory.
-enum llmlb_result_t llmlb_read_lock_info_in(const char *directory,
-                                            uint16_t port,
-                                            struct llmlb_lock_info_t *info,
-                                            bool *found);
+llmlb_result_t llmlb_read_lock_info_in(const char *directory,
+                                       uint16_t port,
+                                       llmlb_lock_info_t *info,
+                                       bool *found);
 
 // Lists every lock file in the default directory with its state, by port. Changes nothing, and
 // touches no lock of a live server.
@@ -396,16 +389,14 @@ enum llmlb_result_t llmlb_read_lock_info_in(const char *directory,
 // `capacity`, the number of entries there is room for, is 0.
 //
 // `LLMLB_READ_FAILED` if the directory may not be read. May be called by any thread.
-enum llmlb_result_t llmlb_list_servers(struct llmlb_server_t *servers,
-                                       size_t capacity,
-                                       size_t *count);
+llmlb_result_t llmlb_list_servers(llmlb_server_t *servers, size_t capacity, size_t *count);
 
 // `llmlb_list_servers` in a directory of the caller's choice. Also `LLMLB_INVALID_UTF8`, and
 // `LLMLB_INVALID_ARGUMENT` for an empty directory.
-enum llmlb_result_t llmlb_list_servers_in(const char *directory,
-                                          struct llmlb_server_t *servers,
-                                          size_t capacity,
-                                          size_t *count);
+llmlb_result_t llmlb_list_servers_in(const char *directory,
+                                     llmlb_server_t *servers,
+                                     size_t capacity,
+                                     size_t *count);
 
 // Stops the server that guards `port`, and waits until it has ended and its lock file is gone.
 //
@@ -419,9 +410,9 @@ enum llmlb_result_t llmlb_list_servers_in(const char *directory,
 // signalled or is the calling process itself; `LLMLB_INTERRUPTED`, `LLMLB_INVALID_PORT`,
 // `LLMLB_READ_FAILED`, `LLMLB_INVALID_UTF8`, `LLMLB_INVALID_ARGUMENT` for an empty directory. May
 // be called by any thread.
-enum llmlb_result_t llmlb_stop_server(uint16_t port,
-                                      const struct llmlb_stop_options_t *options,
-                                      struct llmlb_stop_outcome_t *outcome);
+llmlb_result_t llmlb_stop_server(uint16_t port,
+                                 const llmlb_stop_options_t *options,
+                                 llmlb_stop_outcome_t *outcome);
 
 // Asks a process to end, with SIGTERM; on Windows it is terminated at once. The caller vouches
 // for `pid`: `llmlb_stop_server` checks it instead, and waits.
@@ -429,7 +420,7 @@ enum llmlb_result_t llmlb_stop_server(uint16_t port,
 // `LLMLB_INVALID_ARGUMENT`, and nothing is signalled, for 0 and anything above INT32_MAX: `kill`
 // takes those for process groups. `LLMLB_NO_SUCH_PROCESS`, `LLMLB_STOP_FAILED` if it may not be
 // signalled. May be called by any thread.
-enum llmlb_result_t llmlb_stop_process(uint32_t pid);
+llmlb_result_t llmlb_stop_process(uint32_t pid);
 
 // Whether a process with this id is running. A zombie is not, and the id of a thread is none. A
 // PID alone is weak evidence, as the system gives it to another process in time.
@@ -442,15 +433,15 @@ bool llmlb_is_process_running(uint32_t pid);
 // `llmlb_last_error_message`.
 //
 // May be called by any thread.
-enum llmlb_result_t llmlb_lock_path(uint16_t port, char *buffer, size_t capacity, size_t *needed);
+llmlb_result_t llmlb_lock_path(uint16_t port, char *buffer, size_t capacity, size_t *needed);
 
 // `llmlb_lock_path` in a directory of the caller's choice. Also `LLMLB_INVALID_ARGUMENT` for an
 // empty directory.
-enum llmlb_result_t llmlb_lock_path_in(const char *directory,
-                                       uint16_t port,
-                                       char *buffer,
-                                       size_t capacity,
-                                       size_t *needed);
+llmlb_result_t llmlb_lock_path_in(const char *directory,
+                                  uint16_t port,
+                                  char *buffer,
+                                  size_t capacity,
+                                  size_t *needed);
 
 // Copies the path of the default directory: `$LLMLB_LOCK_DIR` if that is set and not empty, else
 // `llmlb` in the system's temporary directory. `LLMLB_INVALID_UTF8`. For `buffer`, `capacity` and
@@ -458,14 +449,14 @@ enum llmlb_result_t llmlb_lock_path_in(const char *directory,
 //
 // May be called by any thread; like everything that uses the default directory, not while
 // another changes the environment.
-enum llmlb_result_t llmlb_lock_dir(char *buffer, size_t capacity, size_t *needed);
+llmlb_result_t llmlb_lock_dir(char *buffer, size_t capacity, size_t *needed);
 
 // Sends what the library logs to `callback`; NULL, which is how it starts, logs nothing.
 //
 // It replaces the callback before, which is not running any more when this returns: its
 // `user_data` can then be freed. `LLMLB_INVALID_ARGUMENT` inside the callback itself. May be
 // called by any thread.
-enum llmlb_result_t llmlb_set_log_callback(llmlb_log_callback_t callback, void *user_data);
+llmlb_result_t llmlb_set_log_callback(llmlb_log_callback_t callback, void *user_data);
 
 #ifdef __cplusplus
 }  // extern "C"
