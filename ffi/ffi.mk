@@ -75,6 +75,7 @@ ffi-stage:
 
 test-c: ffi-stage cli
 	LLMLB_BIN="$(LLMLB_BIN)" CC="$(CC)" CXX="$(CXX)" sh tests/c/run.sh $(FFI_STAGE) $(FFI_OUT)/c
+	MAKE="$(MAKE)" CC="$(CC)" sh tests/c/install.sh $(FFI_OUT)/install
 
 ifeq ($(origin GO),undefined)
 GO := $(shell command -v go)

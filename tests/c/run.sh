@@ -51,7 +51,7 @@ if command -v valgrind > /dev/null; then
         log=$out/valgrind-${test%.c}
         valgrind --leak-check=full --errors-for-leak-kinds=definite,indirect,possible \
             --show-leak-kinds=definite,indirect,possible --error-exitcode=99 \
-            --log-file="$log-%p" "$out/shared/${test%.c}" || {
+            --suppressions="$here/valgrind.supp" --log-file="$log-%p" "$out/shared/${test%.c}" || {
             cat "$log"-*
             exit 1
         }

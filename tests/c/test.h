@@ -208,7 +208,7 @@ static inline int run_tests(const char *program, const test_t *tests, size_t cou
         leave_directory();
     }
     const char *name = strrchr(program, '/');
-    printf("%-24s %2u tests passed\n", name ? name + 1 : program, (unsigned)count);
+    printf("%-10s %2u passed\n", name ? name + 1 : program, (unsigned)count);
     return 0;
 }
 
