@@ -237,18 +237,18 @@ typedef void (*llmlb_log_callback_t)(llmlb_log_level_t level, const char *messag
 extern "C" {
 #endif // __cplusplus
 
-// The library's version, such as "0.1.0". Never NULL, valid for ever.
+// The library's version, such as "0.1.0". Never NULL, valid for ever. May be called by any thread.
 const char *llmlb_version(void);
 
-// The interface's version that the library was built with.
+// The interface's version that the library was built with. May be called by any thread.
 uint32_t llmlb_abi_version(void);
 
 // `LLMLB_ABI_MISMATCH` unless the library fits the header the program was compiled with: call it
-// once at the start, with `LLMLB_ABI_VERSION`.
+// once at the start, with `LLMLB_ABI_VERSION`. May be called by any thread.
 llmlb_result_t llmlb_abi_check(uint32_t version);
 
 // A short text for a result, in English, such as "Lock file is corrupted". Never NULL, also for
-// numbers this version does not know; valid for ever.
+// numbers this version does not know; valid for ever. May be called by any thread.
 const char *llmlb_result_string(uint32_t result);
 
 // Copies the message of the calling thread's last failure: several lines of text that name the
@@ -256,17 +256,17 @@ const char *llmlb_result_string(uint32_t result);
 // it.
 //
 // `*needed` gets its size with the terminating NUL, on `LLMLB_BUFFER_TOO_SMALL` too; `buffer` may
-// be NULL if `capacity` is 0.
+// be NULL if `capacity` is 0. May be called by any thread, and answers for that thread.
 llmlb_result_t llmlb_last_error_message(char *buffer, size_t capacity, size_t *needed);
 
 // The operating system's error number (`errno`, on Windows `GetLastError`) behind the calling
-// thread's last failure; 0 if there was none.
+// thread's last failure; 0 if there was none. May be called by any thread.
 int32_t llmlb_last_os_error(void);
 
-// The default: the default directory, without waiting.
+// The default: the default directory, without waiting. May be called by any thread.
 llmlb_acquire_options_t llmlb_acquire_options_default(void);
 
-// The default: the default directory, 5 seconds, no force.
+// The default: the default directory, 5 seconds, no force. May be called by any thread.
 llmlb_stop_options_t llmlb_stop_options_default(void);
 
 // Guards `port` in the default directory. Does not wait for another holder to leave.
@@ -282,7 +282,7 @@ llmlb_stop_options_t llmlb_stop_options_default(void);
 llmlb_result_t llmlb_lock_acquire(uint16_t port, llmlb_lock_t **lock, llmlb_lock_info_t *holder);
 
 // `llmlb_lock_acquire`, waiting up to `timeout_ms` milliseconds for another holder to leave;
-// UINT64_MAX waits without end.
+// UINT64_MAX waits without end. May be called by many threads at once.
 llmlb_result_t llmlb_lock_acquire_timeout(uint16_t port,
                                           uint64_t timeout_ms,
                                           llmlb_lock_t **lock,
@@ -292,7 +292,7 @@ llmlb_result_t llmlb_lock_acquire_timeout(uint16_t port,
 //
 // A directory that does not exist is created with its parents; one that does is used with the
 // mode it has. Also `LLMLB_INVALID_UTF8`, `LLMLB_INVALID_ARGUMENT` for an empty directory, and
-// `LLMLB_INTERRUPTED`.
+// `LLMLB_INTERRUPTED`. May be called by many threads at once.
 llmlb_result_t llmlb_lock_acquire_with(uint16_t port,
                                        const llmlb_acquire_options_t *options,
                                        llmlb_lock_t **lock,
@@ -375,7 +375,7 @@ void llmlb_lock_free(llmlb_lock_t *lock);
 llmlb_result_t llmlb_read_lock_info(uint16_t port, llmlb_lock_info_t *info, bool *found);
 
 // `llmlb_read_lock_info` in a directory of the caller's choice. Also `LLMLB_INVALID_UTF8`, and
-// `LLMLB_INVALID_ARGUMENT` for an empty directory.
+// `LLMLB_INVALID_ARGUMENT` for an empty directory. May be called by any thread.
 llmlb_result_t llmlb_read_lock_info_in(const char *directory,
                                        uint16_t port,
                                        llmlb_lock_info_t *info,
@@ -392,7 +392,7 @@ llmlb_result_t llmlb_read_lock_info_in(const char *directory,
 llmlb_result_t llmlb_list_servers(llmlb_server_t *servers, size_t capacity, size_t *count);
 
 // `llmlb_list_servers` in a directory of the caller's choice. Also `LLMLB_INVALID_UTF8`, and
-// `LLMLB_INVALID_ARGUMENT` for an empty directory.
+// `LLMLB_INVALID_ARGUMENT` for an empty directory. May be called by any thread.
 llmlb_result_t llmlb_list_servers_in(const char *directory,
                                      llmlb_server_t *servers,
                                      size_t capacity,
@@ -436,7 +436,7 @@ bool llmlb_is_process_running(uint32_t pid);
 llmlb_result_t llmlb_lock_path(uint16_t port, char *buffer, size_t capacity, size_t *needed);
 
 // `llmlb_lock_path` in a directory of the caller's choice. Also `LLMLB_INVALID_ARGUMENT` for an
-// empty directory.
+// empty directory. May be called by any thread.
 llmlb_result_t llmlb_lock_path_in(const char *directory,
                                   uint16_t port,
                                   char *buffer,

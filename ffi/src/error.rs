@@ -149,7 +149,7 @@ fn with_last<T>(f: impl FnOnce(&Failure) -> T) -> Option<T> {
 }
 
 /// A short text for a result, in English, such as "Lock file is corrupted". Never NULL, also for
-/// numbers this version does not know; valid for ever.
+/// numbers this version does not know; valid for ever. May be called by any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn llmlb_result_string(result: u32) -> *const c_char {
     text(result).as_ptr()
@@ -197,7 +197,7 @@ fn text(result: u32) -> &'static CStr {
 /// it.
 ///
 /// `*needed` gets its size with the terminating NUL, on `LLMLB_BUFFER_TOO_SMALL` too; `buffer` may
-/// be NULL if `capacity` is 0.
+/// be NULL if `capacity` is 0. May be called by any thread, and answers for that thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llmlb_last_error_message(
     buffer: *mut c_char,
@@ -213,7 +213,7 @@ pub unsafe extern "C" fn llmlb_last_error_message(
 }
 
 /// The operating system's error number (`errno`, on Windows `GetLastError`) behind the calling
-/// thread's last failure; 0 if there was none.
+/// thread's last failure; 0 if there was none. May be called by any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn llmlb_last_os_error() -> i32 {
     boundary_or(0, || with_last(|last| last.os_error).unwrap_or(0))

@@ -95,7 +95,7 @@ pub unsafe extern "C" fn llmlb_lock_acquire(
 }
 
 /// `llmlb_lock_acquire`, waiting up to `timeout_ms` milliseconds for another holder to leave;
-/// UINT64_MAX waits without end.
+/// UINT64_MAX waits without end. May be called by many threads at once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llmlb_lock_acquire_timeout(
     port: u16,
@@ -116,7 +116,7 @@ pub unsafe extern "C" fn llmlb_lock_acquire_timeout(
 ///
 /// A directory that does not exist is created with its parents; one that does is used with the
 /// mode it has. Also `LLMLB_INVALID_UTF8`, `LLMLB_INVALID_ARGUMENT` for an empty directory, and
-/// `LLMLB_INTERRUPTED`.
+/// `LLMLB_INTERRUPTED`. May be called by many threads at once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llmlb_lock_acquire_with(
     port: u16,

@@ -24,7 +24,7 @@ pub unsafe extern "C" fn llmlb_read_lock_info(
 }
 
 /// `llmlb_read_lock_info` in a directory of the caller's choice. Also `LLMLB_INVALID_UTF8`, and
-/// `LLMLB_INVALID_ARGUMENT` for an empty directory.
+/// `LLMLB_INVALID_ARGUMENT` for an empty directory. May be called by any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llmlb_read_lock_info_in(
     directory: *const c_char,
@@ -74,7 +74,7 @@ pub unsafe extern "C" fn llmlb_list_servers(
 }
 
 /// `llmlb_list_servers` in a directory of the caller's choice. Also `LLMLB_INVALID_UTF8`, and
-/// `LLMLB_INVALID_ARGUMENT` for an empty directory.
+/// `LLMLB_INVALID_ARGUMENT` for an empty directory. May be called by any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llmlb_list_servers_in(
     directory: *const c_char,
@@ -182,7 +182,7 @@ pub unsafe extern "C" fn llmlb_lock_path(
 }
 
 /// `llmlb_lock_path` in a directory of the caller's choice. Also `LLMLB_INVALID_ARGUMENT` for an
-/// empty directory.
+/// empty directory. May be called by any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llmlb_lock_path_in(
     directory: *const c_char,

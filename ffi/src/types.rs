@@ -75,7 +75,7 @@ pub struct llmlb_stop_options_t {
     pub user_data: *mut c_void,
 }
 
-/// The default: the default directory, without waiting.
+/// The default: the default directory, without waiting. May be called by any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn llmlb_acquire_options_default() -> llmlb_acquire_options_t {
     llmlb_acquire_options_t {
@@ -86,7 +86,7 @@ pub extern "C" fn llmlb_acquire_options_default() -> llmlb_acquire_options_t {
     }
 }
 
-/// The default: the default directory, 5 seconds, no force.
+/// The default: the default directory, 5 seconds, no force. May be called by any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn llmlb_stop_options_default() -> llmlb_stop_options_t {
     let StopOptions { timeout, force } = StopOptions::default();

@@ -12,20 +12,20 @@ const VERSION: &CStr =
         Err(_) => unreachable!(),
     };
 
-/// The library's version, such as "0.1.0". Never NULL, valid for ever.
+/// The library's version, such as "0.1.0". Never NULL, valid for ever. May be called by any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn llmlb_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// The interface's version that the library was built with.
+/// The interface's version that the library was built with. May be called by any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn llmlb_abi_version() -> u32 {
     LLMLB_ABI_VERSION
 }
 
 /// `LLMLB_ABI_MISMATCH` unless the library fits the header the program was compiled with: call it
-/// once at the start, with `LLMLB_ABI_VERSION`.
+/// once at the start, with `LLMLB_ABI_VERSION`. May be called by any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn llmlb_abi_check(version: u32) -> llmlb_result_t {
     boundary(|| {

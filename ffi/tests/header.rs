@@ -10,8 +10,12 @@ fn the_committed_header_is_current() {
     let config = cbindgen::Config::from_file(ffi.join("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
     // File by file: reading the whole crate would ask cargo for its metadata.
+    let mut exported = 0;
     for module in ["version", "error", "types", "lock", "server", "log"] {
-        builder = builder.with_src(ffi.join(format!("src/{module}.rs")));
+        let source = ffi.join(format!("src/{module}.rs"));
+        let text = fs::read_to_string(&source).unwrap();
+        exported += text.matches("#[unsafe(no_mangle)]").count();
+        builder = builder.with_src(source);
     }
     let mut generated = Vec::new();
     builder.generate().unwrap().write(&mut generated);
@@ -24,6 +28,20 @@ fn the_committed_header_is_current() {
         committed == generated,
         "include/llmlb_lock.h differs from the Rust source; mend it with: make header"
     );
+    let mut described = 0;
+    for paragraph in committed.split("\n\n") {
+        let mut code = paragraph
+            .lines()
+            .filter(|line| !line.starts_with(['/', '#', ' ']));
+        if code.any(|line| line.contains('(') && !line.starts_with("typedef")) {
+            assert!(
+                paragraph.contains("thread"),
+                "which threads may call it?\n{paragraph}"
+            );
+            described += 1;
+        }
+    }
+    assert_eq!(described, exported);
     for (name, value) in [
         ("LLMLB_LOCK_DIR_ENV", llmlb_lock_core::LOCK_DIR_ENV),
         ("LLMLB_GUARDED_PORT_ENV", llmlb_lock_core::GUARDED_PORT_ENV),
