@@ -21,10 +21,10 @@
  * - No pointer may be NULL unless its description says so; one that is gives LLMLB_NULL_ARGUMENT.
  *   Other pointers must be valid and aligned for what they point to.
  * - Strings are NUL-terminated UTF-8, paths on every system. They go into buffers of the caller's,
- *   and the sizes given for them include the NUL. Only handles are freed, with llmlb_lock_free.
+ *   and the sizes given for them include the NUL. Only handles are freed, by their own functions.
  * - It may be called by any thread, handles may be used by any thread and by several at once,
- *   except for llmlb_lock_free. None may be called by a signal handler. The environment is read
- *   (LLMLB_LOCK_DIR, TMPDIR), so it must not be changed at the same time.
+ *   except for freeing them. None is async-signal-safe, but llmlb_child_hook_run. The environment
+ *   is read (LLMLB_LOCK_DIR, TMPDIR), so it must not be changed at the same time.
  * - The last error's message and number belong to the thread that called: in a language that moves
  *   between threads, pin it to one from the call to the question.
  * - The library starts no threads and handles no signals. It logs through llmlb_set_log_callback.
@@ -146,6 +146,15 @@ typedef enum {
     // Everything.
     LLMLB_LOG_TRACE = 5,
 } llmlb_log_level_t;
+
+#if !defined(_WIN32)
+// What a forked child does before exec to take the lock over by itself, made by
+// `llmlb_lock_child_hook`. Not on Windows.
+//
+// Unlike with `llmlb_lock_set_inheritable`, no other child inherits the lock, and the lock file
+// never names a launcher that was killed while its server starts.
+typedef struct llmlb_child_hook_t llmlb_child_hook_t;
+#endif
 
 // A port that is guarded by this process, from an acquire until `llmlb_lock_release` or
 // `llmlb_lock_free`, or until the process ends, however it ends.
@@ -367,6 +376,31 @@ llmlb_result_t llmlb_lock_release(llmlb_lock_t *lock);
 // Releases the lock if that was not done, and frees the handle. NULL is fine; a handle that was
 // freed before is undefined behaviour, as is one that another thread is using.
 void llmlb_lock_free(llmlb_lock_t *lock);
+
+#if !defined(_WIN32)
+// Prepares for `llmlb_child_hook_run`. On success `*hook` is a new hook, to be freed with
+// `llmlb_child_hook_free`; it has copies of the lock's descriptors, so the port is guarded until
+// then, too. Not on Windows.
+//
+// `LLMLB_HAND_OVER_FAILED` if the descriptors can't be duplicated. May be called by any thread.
+llmlb_result_t llmlb_lock_child_hook(const llmlb_lock_t *lock, llmlb_child_hook_t **hook);
+#endif
+
+#if !defined(_WIN32)
+// Called by the child between fork and exec: makes the lock file name it, and the program it
+// becomes inherit the lock. The parent then frees hook and lock, or calls `llmlb_lock_adopt` if
+// the child could not start the program. Not on Windows.
+//
+// Async-signal-safe, so for children of programs with many threads, too: it neither allocates nor
+// locks, and leaves no last error. `LLMLB_HAND_OVER_FAILED` if the file can't be written.
+llmlb_result_t llmlb_child_hook_run(const llmlb_child_hook_t *hook);
+#endif
+
+#if !defined(_WIN32)
+// Frees the hook, and closes its copies of the descriptors. NULL is fine; one that was freed
+// before, or that another thread is using, is undefined behaviour. Not on Windows.
+void llmlb_child_hook_free(llmlb_child_hook_t *hook);
+#endif
 
 // What the lock file for `port` in the default directory says, whether its holder lives or not.
 //

@@ -5,6 +5,8 @@ use std::time::Duration;
 use llmlb_lock_core::{LockDir, ServerLock};
 
 use crate::error::{Failure, llmlb_result_t};
+#[cfg(not(windows))]
+use crate::panic::boundary_quiet;
 use crate::panic::{boundary, boundary_or};
 use crate::pointer::{Out, directory_or_default, reference, write_path};
 use crate::types::{llmlb_acquire_options_t, llmlb_interrupted_t, llmlb_lock_info_t, write_holder};
@@ -281,6 +283,71 @@ pub unsafe extern "C" fn llmlb_lock_free(lock: *mut llmlb_lock_t) {
         if !lock.is_null() {
             // SAFETY: it came from Box::into_raw, and the caller frees it once.
             drop(unsafe { Box::from_raw(lock) });
+        }
+    });
+}
+
+/// What a forked child does before exec to take the lock over by itself, made by
+/// `llmlb_lock_child_hook`. Not on Windows.
+///
+/// Unlike with `llmlb_lock_set_inheritable`, no other child inherits the lock, and the lock file
+/// never names a launcher that was killed while its server starts.
+#[cfg(not(windows))]
+pub struct llmlb_child_hook_t {
+    hook: llmlb_lock_core::ChildHook,
+}
+
+/// Prepares for `llmlb_child_hook_run`. On success `*hook` is a new hook, to be freed with
+/// `llmlb_child_hook_free`; it has copies of the lock's descriptors, so the port is guarded until
+/// then, too. Not on Windows.
+///
+/// `LLMLB_HAND_OVER_FAILED` if the descriptors can't be duplicated. May be called by any thread.
+#[cfg(not(windows))]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llmlb_lock_child_hook(
+    lock: *const llmlb_lock_t,
+    hook: *mut *mut llmlb_child_hook_t,
+) -> llmlb_result_t {
+    boundary(|| {
+        // SAFETY: the caller's.
+        let (lock, out) = unsafe { (reference(lock, "lock")?, Out::new(hook, "hook")?) };
+        let hook = lock.with(|lock| Ok(lock.child_hook()?))?;
+        out.write(Box::into_raw(Box::new(llmlb_child_hook_t { hook })));
+        Ok(())
+    })
+}
+
+/// Called by the child between fork and exec: makes the lock file name it, and the program it
+/// becomes inherit the lock. The parent then frees hook and lock, or calls `llmlb_lock_adopt` if
+/// the child could not start the program. Not on Windows.
+///
+/// Async-signal-safe, so for children of programs with many threads, too: it neither allocates nor
+/// locks, and leaves no last error. `LLMLB_HAND_OVER_FAILED` if the file can't be written.
+#[cfg(not(windows))]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llmlb_child_hook_run(hook: *const llmlb_child_hook_t) -> llmlb_result_t {
+    boundary_quiet(|| {
+        // SAFETY: the caller's.
+        let Some(hook) = (unsafe { hook.as_ref() }) else {
+            return Err(Failure::new(
+                llmlb_result_t::LLMLB_NULL_ARGUMENT,
+                String::new(),
+            ));
+        };
+        let failed = |_| Failure::new(llmlb_result_t::LLMLB_HAND_OVER_FAILED, String::new());
+        hook.hook.run().map_err(failed)
+    })
+}
+
+/// Frees the hook, and closes its copies of the descriptors. NULL is fine; one that was freed
+/// before, or that another thread is using, is undefined behaviour. Not on Windows.
+#[cfg(not(windows))]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llmlb_child_hook_free(hook: *mut llmlb_child_hook_t) {
+    boundary_or((), || {
+        if !hook.is_null() {
+            // SAFETY: it came from Box::into_raw, and the caller frees it once.
+            drop(unsafe { Box::from_raw(hook) });
         }
     });
 }

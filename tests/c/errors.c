@@ -26,6 +26,8 @@ static void invalid_argument(void) {
     IS(LLMLB_INVALID_ARGUMENT, llmlb_lock_set_inheritable(released, true));
     IS(LLMLB_INVALID_ARGUMENT, llmlb_lock_hand_over(released, (uint32_t)getpid()));
     IS(LLMLB_INVALID_ARGUMENT, llmlb_lock_adopt(released));
+    llmlb_child_hook_t *hook;
+    IS(LLMLB_INVALID_ARGUMENT, llmlb_lock_child_hook(released, &hook));
     IS(LLMLB_INVALID_ARGUMENT, llmlb_lock_verify(released));
     CHECK(strcmp(message(), "the lock was released before") == 0);
     llmlb_lock_free(released);
@@ -135,11 +137,15 @@ static void hand_over_failed(void) {
     pid_t pid = fork();
     if (pid == 0) {
         llmlb_lock_t *mine = acquire(PORT);
+        llmlb_child_hook_t *hook;
+        OK(llmlb_lock_child_hook(mine, &hook));
         struct rlimit no_more = {0, 0};
         signal(SIGXFSZ, SIG_IGN);
         CHECK(setrlimit(RLIMIT_FSIZE, &no_more) == 0);
         IS(LLMLB_HAND_OVER_FAILED, llmlb_lock_hand_over(mine, (uint32_t)getppid()));
         CHECK(llmlb_last_os_error() == EFBIG);
+        IS(LLMLB_HAND_OVER_FAILED, llmlb_child_hook_run(hook));
+        llmlb_child_hook_free(hook);
         llmlb_lock_free(mine);
         _exit(0);
     }

@@ -73,7 +73,7 @@ static void a_daemon_adopts_the_lock(void) {
 }
 
 /* exec's this program as a server that does not know about locks. */
-static child_t exec_server(void) {
+static child_t exec_server(const llmlb_child_hook_t *hook) {
     channel_t ready = channel(), leash = channel();
     child_t server;
     server.pid = fork();
@@ -81,6 +81,8 @@ static child_t exec_server(void) {
     if (server.pid == 0) {
         dup2(leash.read, STDIN_FILENO);
         dup2(ready.write, STDOUT_FILENO);
+        if (hook && llmlb_child_hook_run(hook) != LLMLB_OK)
+            _exit(126);
         execl(program, program, "serve", (char *)NULL);
         _exit(127);
     }
@@ -95,7 +97,7 @@ static child_t exec_server(void) {
 static void an_inheritable_lock_goes_through_exec(void) {
     llmlb_lock_t *lock = acquire(PORT);
     OK(llmlb_lock_set_inheritable(lock, true));
-    child_t server = exec_server();
+    child_t server = exec_server(NULL);
     OK(llmlb_lock_set_inheritable(lock, false));
     OK(llmlb_lock_hand_over(lock, (uint32_t)server.pid));
     llmlb_lock_free(lock);
@@ -104,9 +106,26 @@ static void an_inheritable_lock_goes_through_exec(void) {
     llmlb_lock_free(acquire(PORT));
 }
 
+static void a_child_takes_the_lock_over_by_itself(void) {
+    llmlb_lock_t *lock = acquire(PORT);
+    llmlb_child_hook_t *hook;
+    OK(llmlb_lock_child_hook(lock, &hook));
+    child_t other = exec_server(NULL);
+    child_t server = exec_server(hook);
+    child_t another = exec_server(NULL);
+    CHECK(refused(PORT).pid == (uint32_t)server.pid);
+    llmlb_child_hook_free(hook);
+    llmlb_lock_free(lock);
+    CHECK(refused(PORT).pid == (uint32_t)server.pid);
+    let_go(server);
+    llmlb_lock_free(acquire(PORT)); /* the others have not inherited it */
+    let_go(other);
+    let_go(another);
+}
+
 static void another_does_not(void) {
     llmlb_lock_t *lock = acquire(PORT);
-    child_t server = exec_server();
+    child_t server = exec_server(NULL);
     llmlb_lock_free(lock);
     llmlb_lock_free(acquire(PORT));
     let_go(server);
@@ -155,6 +174,7 @@ int main(int argc, char **argv) {
         TEST(a_childs_copy_keeps_the_lock),
         TEST(a_daemon_adopts_the_lock),
         TEST(an_inheritable_lock_goes_through_exec),
+        TEST(a_child_takes_the_lock_over_by_itself),
         TEST(another_does_not),
         TEST(the_lock_outlives_a_killed_launcher),
     };

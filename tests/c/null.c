@@ -33,6 +33,10 @@ static void handles(void) {
     IS_NULL(llmlb_lock_adopt(NULL));
     IS_NULL(llmlb_lock_verify(NULL));
     IS_NULL(llmlb_lock_release(NULL));
+    llmlb_child_hook_t *hook;
+    IS_NULL(llmlb_lock_child_hook(NULL, &hook));
+    IS_NULL(llmlb_child_hook_run(NULL));
+    llmlb_child_hook_free(NULL);
     llmlb_lock_free(NULL);
 
     llmlb_lock_t *lock = acquire(PORT);
@@ -41,6 +45,7 @@ static void handles(void) {
     CHECK(needed == 0);
     IS_NULL(llmlb_lock_file(lock, buffer, sizeof buffer, NULL));
     IS_NULL(llmlb_lock_fd(lock, NULL));
+    IS_NULL(llmlb_lock_child_hook(lock, NULL));
     OK(llmlb_lock_verify(lock));
     llmlb_lock_free(lock);
 }
