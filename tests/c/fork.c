@@ -35,7 +35,7 @@ static void a_childs_copy_keeps_the_lock(void) {
     OK(llmlb_lock_info(inherited, &info));
     CHECK(info.pid == (uint32_t)child.pid);
     llmlb_lock_free(inherited);
-    CHECK(refused(PORT).pid == (uint32_t)child.pid);
+    CHECK(refused(PORT).pid == (uint32_t)child.pid && is_locked(PORT));
     let_go(child);
     llmlb_lock_free(acquire(PORT)); /* what it left behind is recovered */
 }
@@ -64,7 +64,7 @@ static void a_daemon_adopts_the_lock(void) {
     close(leash.read);
     CHECK_EXITED(launcher);
     pid_t daemon = receive_pid(ready.read);
-    CHECK(refused(PORT).pid == (uint32_t)daemon);
+    CHECK(refused(PORT).pid == (uint32_t)daemon && is_locked(PORT));
     close(leash.write);
     /* It clears up, as it owns the lock now: the pipe closes when it has. */
     wait_for_close(ready.read);
@@ -101,7 +101,7 @@ static void an_inheritable_lock_goes_through_exec(void) {
     OK(llmlb_lock_set_inheritable(lock, false));
     OK(llmlb_lock_hand_over(lock, (uint32_t)server.pid));
     llmlb_lock_free(lock);
-    CHECK(refused(PORT).pid == (uint32_t)server.pid);
+    CHECK(refused(PORT).pid == (uint32_t)server.pid && is_locked(PORT));
     let_go(server);
     llmlb_lock_free(acquire(PORT));
 }
@@ -116,7 +116,7 @@ static void a_child_takes_the_lock_over_by_itself(void) {
     CHECK(refused(PORT).pid == (uint32_t)server.pid);
     llmlb_child_hook_free(hook);
     llmlb_lock_free(lock);
-    CHECK(refused(PORT).pid == (uint32_t)server.pid);
+    CHECK(refused(PORT).pid == (uint32_t)server.pid && is_locked(PORT));
     let_go(server);
     llmlb_lock_free(acquire(PORT)); /* the others have not inherited it */
     let_go(other);
@@ -150,7 +150,7 @@ static void the_lock_outlives_a_killed_launcher(void) {
     close(ready.write);
     pid_t server = receive_pid(ready.read);
     CHECK(kill(launcher, SIGKILL) == 0 && WIFSIGNALED(reap(launcher)));
-    CHECK(refused(PORT).pid == (uint32_t)server);
+    CHECK(refused(PORT).pid == (uint32_t)server && is_locked(PORT));
 
     llmlb_stop_options_t options = llmlb_stop_options_default();
     llmlb_stop_outcome_t outcome;

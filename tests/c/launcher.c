@@ -60,7 +60,7 @@ static void a_server_stays_guarded_without_its_launcher(void) {
     pid_t server = receive_pid(ready.read);
     snprintf(expected, sizeof expected, "Server on port 8000 has PID %d\n", (int)server);
     CHECK(strcmp(text, expected) == 0);
-    CHECK(refused(PORT).pid == (uint32_t)server);
+    CHECK(refused(PORT).pid == (uint32_t)server && is_locked(PORT));
 
     CHECK(launch(program, ready.write, text, sizeof text) == 1);
     snprintf(expected, sizeof expected,

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -102,6 +103,15 @@ static inline llmlb_lock_info_t refused(uint16_t port) {
     CHECK(lock == untouched);
     CHECK(holder.port == port);
     return holder;
+}
+
+/* Whether the kernel lock is held: a process that is only named is refused as well. */
+static inline bool is_locked(uint16_t port) {
+    int fd = open(lock_file(port), O_RDONLY | O_CLOEXEC);
+    CHECK(fd >= 0);
+    bool locked = flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    close(fd);
+    return locked;
 }
 
 /* Pipes are the only clock: one tells the test that a child is ready, the other, by its closing,

@@ -9,7 +9,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -73,6 +75,16 @@ func TestAServerStaysGuardedWithoutItsLauncher(t *testing.T) {
 	var already *llmlblock.AlreadyRunningError
 	if !errors.As(err, &already) || already.Pid != pid {
 		t.Fatalf("%v, not refused by %d", err, pid)
+	}
+	// A process that is only named is refused as well: the kernel lock is what counts.
+	file, err := os.Open(filepath.Join(os.Getenv(llmlblock.LockDirEnv), "serve_8000.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	file.Close()
+	if !errors.Is(err, syscall.EWOULDBLOCK) {
+		t.Fatal(err)
 	}
 
 	second := launcher()
