@@ -167,6 +167,13 @@ impl ServerLock {
             .map_err(LockError::HandOverFailed)
     }
 
+    /// The lock directory's descriptor, for launchers that pass descriptors on one by one: a
+    /// server that has it too keeps the directory's files from being aged away.
+    #[cfg(unix)]
+    pub fn directory_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.directory)
+    }
+
     /// Gives the lock back and removes its file. Dropping it does the same, and logs errors.
     ///
     /// In a forked child, and after [`hand_over`](Self::hand_over), this only closes the

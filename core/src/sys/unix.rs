@@ -185,6 +185,12 @@ impl Directory {
     }
 }
 
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 enum Opened {
     File(File),
     NoDirectory,
