@@ -33,7 +33,7 @@ pub(crate) async fn run(
     let mut child_changed = signal(SignalKind::child()).map_err(failed)?;
     let mut passed_on = PassedOn::listen().map_err(failed)?;
     let terminal = Terminal::find();
-    let server = spawn(&lock, args)?;
+    let server = spawn(&mut lock, args)?;
     if let Some(terminal) = &terminal {
         terminal.give_to(server);
     }
@@ -109,8 +109,9 @@ pub(crate) async fn run(
     })
 }
 
-/// Starts the server as the leader of a process group of its own, the lock's descriptor inherited.
-fn spawn(lock: &ServerLock, args: &ServeArgs) -> Result<Pid, Failure> {
+/// Starts the server as the leader of a process group of its own; it inherits the lock, and is
+/// named by it from before it runs.
+fn spawn(lock: &mut ServerLock, args: &ServeArgs) -> Result<Pid, Failure> {
     let port = lock.info().port.to_string();
     let fill = |arg: &OsString| {
         let arg = replace(arg.as_bytes(), b"{port}", port.as_bytes());
@@ -129,11 +130,17 @@ fn spawn(lock: &ServerLock, args: &ServeArgs) -> Result<Pid, Failure> {
         .env("LLMLB_HOST", &args.host)
         .env(GUARDED_PORT_ENV, &port)
         .process_group(0);
-    // Nothing else is started meanwhile that could inherit it.
-    lock.set_inheritable(true)?;
-    let spawned = command.spawn();
-    lock.set_inheritable(false)?;
-    let child = spawned.map_err(|e| cannot_run(program, &e))?;
+    let hook = lock.child_hook()?;
+    // SAFETY: the hook is async-signal-safe.
+    unsafe { command.pre_exec(move || hook.run()) };
+    let child = match command.spawn() {
+        Ok(child) => child,
+        Err(e) => {
+            // The file may name the child that could not become the server.
+            lock.adopt()?;
+            return Err(cannot_run(program, &e));
+        }
+    };
     // It is reaped by hand, as only that tells when it is stopped.
     Ok(Pid::from_raw(child.id().cast_signed()))
 }

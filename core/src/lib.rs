@@ -24,7 +24,7 @@
 //! | you want to | call |
 //! | --- | --- |
 //! | guard a port | [`ServerLock::acquire`], [`ServerLock::acquire_timeout`] |
-//! | give the lock to a server you started | [`ServerLock::set_inheritable`], [`ServerLock::hand_over`] |
+//! | give the lock to a server you start | [`ServerLock::set_inheritable`], [`ServerLock::hand_over`] |
 //! | keep it across a daemonizing fork | [`ServerLock::adopt`] |
 //! | see what runs | [`list_all_locks`], [`LockDir::servers`], [`read_lock_info`] |
 //! | stop a server | [`stop_server`]; for a PID you trust, [`stop_process`] |
@@ -51,6 +51,8 @@ pub use dir::{
 };
 pub use error::LockError;
 pub use info::LockInfo;
+#[cfg(unix)]
+pub use lock::ChildHook;
 pub use lock::ServerLock;
 pub use process::{is_process_running, stop_process};
 pub use stop::{GUARDED_PORT_ENV, StopOptions, StopOutcome, stop_server};

@@ -174,6 +174,55 @@ impl ServerLock {
         std::os::fd::AsFd::as_fd(&self.directory)
     }
 
+    /// What a child does between fork and exec to take the lock over by itself: it keeps the
+    /// descriptors and puts its own PID into the file. Unlike with
+    /// [`set_inheritable`](Self::set_inheritable), no other child inherits them, and the file
+    /// never names a launcher that was killed while its server starts.
+    ///
+    /// ```
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let locks = llmlb_lock_core::LockDir::new(directory.path());
+    /// # let mut lock = locks.acquire(8000)?;
+    /// use std::os::unix::process::CommandExt;
+    ///
+    /// let hook = lock.child_hook()?;
+    /// let mut command = std::process::Command::new("sleep");
+    /// // SAFETY: the hook is async-signal-safe.
+    /// unsafe { command.arg("600").pre_exec(move || hook.run()) };
+    /// match command.spawn() {
+    ///     Ok(mut server) => {
+    ///         lock.hand_over(server.id())?; // to the same effect, and for lock.info()
+    ///         # server.kill().unwrap();
+    ///         # server.wait().unwrap();
+    ///     }
+    ///     Err(_) => lock.adopt()?,
+    /// }
+    /// # Ok::<(), llmlb_lock_core::LockError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::HandOverFailed`] if the descriptors can't be duplicated.
+    #[cfg(unix)]
+    pub fn child_hook(&self) -> Result<ChildHook, LockError> {
+        let prepare = || {
+            let any = LockInfo::now(u32::MAX, self.info.port);
+            let text = info_text(&any)?;
+            let digits = u32::MAX.to_string();
+            let at = text
+                .windows(digits.len())
+                .position(|part| part == digits.as_bytes())
+                .ok_or(io::ErrorKind::InvalidData)?;
+            Ok(ChildHook {
+                file: self.file.try_clone()?,
+                directory: self.directory.try_clone()?,
+                before: text[..at].to_vec(),
+                after: text[at + digits.len()..].to_vec(),
+            })
+        };
+        prepare().map_err(LockError::HandOverFailed)
+    }
+
     /// Gives the lock back and removes its file. Dropping it does the same, and logs errors.
     ///
     /// In a forked child, and after [`hand_over`](Self::hand_over), this only closes the
@@ -237,6 +286,54 @@ impl fmt::Debug for ServerLock {
 impl std::os::fd::AsFd for ServerLock {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+/// See [`ServerLock::child_hook`].
+#[cfg(unix)]
+#[derive(Debug)]
+pub struct ChildHook {
+    file: LockFile,
+    directory: Directory,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+#[cfg(unix)]
+impl ChildHook {
+    /// For the forked child. Async-signal-safe: makes system calls, and neither allocates nor
+    /// locks.
+    ///
+    /// # Errors
+    ///
+    /// What the system says, as a bare error number.
+    pub fn run(&self) -> io::Result<()> {
+        // The rest of a longer text is blanked out: blanks are no part of JSON.
+        let mut text = [b' '; 160];
+        let mut len = 0;
+        let mut append = |part: &[u8]| {
+            let end = len + part.len();
+            match text.get_mut(len..end) {
+                Some(room) => room.copy_from_slice(part),
+                None => return Err(io::Error::from(io::ErrorKind::StorageFull)),
+            }
+            len = end;
+            Ok(())
+        };
+        let mut digits = [0; 10];
+        let mut first = digits.len();
+        let mut pid = process::id();
+        while pid > 0 {
+            first -= 1;
+            // A remainder of 10 is a digit.
+            digits[first] = b'0' + (pid % 10) as u8;
+            pid /= 10;
+        }
+        append(&self.before)?;
+        append(&digits[first..])?;
+        append(&self.after)?;
+        self.file.overwrite(&text)?;
+        self.file.set_inheritable(&self.directory, true)
     }
 }
 
@@ -428,6 +525,9 @@ fn already_running(info: LockInfo) -> LockError {
 }
 
 fn write_info(file: &LockFile, info: &LockInfo) -> io::Result<()> {
-    let text = serde_json::to_vec(info).map_err(|e| context(e, "cannot write JSON"))?;
-    file.write(&text)
+    file.write(&info_text(info)?)
+}
+
+fn info_text(info: &LockInfo) -> io::Result<Vec<u8>> {
+    serde_json::to_vec(info).map_err(|e| context(e, "cannot write JSON"))
 }

@@ -24,6 +24,8 @@ const GRACE: Duration = Duration::from_secs(1);
 const KILL_WAIT: Duration = Duration::from_secs(5);
 /// How often a wait looks at its `interrupted` callback.
 const INTERRUPT_STEP: Duration = Duration::from_millis(50);
+/// Longer waits are cut into pieces: a clock need not reach to the end of an endless timeout.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// How often all processes are searched for ones left behind.
 const SEARCH_STEP: Duration = Duration::from_millis(20);
 
@@ -360,7 +362,7 @@ impl Stop<'_> {
     ) -> Result<(), LockError> {
         let path = self.locks.lock_path(self.port);
         let left = Utc::now();
-        let deadline = Instant::now() + patience;
+        let started = Instant::now();
         let marker = format!("{GUARDED_PORT_ENV}={}", self.port);
         let own = process::id();
         let mut left_behind = LeftBehind::default();
@@ -399,7 +401,7 @@ impl Stop<'_> {
             if (!held || keeper == Some(own)) && ended {
                 return Ok(());
             }
-            if Instant::now() >= deadline {
+            if started.elapsed() >= patience {
                 return Err(LockError::HeldByUnknown {
                     port: self.port,
                     path,
@@ -451,7 +453,7 @@ impl Stop<'_> {
         let started = Instant::now();
         for handle in handles {
             loop {
-                let left = timeout.saturating_sub(started.elapsed());
+                let left = timeout.saturating_sub(started.elapsed()).min(LONGEST_WAIT);
                 let step = match self.interrupted {
                     Some(_) => left.min(INTERRUPT_STEP),
                     None => left,

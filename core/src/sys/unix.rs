@@ -75,6 +75,13 @@ impl Directory {
         Ok(directory)
     }
 
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            path: self.path.clone(),
+        })
+    }
+
     /// Keeps systemd-tmpfiles from ageing the directory's files for as long as it stays open.
     pub(crate) fn keep(&self) {
         // Best effort: the lock does not rest on it.
@@ -265,6 +272,21 @@ impl LockFile {
             self.file.set_len(text.len() as u64).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Puts text over the beginning of the file. Async-signal-safe.
+    pub(crate) fn overwrite(&self, text: &[u8]) -> io::Result<()> {
+        if self.file.write_at(text, 0)? != text.len() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            path: self.path.clone(),
+        })
     }
 
     /// Removes the file from its directory. Only for the holder of the lock, after

@@ -1,0 +1,59 @@
+# make test            everything: Rust, Python, C, Go, end to end
+# make quality-checks  formatting, lints, generated files, documents, licences
+# make bench           the figures of the README
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+CARGO ?= cargo
+PYTHON ?= python3
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+LLMLB_BIN ?= $(TARGET)/debug/llmlb
+
+.DEFAULT_GOAL := test
+.PHONY: test test-rust cli bench quality-checks fmt clippy check-docs check-deny check-rustdoc
+
+-include ffi/ffi.mk
+-include python/python.mk
+-include cli/gateway.mk
+-include tests/cross.mk
+
+test: test-rust
+
+test-rust:
+	$(CARGO) test --workspace
+
+cli:
+	$(CARGO) build -p llmlb
+
+bench:
+	$(CARGO) bench -p llmlb-lock-core
+
+quality-checks: fmt clippy check-rustdoc check-docs check-deny
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+check-rustdoc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+QUALITY_VENV := $(TARGET)/venv-quality
+
+$(QUALITY_VENV)/ready: tests/quality-requirements.txt
+	$(PYTHON) -m venv $(QUALITY_VENV)
+	$(QUALITY_VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+check-docs: $(QUALITY_VENV)/ready
+	git ls-files -z '*.md' | xargs -0 $(QUALITY_VENV)/bin/rumdl check --no-cache
+
+# Licences, duplicates and sources, without the network; the tool is a long build, and optional.
+check-deny:
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+	    $(CARGO) deny --offline check licenses bans sources; \
+	else \
+	    echo "check-deny: skipped, as cargo-deny is not installed (cargo install cargo-deny)"; \
+	fi
