@@ -126,13 +126,15 @@ impl LockError {
             | Self::DirectoryCreationFailed(e)
             | Self::HandOverFailed(e)
             | Self::ReadFailed(e)
-            | Self::StopFailed(e) => e.raw_os_error().or_else(|| {
-                let context = e.get_ref()?.downcast_ref::<Context>()?;
-                context.source.raw_os_error()
-            }),
+            | Self::StopFailed(e) => os_error(e),
             _ => None,
         }
     }
+}
+
+fn os_error(e: &io::Error) -> Option<i32> {
+    e.raw_os_error()
+        .or_else(|| os_error(&e.get_ref()?.downcast_ref::<Context>()?.source))
 }
 
 /// An [`io::Error`] with what was being done, to which path; keeps the error number reachable.
@@ -163,4 +165,21 @@ pub(crate) fn context(source: impl Into<io::Error>, what: impl Into<String>) -> 
             source,
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_number_is_found_below_every_context() {
+        let os = || io::Error::from_raw_os_error(20);
+        let nested = context(context(os(), "cannot open"), "set a directory");
+        assert_eq!(LockError::ReadFailed(os()).raw_os_error(), Some(20));
+        assert_eq!(LockError::ReadFailed(nested).raw_os_error(), Some(20));
+        assert_eq!(
+            LockError::ReadFailed(io::Error::other("")).raw_os_error(),
+            None
+        );
+    }
 }
