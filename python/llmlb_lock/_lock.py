@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmlb_lock._native import LockInfo
     from llmlb_lock._records import Server, StopOutcome
 
-    Argument: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
+    _Argument: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
 
 
 class ServerLock:
@@ -206,7 +206,7 @@ class ServerLock:
 
     def popen(
         self,
-        args: Argument | Sequence[Argument],
+        args: _Argument | Sequence[_Argument],
         *,
         host: str = "127.0.0.1",
         env: Mapping[str, str] | None = None,
@@ -267,7 +267,7 @@ _NEW_GROUP: dict[str, Any] = (
 )
 
 
-def _fill(argument: Argument, values: dict[str, str]) -> str | bytes:
+def _fill(argument: _Argument, values: dict[str, str]) -> str | bytes:
     text = os.fspath(argument)
     for name, value in values.items():
         if isinstance(text, bytes):

@@ -8,6 +8,26 @@ _ServerFields: TypeAlias = tuple[
     int, Path, LockInfo | None, Literal["running", "held", "stale", "unreadable"], str | None
 ]
 
+__all__ = [
+    "GUARDED_PORT_ENV",
+    "LOCK_DIR_ENV",
+    "VERSION",
+    "Cancel",
+    "Lock",
+    "LockInfo",
+    "acquire",
+    "check_port",
+    "is_process_running",
+    "list_all_locks",
+    "lock_dir",
+    "lock_path",
+    "read_lock_info",
+    "server",
+    "servers",
+    "stop_process",
+    "stop_server",
+]
+
 GUARDED_PORT_ENV: Final[str]
 LOCK_DIR_ENV: Final[str]
 VERSION: Final[str]

@@ -127,13 +127,20 @@ fn is_process_running(pid: Pid) -> bool {
 #[pyfunction]
 fn stop_process(py: Python<'_>, pid: Pid) -> PyResult<()> {
     // 0 is refused by core, as every number that is no process id.
-    detached(py, || llmlb_lock_core::stop_process(pid.0.unwrap_or(0)))?.map_err(|e| {
-        match e.raw_os_error() {
-            // Becomes ProcessLookupError, PermissionError and so on.
-            Some(_) => PyErr::from(e),
-            None => PyValueError::new_err(e.to_string()),
-        }
+    let Err(e) = detached(py, || llmlb_lock_core::stop_process(pid.0.unwrap_or(0)))? else {
+        return Ok(());
+    };
+    Err(match e.raw_os_error() {
+        // OSError itself becomes ProcessLookupError, PermissionError and so on.
+        Some(errno) => PyOSError::new_err((errno, strerror(py, errno)?)),
+        None => PyValueError::new_err(e.to_string()),
     })
+}
+
+fn strerror(py: Python<'_>, errno: i32) -> PyResult<String> {
+    py.import("os")?
+        .call_method1("strerror", (errno,))?
+        .extract()
 }
 
 /// Kind, info and whether it was forced: what Python's outcome classes are made of.

@@ -58,13 +58,16 @@ def test_a_lock_names_this_process(port: int, lock_directory: Path) -> None:
 
 
 def test_waiting_takes_over_from_a_holder_that_leaves(port: int) -> None:
-    with Child.holder(port) as holder, Child.python(
-        "import sys, llmlb_lock\n"
-        "print('waiting')\n"
-        "with llmlb_lock.acquire(int(sys.argv[1]), timeout=60) as lock:\n"
-        "    print(lock.info.pid)\n",
-        port,
-    ) as waiter:
+    with (
+        Child.holder(port) as holder,
+        Child.python(
+            "import sys, llmlb_lock\n"
+            "print('waiting')\n"
+            "with llmlb_lock.acquire(int(sys.argv[1]), timeout=60) as lock:\n"
+            "    print(lock.info.pid)\n",
+            port,
+        ) as waiter,
+    ):
         assert waiter.line() == "waiting"
         holder.end()
         assert waiter.line() == str(waiter.pid)

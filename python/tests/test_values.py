@@ -104,7 +104,7 @@ def test_a_refusal_survives_pickle(port: int) -> None:
 
 
 def test_an_error_of_the_system_survives_pickle(port: int, lock_directory: Path) -> None:
-    lock_directory.symlink_to(lock_directory)
+    lock_directory.write_text("a file, not a directory")
     with pytest.raises(llmlb_lock.LockError) as failed:
         llmlb_lock.acquire(port)
     e = failed.value
