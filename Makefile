@@ -11,17 +11,20 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LLMLB_BIN ?= $(TARGET)/debug/llmlb
 
 .DEFAULT_GOAL := test
-.PHONY: test test-rust cli bench quality-checks fmt clippy check-docs check-deny check-rustdoc
+.PHONY: test test-rust test-readme cli bench quality-checks fmt clippy check-docs check-deny check-rustdoc
 
 -include ffi/ffi.mk
 -include python/python.mk
 -include cli/gateway.mk
 -include tests/cross.mk
 
-test: test-rust
+test: test-rust test-readme
 
 test-rust:
 	$(CARGO) test --workspace
+
+test-readme:
+	tests/readme.sh
 
 cli:
 	$(CARGO) build -p llmlb

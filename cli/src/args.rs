@@ -80,7 +80,7 @@ pub(crate) struct StopArgs {
           value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
-    /// Stop all servers that belong to you, side by side
+    /// Stop all servers that you may stop, side by side
     #[arg(long)]
     pub(crate) all: bool,
 
@@ -122,7 +122,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text
         .parse()
         .map_err(|_| "not a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+    let duration = Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())?;
+    // No clock reaches further than this for sure.
+    Ok(duration.min(Duration::from_secs(u32::MAX.into())))
 }
 
 /// The program's arguments with `serve` put in where no command is named.

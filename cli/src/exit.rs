@@ -35,7 +35,7 @@ impl Failure {
     }
 
     pub(crate) fn report(self) -> ExitCode {
-        eprintln!("Error: {}", self.message);
+        crate::output::note(&format!("Error: {}", self.message));
         self.code.into()
     }
 }

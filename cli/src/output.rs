@@ -25,6 +25,11 @@ pub(crate) fn write_or_exit(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
+/// A remark, on stderr. One that nobody can read is no reason to fail.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 fn try_write(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes)?;

@@ -11,9 +11,13 @@ use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
 use crate::gateway::{self, Gateway};
 use crate::signals::Shutdown;
-use crate::supervise;
+use crate::{output, supervise};
 
 pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
+    // An empty variable where the command was meant to be must not become another server.
+    if args.command.is_empty() && std::env::args_os().any(|arg| arg == "--") {
+        return Err(Failure::new(exit::USAGE, "no command behind the --"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -78,6 +82,8 @@ async fn built_in(
     let _ = stop.send(());
     let mut code = exit::OK;
     tokio::select! {
+        // The server first, in any case: it closes its port.
+        biased;
         result = &mut server => result.map_err(failed)?,
         () = tokio::time::sleep(drain_timeout) => {
             warn!("Requests still in flight after {drain_timeout:?} were cut off");
@@ -97,6 +103,11 @@ pub(crate) fn announce_shutdown() {
 }
 
 fn bind(host: &str, port: u16) -> Result<TcpListener, Failure> {
+    // IPv6 addresses are written in brackets beside a port, and may be here.
+    let host = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
     let wanted = if host.contains(':') {
         format!("[{host}]:{port}")
     } else {
@@ -154,7 +165,9 @@ async fn obtain(
             timeout: args.wait.unwrap_or(StopOptions::default().timeout),
             ..StopOptions::default()
         };
-        eprintln!("Stopping server on port {port} {holder} to take its place...");
+        output::note(&format!(
+            "Stopping server on port {port} {holder} to take its place..."
+        ));
         let stop = {
             let locks = locks.clone();
             move |interrupted: &AtomicBool| {
@@ -183,7 +196,9 @@ async fn obtain(
     let Some(patience) = args.wait else {
         return Err(refused.into());
     };
-    eprintln!("Waiting up to {patience:?} for server on port {port} {holder} to leave...");
+    output::note(&format!(
+        "Waiting up to {patience:?} for server on port {port} {holder} to leave..."
+    ));
     let locks = locks.clone();
     let wait = move |interrupted: &AtomicBool| {
         locks.acquire_interruptible(port, patience, || interrupted.load(Ordering::Relaxed))

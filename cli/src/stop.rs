@@ -2,7 +2,7 @@ use std::io::{self, IsTerminal};
 use std::thread;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
 use llmlb_lock_core::{LockDir, ServerState, StopOptions, StopOutcome};
 
 use crate::args::StopArgs;
@@ -17,14 +17,19 @@ pub(crate) fn run(args: &StopArgs) -> Result<u8, Failure> {
     };
     match args.port {
         Some(port) => {
-            stop_one(&locks, port, &options)?;
+            stop_one(&locks, port, &options, &progress())?;
             Ok(exit::OK)
         }
         None => stop_all(&locks, &options),
     }
 }
 
-fn stop_one(locks: &LockDir, port: u16, options: &StopOptions) -> Result<(), Failure> {
+fn stop_one(
+    locks: &LockDir,
+    port: u16,
+    options: &StopOptions,
+    progress: &MultiProgress,
+) -> Result<(), Failure> {
     if let Some(server) = locks.server(port)?
         && server.state == ServerState::Running
         && let Some(info) = server.info
@@ -34,7 +39,9 @@ fn stop_one(locks: &LockDir, port: u16, options: &StopOptions) -> Result<(), Fai
             info.pid
         ))?;
     }
-    let spinner = spinner(port);
+    let spinner = ProgressBar::new_spinner().with_message(format!("waiting for port {port}"));
+    let spinner = progress.add(spinner);
+    spinner.enable_steady_tick(Duration::from_millis(100));
     let outcome = locks.stop_server(port, options);
     spinner.finish_and_clear();
     match outcome? {
@@ -50,11 +57,17 @@ fn stop_one(locks: &LockDir, port: u16, options: &StopOptions) -> Result<(), Fai
         StopOutcome::TimedOut { info } => Err(Failure::new(
             exit::FAILURE,
             format!(
-                "Server on port {port} (PID: {pid}) still runs after {timeout:?}\n\n\
-                 To wait longer: llmlb stop --port {port} --timeout SECS\n\
-                 To kill it:     llmlb stop --port {port} --force",
+                "Server on port {port} (PID: {pid}) still runs after {timeout:?}\n\n{hint}",
                 pid = info.pid,
                 timeout = options.timeout,
+                hint = if options.force {
+                    "It was killed and has not ended: it may be waiting for a device".to_owned()
+                } else {
+                    format!(
+                        "To wait longer: llmlb stop --port {port} --timeout SECS\n\
+                         To kill it:     llmlb stop --port {port} --force"
+                    )
+                },
             ),
         )),
         other => Err(Failure::new(
@@ -76,10 +89,11 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
         output::line("No servers running")?;
         return Ok(exit::OK);
     }
+    let progress = &progress();
     let failures: Vec<Failure> = thread::scope(|scope| {
         let stops: Vec<_> = ports
             .iter()
-            .map(|&port| scope.spawn(move || stop_one(locks, port, options)))
+            .map(|&port| scope.spawn(move || stop_one(locks, port, options, progress)))
             .collect();
         let results = stops.into_iter().map(|stop| {
             stop.join()
@@ -98,12 +112,10 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
 }
 
 /// Moves on a terminal alone.
-fn spinner(port: u16) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let spinner = ProgressBar::new_spinner().with_message(format!("waiting for port {port}"));
-    spinner.set_draw_target(ProgressDrawTarget::stderr());
-    spinner.enable_steady_tick(Duration::from_millis(100));
-    spinner
+fn progress() -> MultiProgress {
+    MultiProgress::with_draw_target(if io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    })
 }

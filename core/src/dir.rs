@@ -155,6 +155,7 @@ impl LockDir {
             // an instant if it is free is on a left-over, and acquirers try again.
             let held = !file.retry()?;
             if !held {
+                file.unlock();
                 if !file.is_at(&self.path.join(name))? {
                     return Ok(None);
                 }

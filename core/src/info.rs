@@ -1,4 +1,4 @@
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, Datelike, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 
 /// At most this much of a lock file is ever read; ours are about 80 bytes.
@@ -63,6 +63,10 @@ impl Content {
             Ok(info) if info.port != port => {
                 Self::Corrupt(format!("it is for port {}, not {port}", info.port))
             }
+            // RFC 3339 goes no further, and arithmetic with the ends of time overflows.
+            Ok(info) if !(1970..=9999).contains(&info.started_at.year()) => {
+                Self::Corrupt(format!("started in the year {}", info.started_at.year()))
+            }
             Ok(info) => Self::Holder(info),
             Err(e) => Self::Corrupt(e.to_string()),
         }
@@ -111,6 +115,9 @@ mod tests {
             r#"{"pid":4294967296,"started_at":"2026-01-30T12:00:00Z","port":8000}"#,
             r#"{"pid":"1","started_at":"2026-01-30T12:00:00Z","port":8000}"#,
             r#"{"pid":1,"started_at":"yesterday","port":8000}"#,
+            r#"{"pid":1,"started_at":"+262142-12-31T23:59:59Z","port":8000}"#,
+            r#"{"pid":1,"started_at":"-262143-01-01T00:00:00Z","port":8000}"#,
+            r#"{"pid":1,"started_at":"1969-12-31T23:59:59Z","port":8000}"#,
             r#"{"pid":1,"started_at":"2026-01-30T12:00:00Z","port":8001}"#,
             r#"{"pid":1,"pid":2,"started_at":"2026-01-30T12:00:00Z","port":8000}"#,
             r#"{"pid":1,"started_at":"2026-01-30T12:00:00Z","port":8000} junk"#,

@@ -28,6 +28,7 @@
 //! | keep it across a daemonizing fork | [`ServerLock::adopt`] |
 //! | see what runs | [`list_all_locks`], [`LockDir::servers`], [`read_lock_info`] |
 //! | stop a server | [`stop_server`]; for a PID you trust, [`stop_process`] |
+//! | be stopped gracefully | SIGTERM on Unix, `StopEvent` on Windows |
 //!
 //! # What it does not protect
 //!
@@ -56,3 +57,5 @@ pub use lock::ChildHook;
 pub use lock::ServerLock;
 pub use process::{is_process_running, stop_process};
 pub use stop::{GUARDED_PORT_ENV, StopOptions, StopOutcome, stop_server};
+#[cfg(windows)]
+pub use sys::StopEvent;

@@ -131,9 +131,9 @@ impl ServerLock {
         Ok(())
     }
 
-    /// Takes the lock back from a server it was handed over to and that has ended: whatever the
-    /// server left behind with the lock's descriptor is asked to end, and killed after `grace`;
-    /// then the file names this process.
+    /// Takes the lock back from a server it was handed over to and that has ended: every other
+    /// process that has the lock's descriptor, as what the server left behind may, is asked to end,
+    /// and killed after `grace`; then the file names this process.
     ///
     /// Finding them is possible on Linux; elsewhere this is [`adopt`](Self::adopt).
     ///
@@ -156,22 +156,16 @@ impl ServerLock {
     /// Lets processes started from now on inherit the lock's descriptors, or no longer.
     ///
     /// Such a process keeps the port guarded as long as it lives and does not close them. Every
-    /// thread's children inherit them: make it short where others may start processes.
+    /// thread's children inherit them: make it short where others may start processes. On Windows
+    /// the children have to be started with handles inherited, as [`std::process::Command`] does.
     ///
     /// # Errors
     ///
-    /// [`LockError::HandOverFailed`] if the system refuses; on Windows always, as `Unsupported`.
+    /// [`LockError::HandOverFailed`] if the system refuses.
     pub fn set_inheritable(&self, inheritable: bool) -> Result<(), LockError> {
         self.file
             .set_inheritable(&self.directory, inheritable)
             .map_err(LockError::HandOverFailed)
-    }
-
-    /// The lock directory's descriptor, for launchers that pass descriptors on one by one: a
-    /// server that has it too keeps the directory's files from being aged away.
-    #[cfg(unix)]
-    pub fn directory_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&self.directory)
     }
 
     /// What a child does between fork and exec to take the lock over by itself: it keeps the
@@ -223,6 +217,13 @@ impl ServerLock {
         prepare().map_err(LockError::HandOverFailed)
     }
 
+    /// The lock directory's descriptor, for launchers that pass descriptors on one by one: a
+    /// server that has it too keeps the directory's files from being aged away.
+    #[cfg(unix)]
+    pub fn directory_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.directory)
+    }
+
     /// Gives the lock back and removes its file. Dropping it does the same, and logs errors.
     ///
     /// In a forked child, and after [`hand_over`](Self::hand_over), this only closes the
@@ -257,7 +258,11 @@ impl ServerLock {
         {
             return Ok(()); // a forked child has adopted it
         }
-        file.remove(&self.directory, &file_name(self.info.port))?;
+        if let Err(e) = file.remove(&self.directory, &file_name(self.info.port)) {
+            // Our PID in a free file would keep others out for as long as we live.
+            let _ = file.clear();
+            return Err(e);
+        }
         debug!("Lock released for port {}", self.info.port);
         Ok(())
     }
@@ -303,6 +308,9 @@ pub struct ChildHook {
 impl ChildHook {
     /// For the forked child. Async-signal-safe: makes system calls, and neither allocates nor
     /// locks.
+    ///
+    /// From here on the child can be signalled by its name: a parent with signal handlers resets
+    /// them first, or a signal that comes before the exec is lost in them.
     ///
     /// # Errors
     ///
@@ -432,6 +440,7 @@ impl LockDir {
                     while !expired() && !file.retry().map_err(LockError::AcquireFailed)? {
                         pause(WAIT_STEP)?;
                     }
+                    file.unlock();
                     unclear = None;
                     continue;
                 }
@@ -453,12 +462,15 @@ impl LockDir {
         let failed = LockError::AcquireFailed;
         let path = self.lock_path(port);
         if !file.is_at(&path).map_err(failed)? {
+            file.unlock();
             return Ok(Claim::Moved(directory));
         }
         let own = process::id();
         match Content::parse(&file.read().map_err(failed)?, port) {
-            Content::Empty => {}
+            Content::Empty if file.is_new() => {}
+            Content::Empty => warn!("Stale lock file detected (empty), cleaning up"),
             Content::Holder(info) if info.pid != own && is_consistent(&info) => {
+                file.unlock();
                 return Ok(Claim::Alive(info, directory));
             }
             Content::Holder(info) => warn!(
@@ -516,7 +528,7 @@ impl Unclear {
     }
 }
 
-fn already_running(info: LockInfo) -> LockError {
+pub(crate) fn already_running(info: LockInfo) -> LockError {
     LockError::AlreadyRunning {
         port: info.port,
         pid: info.pid,

@@ -54,7 +54,7 @@ pub(crate) fn is_consistent(info: &LockInfo) -> bool {
 fn started_in_time(process: &Process, info: &LockInfo) -> bool {
     process
         .started
-        .is_none_or(|started| started <= info.started_at + START_TOLERANCE)
+        .is_none_or(|started| started - START_TOLERANCE <= info.started_at)
 }
 
 /// The same for a lock that is held: its holder may also be recognised by its descriptor, which

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use crate::dir::{LockDir, check_port, file_name};
 use crate::error::{LockError, context};
 use crate::info::{Content, LockInfo};
-use crate::lock::SETTLE;
+use crate::lock::{SETTLE, already_running};
 use crate::process::{find, is_consistent, is_holder};
 use crate::sys::{self, Directory, LockFile, ProcessHandle};
 
@@ -22,6 +22,8 @@ pub const GUARDED_PORT_ENV: &str = "LLMLB_GUARDED_PORT";
 const GRACE: Duration = Duration::from_secs(1);
 /// How long a killed process may take to die.
 const KILL_WAIT: Duration = Duration::from_secs(5);
+/// How long a lock's holders must stay the same before they are taken for the server.
+const SETTLE_HOLDERS: Duration = Duration::from_millis(20);
 /// How often a wait looks at its `interrupted` callback.
 const INTERRUPT_STEP: Duration = Duration::from_millis(50);
 /// Longer waits are cut into pieces: a clock need not reach to the end of an endless timeout.
@@ -55,7 +57,7 @@ pub enum StopOutcome {
     Stopped {
         /// Who it was.
         info: LockInfo,
-        /// Whether it had to be killed.
+        /// Whether it had to be killed: the time had run out, or, on Windows, it does not listen.
         forced: bool,
     },
     /// There was no server, nor a lock file.
@@ -87,6 +89,9 @@ impl LockDir {
     /// It is asked with SIGTERM, through a handle that cannot come to mean another process, and
     /// only if it can be shown to hold the lock and belongs to the owner of the lock file.
     /// Processes it leaves behind that hold the lock are ended with it.
+    ///
+    /// On Windows it is asked through its `StopEvent`; a process that does not listen there is
+    /// terminated at once, with or without [`force`](StopOptions::force).
     ///
     /// # Errors
     ///
@@ -136,17 +141,19 @@ impl LockDir {
             Found::Target(target) => target,
             Found::Nobody(outcome) => return Ok(outcome),
         };
+        let mut forced = false;
         for handle in &target.handles {
-            handle
+            let asked = handle
                 .terminate()
                 .map_err(|e| stop.failed(handle.pid(), e))?;
+            forced |= !asked;
+            handle.resume().map_err(|e| stop.failed(handle.pid(), e))?;
         }
         debug!(
             "Asked server on port {port} to stop (PID: {})",
             target.info.pid
         );
         let asked = Instant::now();
-        let mut forced = false;
         if !stop.wait_for(&target.handles, options.timeout)? {
             if !options.force {
                 return Ok(StopOutcome::TimedOut { info: target.info });
@@ -164,7 +171,12 @@ impl LockDir {
             }
         }
         let left = options.timeout.saturating_sub(asked.elapsed());
-        stop.clear_up(&target, left.max(2 * GRACE), forced)?;
+        let grace = if forced {
+            Duration::ZERO
+        } else {
+            left.max(GRACE)
+        };
+        stop.clear_up(&target, grace)?;
         Ok(StopOutcome::Stopped {
             info: target.info,
             forced,
@@ -179,6 +191,13 @@ struct Target {
     handles: Vec<ProcessHandle>,
     /// An ancestor of the server that holds the lock as well, and clears up behind it.
     keeper: Option<u32>,
+    /// The lock's file, which tells its owner also when it has lost its name. Not on Windows, where
+    /// it would keep the next server out.
+    file: Option<LockFile>,
+    /// Whether its launcher had made a process group for it.
+    led_group: bool,
+    /// The process that took the lock: whoever takes it later is not the server's offspring.
+    taker: Option<u32>,
 }
 
 enum Found {
@@ -213,13 +232,30 @@ impl Stop<'_> {
                     return Ok(Found::Nobody(outcome));
                 }
             } else if let Some(info) = &info
-                && let Some(target) = self.identify(info, &file)?
+                && let Some((handle, keeper)) = self.identify(info, &file)?
             {
-                return Ok(Found::Target(target));
+                let holder = keeper.unwrap_or(info.pid);
+                let taker = sys::taker(holder, &file).map_err(LockError::StopFailed)?;
+                return Ok(Found::Target(Target {
+                    info: info.clone(),
+                    handles: vec![handle],
+                    keeper,
+                    led_group: sys::leads_group(info.pid, &self.marker()),
+                    file: cfg!(unix).then_some(file),
+                    taker,
+                }));
             }
             // Someone is starting, stopping or recovering this very moment.
             if unclear.get_or_insert_with(Instant::now).elapsed() >= SETTLE {
                 let handles = self.holders(&file, None)?;
+                // Who has only just taken the lock writes its name, given time.
+                self.pause(SETTLE_HOLDERS)?;
+                let now = file.read().map_err(LockError::ReadFailed)?;
+                let is_at = file.is_at(&path).map_err(LockError::ReadFailed)?;
+                if now != bytes || !is_at || file.retry().map_err(LockError::ReadFailed)? {
+                    unclear = None;
+                    continue;
+                }
                 let Some(first) = handles.first() else {
                     return Err(match info {
                         Some(info) if is_consistent(&info) => LockError::NotHolder {
@@ -240,10 +276,14 @@ impl Stop<'_> {
                     started_at: started.unwrap_or_else(Utc::now),
                     port: self.port,
                 };
+                let taker = sys::taker(first.pid(), &file).map_err(LockError::StopFailed)?;
                 return Ok(Found::Target(Target {
                     info,
                     handles,
                     keeper: None,
+                    led_group: false,
+                    file: cfg!(unix).then_some(file),
+                    taker,
                 }));
             }
             drop(file);
@@ -285,8 +325,12 @@ impl Stop<'_> {
         Ok(Some(StopOutcome::StaleCleaned { info }))
     }
 
-    /// The named process, if it is beyond doubt the one that guards the port.
-    fn identify(&self, info: &LockInfo, file: &LockFile) -> Result<Option<Target>, LockError> {
+    /// The named process, if it is beyond doubt the one that guards the port, and its keeper.
+    fn identify(
+        &self,
+        info: &LockInfo,
+        file: &LockFile,
+    ) -> Result<Option<(ProcessHandle, Option<u32>)>, LockError> {
         if info.pid == process::id() {
             return Err(LockError::StopFailed(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -324,27 +368,26 @@ impl Stop<'_> {
         if keeper.is_none() && sys::holds(info.pid, file).map_err(failed)? == Some(false) {
             return Ok(None);
         }
-        Ok(Some(Target {
-            info: info.clone(),
-            handles: vec![handle],
-            keeper,
-        }))
+        Ok(Some((handle, keeper)))
     }
 
-    /// Handles of all processes that hold the lock and belong to the file's owner.
+    /// Handles of all processes that hold the lock, as `taken_by` took it, and belong to the
+    /// file's owner.
     fn holders(
         &self,
         file: &LockFile,
-        except: Option<u32>,
+        taken_by: Option<u32>,
     ) -> Result<Vec<ProcessHandle>, LockError> {
         let failed = LockError::StopFailed;
+        // 0 is one that has ended: nobody new.
+        let taken = |taker| taker == 0 || taken_by.is_none_or(|taken_by| taker == taken_by);
         let mut handles = Vec::new();
-        for pid in sys::holders(file).map_err(failed)? {
-            if Some(pid) == except {
+        for (pid, taker) in sys::holders(file).map_err(failed)? {
+            if !taken(taker) {
                 continue;
             }
             if let Some(handle) = ProcessHandle::open(pid).map_err(failed)?
-                && sys::holds(pid, file).map_err(failed)? == Some(true)
+                && sys::taker(pid, file).map_err(failed)? == Some(taker)
                 && sys::owned_alike(pid, file).map_err(failed)?
             {
                 handles.push(handle);
@@ -354,16 +397,14 @@ impl Stop<'_> {
     }
 
     /// After the server's end: ends what it left behind, and sees the file go.
-    fn clear_up(
-        &mut self,
-        target: &Target,
-        patience: Duration,
-        forced: bool,
-    ) -> Result<(), LockError> {
+    fn clear_up(&mut self, target: &Target, grace: Duration) -> Result<(), LockError> {
         let path = self.locks.lock_path(self.port);
         let left = Utc::now();
         let started = Instant::now();
-        let marker = format!("{GUARDED_PORT_ENV}={}", self.port);
+        let marker = self.marker();
+        if let Some(pid) = target.keeper.filter(|&pid| pid != process::id()) {
+            self.resume(pid, target)?;
+        }
         let own = process::id();
         let mut left_behind = LeftBehind::default();
         let mut searched: Option<Instant> = None;
@@ -384,33 +425,68 @@ impl Stop<'_> {
             if keeper.is_none() && due {
                 searched = Some(Instant::now());
                 let mut found = Vec::new();
-                for pid in sys::stragglers(target.info.pid, &marker, left) {
-                    found.extend(ProcessHandle::open(pid).map_err(LockError::StopFailed)?);
+                let group = target.info.pid;
+                // All in a group that was made for the server came from it.
+                let marker = (!target.led_group).then_some(&*marker);
+                for pid in sys::stragglers(group, marker, left) {
+                    if let Some(handle) = ProcessHandle::open(pid).map_err(LockError::StopFailed)?
+                        && sys::is_straggler(pid, group, marker, left)
+                        && let Some(file) = &target.file
+                        && sys::owned_alike(pid, file).map_err(LockError::StopFailed)?
+                    {
+                        found.push(handle);
+                    }
                 }
-                if let Some(file) = file.as_ref().filter(|_| held) {
-                    found.extend(self.holders(file, None)?);
+                if let Some(file) = file.as_ref().filter(|_| held && target.taker.is_some()) {
+                    found.extend(self.holders(file, target.taker)?);
                 }
                 for handle in found {
                     let pid = handle.pid();
                     left_behind.add(handle).map_err(|e| self.failed(pid, e))?;
                 }
             }
-            let grace = if forced { Duration::ZERO } else { GRACE };
             let ended = left_behind.end(grace).map_err(LockError::StopFailed)?;
             // Its own lock is the caller's to give back.
             if (!held || keeper == Some(own)) && ended {
                 return Ok(());
             }
+            // A keeper that clears up names itself meanwhile; another one just keeps the lock.
+            let named = self.locks.read_lock_info(self.port).ok().flatten();
+            let clearing = named.filter(|info| Some(info.pid) == keeper);
+            let patience = match (keeper, &clearing) {
+                (Some(_), None) => 2 * GRACE,
+                _ => grace.saturating_add(2 * KILL_WAIT),
+            };
             if started.elapsed() >= patience {
-                return Err(LockError::HeldByUnknown {
-                    port: self.port,
-                    path,
+                return Err(match clearing {
+                    Some(info) => already_running(info),
+                    None => LockError::HeldByUnknown {
+                        port: self.port,
+                        path,
+                    },
                 });
             }
             drop(file);
             self.pause(step)?;
             step = (step * 2).min(Duration::from_millis(5));
         }
+    }
+
+    /// A keeper that was stopped together with its server could not clear up.
+    fn resume(&self, keeper: u32, target: &Target) -> Result<(), LockError> {
+        let failed = LockError::StopFailed;
+        if let Some(handle) = ProcessHandle::open(keeper).map_err(failed)?
+            && let Some(file) = &target.file
+            && sys::holds(keeper, file).map_err(failed)? == Some(true)
+            && sys::owned_alike(keeper, file).map_err(failed)?
+        {
+            handle.resume().map_err(|e| self.failed(keeper, e))?;
+        }
+        Ok(())
+    }
+
+    fn marker(&self) -> String {
+        format!("{GUARDED_PORT_ENV}={}", self.port)
     }
 
     /// Whether the stopped server's lock is held yet; removes the file if it is not.
@@ -534,11 +610,11 @@ impl LeftBehind {
 /// run out.
 pub(crate) fn end_other_holders(file: &LockFile, grace: Duration) -> io::Result<()> {
     let mut left_behind = LeftBehind::default();
-    let deadline = Instant::now() + grace + KILL_WAIT;
+    let started = Instant::now();
     loop {
-        for pid in sys::holders(file)? {
+        for (pid, taker) in sys::holders(file)? {
             if let Some(handle) = ProcessHandle::open(pid)?
-                && sys::holds(pid, file)? == Some(true)
+                && sys::taker(pid, file)? == Some(taker)
             {
                 left_behind.add(handle)?;
             }
@@ -546,7 +622,7 @@ pub(crate) fn end_other_holders(file: &LockFile, grace: Duration) -> io::Result<
         if left_behind.end(grace)? {
             return Ok(());
         }
-        if Instant::now() >= deadline {
+        if started.elapsed().saturating_sub(grace) >= KILL_WAIT {
             return Err(io::ErrorKind::TimedOut.into());
         }
         thread::sleep(Duration::from_millis(5));

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod hostile;
+mod readme;
+mod regressions;
 mod serve;
 mod status;
 mod stop;

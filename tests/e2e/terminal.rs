@@ -129,3 +129,55 @@ fn something_moves_while_stop_waits() {
     terminal.expect("still runs");
     assert!(is_alive(server));
 }
+
+const CTRL_Z: &[u8] = &[26];
+
+#[test]
+fn ctrl_z_without_a_shell_above_hangs_nothing() {
+    let sandbox = Sandbox::new();
+    let script = "read -r line; echo \"got $line\"";
+    let command = ["serve", "-p", "0", "--", "sh", "-c", script];
+    let mut terminal = Terminal::run(sandbox.llmlb(command));
+    terminal.expect("Guarding port");
+    terminal.keyboard.write_all(CTRL_Z).unwrap();
+    terminal.expect("^Z");
+    // The terminal throws away what is typed at the same instant as the key.
+    wait_until("the line to be read", || {
+        terminal.keyboard.write_all(b"hello\n").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        (terminal.screen.lock().unwrap().contains("got hello")).then_some(())
+    });
+    assert_eq!(terminal.wait(), Some(0));
+}
+
+#[test]
+fn a_job_in_the_background_leaves_the_terminal_to_the_shell() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut bash = Command::new("bash");
+    bash.args(["--norc", "--noprofile", "-i"])
+        .env("LLMLB_LOCK_DIR", sandbox.path())
+        .env("PS1", "prompt$((6 * 7)) ");
+    let mut terminal = Terminal::run(bash);
+    terminal.expect("prompt42");
+    let llmlb = llmlb_tests::llmlb_binary().display();
+    let command = format!("{llmlb} serve -p {port} -- {GUINEA} {{port}} graceful=0\n");
+    terminal.keyboard.write_all(command.as_bytes()).unwrap();
+    terminal.expect("ready");
+    terminal.expect("Guarding port");
+    terminal.keyboard.write_all(CTRL_Z).unwrap();
+    terminal.expect("Stopped");
+    terminal.keyboard.write_all(b"bg\n").unwrap();
+    wait_until("the server to go on", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+    });
+    sandbox.run(["stop", "-p", &port.to_string()]).expect(0);
+    // Were the terminal taken from it, the shell would have ended.
+    terminal
+        .keyboard
+        .write_all(b"echo shell-$((40 + 2))\n")
+        .unwrap();
+    terminal.expect("shell-42");
+    terminal.keyboard.write_all(b"exit\n").unwrap();
+    assert_eq!(terminal.wait(), Some(0));
+}

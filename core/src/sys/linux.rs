@@ -1,5 +1,5 @@
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -25,7 +25,11 @@ struct Stat {
 }
 
 fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // One read: the kernel gives it out whole, and what is needed is well within.
+    let mut buffer = [0; 1024];
+    let mut file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
+    let len = file.read(&mut buffer).ok()?;
+    let text = &buffer[..len];
     // The name in parentheses may hold anything, parentheses too.
     let after_name = text.iter().rposition(|&b| b == b')')? + 1;
     let text = std::str::from_utf8(&text[after_name..]).ok()?;
@@ -105,12 +109,19 @@ pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
 /// Whether a descriptor of the process holds the kernel lock; `None` on systems that do not tell.
 /// Having the file open is not enough: whoever waits or reads has that too.
 pub(crate) fn holds(pid: u32, file: &LockFile) -> io::Result<Option<bool>> {
+    Ok(Some(taker(pid, file)?.is_some()))
+}
+
+/// Which process took the kernel lock that a descriptor of `pid` holds: itself, or the one it
+/// inherited the descriptor from. 0 for one that can't be named in this PID namespace; `None`
+/// where no descriptor holds it.
+pub(crate) fn taker(pid: u32, file: &LockFile) -> io::Result<Option<u32>> {
     let ours = file.metadata()?;
     let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(false)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         // Not ours to look at: the kernel's own list names at least who took the lock.
-        Err(_) => return Ok(Some(named_by_kernel(pid, ours.ino()))),
+        Err(_) => return Ok(named_by_kernel(pid, ours.ino()).then_some(pid)),
     };
     for entry in entries.flatten() {
         let Ok(theirs) = fs::metadata(entry.path()) else {
@@ -123,12 +134,16 @@ pub(crate) fn holds(pid: u32, file: &LockFile) -> io::Result<Option<bool>> {
         let Ok(fdinfo) = fs::read_to_string(fdinfo) else {
             continue;
         };
-        let is_lock = |line: &str| line.starts_with("lock:") && line.contains("FLOCK");
-        if fdinfo.lines().any(is_lock) {
-            return Ok(Some(true));
+        // "lock:	1: FLOCK  ADVISORY  WRITE 2197 fe:00:10010636 0 EOF"
+        let taker = fdinfo.lines().find_map(|line| {
+            let mut fields = line.strip_prefix("lock:")?.split_ascii_whitespace();
+            (fields.nth(1) == Some("FLOCK")).then(|| fields.nth(2)?.parse().ok())
+        });
+        if let Some(taker) = taker {
+            return Ok(Some(taker.unwrap_or(0)));
         }
     }
-    Ok(Some(false))
+    Ok(None)
 }
 
 /// Whether `/proc/locks` has a flock on the inode taken by the process.
@@ -156,22 +171,32 @@ fn all_pids() -> Vec<u32> {
     entries.flatten().filter_map(name).collect()
 }
 
-/// Every process, this one apart, whose descriptors hold the kernel lock. Looks at all processes:
-/// only for what is left when the named holder is gone.
-pub(crate) fn holders(file: &LockFile) -> io::Result<Vec<u32>> {
+/// Every process, this one apart, whose descriptors hold the kernel lock, with its
+/// [`taker`]. Looks at all processes: only for what is left when the named holder is gone.
+pub(crate) fn holders(file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
     let own = std::process::id();
     let mut found = Vec::new();
-    for pid in all_pids() {
-        if pid != own && holds(pid, file)? == Some(true) {
-            found.push(pid);
+    for pid in all_pids().into_iter().filter(|&pid| pid != own) {
+        if let Some(taker) = taker(pid, file)? {
+            found.push((pid, taker));
         }
     }
     Ok(found)
 }
 
+/// Whether a process leads a process group of its own and has `marker` in its environment.
+pub(crate) fn leads_group(pid: u32, marker: &str) -> bool {
+    stat(pid).is_some_and(|stat| stat.group == pid) && has_in_environment(pid, marker)
+}
+
+fn has_in_environment(pid: u32, variable: &str) -> bool {
+    fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|env| env.split(|&b| b == 0).any(|var| var == variable.as_bytes()))
+}
+
 /// Processes that a server which led the process group `group` has left behind in it: those that
-/// carry `marker` in their environment and were there before `left`.
-pub(crate) fn stragglers(group: u32, marker: &str, left: DateTime<Utc>) -> Vec<u32> {
+/// were there before `left`, and have `marker`, if one is asked for, in their environment.
+pub(crate) fn stragglers(group: u32, marker: Option<&str>, left: DateTime<Utc>) -> Vec<u32> {
     let Some(raw) = i32::try_from(group)
         .ok()
         .and_then(rustix::process::Pid::from_raw)
@@ -184,15 +209,22 @@ pub(crate) fn stragglers(group: u32, marker: &str, left: DateTime<Utc>) -> Vec<u
     }
     all_pids()
         .into_iter()
-        .filter(|&pid| {
-            stat(pid).is_some_and(|stat| {
-                stat.group == group
-                    && stat.is_alive()
-                    && stat.started().is_some_and(|started| started <= left)
-            }) && fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|env| env.split(|&b| b == 0).any(|var| var == marker.as_bytes()))
-        })
+        .filter(|&pid| is_straggler(pid, group, marker, left))
         .collect()
+}
+
+/// Whether [`stragglers`] names the process.
+pub(crate) fn is_straggler(
+    pid: u32,
+    group: u32,
+    marker: Option<&str>,
+    left: DateTime<Utc>,
+) -> bool {
+    stat(pid).is_some_and(|stat| {
+        stat.group == group
+            && stat.is_alive()
+            && stat.started().is_some_and(|started| started <= left)
+    }) && marker.is_none_or(|marker| has_in_environment(pid, marker))
 }
 
 /// A process that can't turn into another one: a pidfd, or, where the kernel or a sandbox refuses
@@ -228,9 +260,14 @@ impl ProcessHandle {
         self.pid
     }
 
-    /// Asks it to end.
-    pub(crate) fn terminate(&self) -> io::Result<()> {
-        self.signal(Signal::TERM)
+    /// Asks it to end. True: it can be asked.
+    pub(crate) fn terminate(&self) -> io::Result<bool> {
+        self.signal(Signal::TERM).map(|()| true)
+    }
+
+    /// Lets it go on if it is stopped (Ctrl-Z): it could not react otherwise.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        self.signal(Signal::CONT)
     }
 
     /// Ends it.

@@ -59,13 +59,33 @@ pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
 }
 
 /// This system does not tell.
-pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<u32>> {
+pub(crate) fn taker(_pid: u32, _file: &LockFile) -> io::Result<Option<u32>> {
+    Ok(None)
+}
+
+/// This system does not tell.
+pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
     Ok(Vec::new())
 }
 
 /// This system does not show other processes' environments.
-pub(crate) fn stragglers(_group: u32, _marker: &str, _left: DateTime<Utc>) -> Vec<u32> {
+pub(crate) fn leads_group(_pid: u32, _marker: &str) -> bool {
+    false
+}
+
+/// This system does not show other processes' environments.
+pub(crate) fn stragglers(_group: u32, _marker: Option<&str>, _left: DateTime<Utc>) -> Vec<u32> {
     Vec::new()
+}
+
+/// Whether [`stragglers`] names the process.
+pub(crate) fn is_straggler(
+    _pid: u32,
+    _group: u32,
+    _marker: Option<&str>,
+    _left: DateTime<Utc>,
+) -> bool {
+    false
 }
 
 /// A process watched by a kqueue from before it is checked, so that its end is never missed.
@@ -113,9 +133,14 @@ impl ProcessHandle {
         self.pid
     }
 
-    /// Asks it to end.
-    pub(crate) fn terminate(&self) -> io::Result<()> {
-        self.signal(Signal::SIGTERM)
+    /// Asks it to end. True: it can be asked.
+    pub(crate) fn terminate(&self) -> io::Result<bool> {
+        self.signal(Signal::SIGTERM).map(|()| true)
+    }
+
+    /// Lets it go on if it is stopped (Ctrl-Z): it could not react otherwise.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        self.signal(Signal::SIGCONT)
     }
 
     /// Ends it.

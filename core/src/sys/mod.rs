@@ -24,6 +24,8 @@ pub(crate) use macos::*;
 #[allow(unsafe_code)]
 mod windows;
 #[cfg(windows)]
+pub use windows::StopEvent;
+#[cfg(windows)]
 pub(crate) use windows::*;
 
 use chrono::{DateTime, Utc};

@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -34,10 +34,16 @@ impl Directory {
             flags |= OFlags::NOFOLLOW;
         }
         match rustix::fs::open(path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Self {
-                file: fd.into(),
-                path: path.to_path_buf(),
-            }),
+            Ok(fd) => {
+                let directory = Self {
+                    file: fd.into(),
+                    path: path.to_path_buf(),
+                };
+                if shared {
+                    directory.finish()?;
+                }
+                Ok(directory)
+            }
             Err(Errno::LOOP) | Err(Errno::NOTDIR) if path.is_symlink() => {
                 Err(refuse(path, "is a symbolic link, and may lead anywhere"))
             }
@@ -59,20 +65,12 @@ impl Directory {
         } else {
             builder.recursive(true);
         }
-        let created = match builder.create(path) {
-            Ok(()) => true,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
+        match builder.create(path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(failed(e)),
-        };
-        let directory = Self::open(path, shared)?;
-        if shared && created {
-            // The umask took the other users' bits away.
-            directory
-                .file
-                .set_permissions(Permissions::from_mode(DIRECTORY_MODE))
-                .map_err(failed)?;
         }
-        Ok(directory)
+        Self::open(path, shared)
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
@@ -82,6 +80,20 @@ impl Directory {
         })
     }
 
+    /// Opens a directory to all users whose creator was ended before it could: ours, with the
+    /// sticky bit, and without what a umask took away.
+    fn finish(&self) -> io::Result<()> {
+        let metadata = self.file.metadata().map_err(|e| at(&self.path, e))?;
+        let mode = metadata.mode() & 0o7777;
+        if metadata.uid() == effective_uid() && mode != DIRECTORY_MODE && mode & 0o1000 != 0 {
+            let mode = Permissions::from_mode(DIRECTORY_MODE);
+            self.file
+                .set_permissions(mode)
+                .map_err(|e| at(&self.path, e))?;
+        }
+        Ok(())
+    }
+
     /// Keeps systemd-tmpfiles from ageing the directory's files for as long as it stays open.
     pub(crate) fn keep(&self) {
         // Best effort: the lock does not rest on it.
@@ -89,10 +101,10 @@ impl Directory {
     }
 
     pub(crate) fn try_lock(&self, name: &str) -> io::Result<Attempt> {
-        let file = match self.create_or_open(name)? {
-            Some(Opened::File(file)) => file,
-            Some(Opened::NoDirectory) => return Ok(Attempt::NoDirectory),
-            None => return Ok(Attempt::Moved),
+        let (file, new) = match self.create_or_open(name)? {
+            Opened::File { file, new } => (file, new),
+            Opened::NoDirectory => return Ok(Attempt::NoDirectory),
+            Opened::Gone => return Ok(Attempt::Moved),
         };
         let path = self.path.join(name);
         let metadata = file.metadata().map_err(|e| at(&path, e))?;
@@ -100,7 +112,7 @@ impl Directory {
             return Ok(Attempt::Moved);
         }
         check(&path, &metadata)?;
-        let file = LockFile { file, path };
+        let file = LockFile { file, path, new };
         let locked = file.retry()?;
         if metadata.uid() != effective_uid() {
             // Only root gets here. A live holder is worth naming, a left-over not worth trusting.
@@ -123,25 +135,39 @@ impl Directory {
 
     /// Creation and opening are apart, because with `fs.protected_regular` the kernel refuses
     /// `O_CREAT` on another user's file in a sticky directory, even to root.
-    fn create_or_open(&self, name: &str) -> io::Result<Option<Opened>> {
+    fn create_or_open(&self, name: &str) -> io::Result<Opened> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let create = flags | OFlags::CREATE | OFlags::EXCL;
-        let path = || self.path.join(name);
-        match rustix::fs::openat(
-            &self.file,
-            name,
-            create,
-            Mode::from_raw_mode(FILE_MODE as _),
-        ) {
-            Ok(fd) => return Ok(Some(Opened::File(fd.into()))),
-            Err(Errno::EXIST) => {}
-            Err(Errno::NOENT) => return Ok(Some(Opened::NoDirectory)),
-            Err(e) => return Err(context(e, format!("cannot create {}", path().display()))),
-        }
-        match rustix::fs::openat(&self.file, name, flags, Mode::empty()) {
-            Ok(fd) => Ok(Some(Opened::File(fd.into()))),
-            Err(Errno::NOENT) => Ok(None),
+        let mode = Mode::from_raw_mode(FILE_MODE as _);
+        let open = || match rustix::fs::openat(&self.file, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Opened::existing(fd)),
+            Err(Errno::NOENT) => Ok(Opened::Gone),
             Err(e) => Err(self.explain(name, e)),
+        };
+        // First the case in which someone waits for the answer: a running server's file.
+        match open()? {
+            Opened::Gone => {}
+            opened => return Ok(opened),
+        }
+        match rustix::fs::openat(&self.file, name, create, mode) {
+            Ok(fd) => Ok(Opened::File {
+                file: fd.into(),
+                new: true,
+            }),
+            Err(Errno::EXIST) => open(),
+            Err(Errno::NOENT) => Ok(Opened::NoDirectory),
+            Err(e) => {
+                let path = self.path.join(name);
+                let hint = match e {
+                    Errno::ACCESS => {
+                        ", set LLMLB_LOCK_DIR to a directory you may write to, or have this one \
+                         opened by its owner (chmod 1777)"
+                    }
+                    _ => "",
+                };
+                let what = format!("cannot create {}{hint}", path.display());
+                Err(context(e, what))
+            }
         }
     }
 
@@ -155,7 +181,11 @@ impl Directory {
             Err(e) => return Err(self.explain(name, e)),
         };
         check(&path, &file.metadata().map_err(|e| at(&path, e))?)?;
-        Ok(Some(LockFile { file, path }))
+        Ok(Some(LockFile {
+            file,
+            path,
+            new: false,
+        }))
     }
 
     /// Why a file in the lock's place can't be opened.
@@ -199,8 +229,23 @@ impl AsFd for Directory {
 }
 
 enum Opened {
-    File(File),
+    File {
+        file: File,
+        /// Created by this call.
+        new: bool,
+    },
+    /// Removed in between.
+    Gone,
     NoDirectory,
+}
+
+impl Opened {
+    fn existing(fd: OwnedFd) -> Self {
+        Self::File {
+            file: fd.into(),
+            new: false,
+        }
+    }
 }
 
 /// An open lock file. The kernel lock belongs to this open file description: it ends when the
@@ -209,6 +254,7 @@ enum Opened {
 pub(crate) struct LockFile {
     file: File,
     path: PathBuf,
+    new: bool,
 }
 
 impl LockFile {
@@ -286,7 +332,25 @@ impl LockFile {
         Ok(Self {
             file: self.file.try_clone()?,
             path: self.path.clone(),
+            new: self.new,
         })
+    }
+
+    /// Whether this very call created it.
+    pub(crate) fn is_new(&self) -> bool {
+        self.new
+    }
+
+    /// Gives a lock back that was taken only to look. Never one that was kept: a child that was
+    /// forked meanwhile would keep the one and lose the other.
+    pub(crate) fn unlock(&self) {
+        // A lock that can't be given back ends with the descriptor.
+        let _ = fs2::FileExt::unlock(&self.file);
+    }
+
+    /// Leaves nothing in a file that can't be removed.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        self.file.set_len(0).map_err(|e| at(&self.path, e))
     }
 
     /// Removes the file from its directory. Only for the holder of the lock, after
@@ -340,9 +404,14 @@ fn foreign(path: &Path, uid: u32) -> io::Error {
         io::ErrorKind::PermissionDenied,
         format!(
             "{} belongs to user {}, who may have a server on this port; it was left alone: \
-             choose another port, or ask them",
+             choose another port, or ask them{}",
             path.display(),
-            user_name(uid)
+            user_name(uid),
+            if effective_uid() == 0 {
+                " (as root, `llmlb stop` removes it if it is a left-over)"
+            } else {
+                ""
+            }
         ),
     )
 }

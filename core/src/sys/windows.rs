@@ -12,7 +12,9 @@ use std::io;
 use std::mem;
 use std::os::windows::ffi::OsStringExt;
 use std::os::windows::fs::{FileExt, OpenOptionsExt};
-use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle, RawHandle};
+use std::os::windows::io::{
+    AsHandle, AsRawHandle, BorrowedHandle, FromRawHandle, OwnedHandle, RawHandle,
+};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::OnceLock;
@@ -20,15 +22,18 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use windows_sys::Win32::Foundation::{
-    ERROR_ACCESS_DENIED, ERROR_INVALID_PARAMETER, ERROR_LOCK_VIOLATION, ERROR_PATH_NOT_FOUND,
-    ERROR_SHARING_VIOLATION, FILETIME, HANDLE_FLAG_INHERIT, LocalFree, SetHandleInformation,
-    WAIT_FAILED, WAIT_OBJECT_0, WAIT_TIMEOUT,
+    ERROR_ACCESS_DENIED, ERROR_ALREADY_EXISTS, ERROR_FILE_NOT_FOUND, ERROR_INVALID_PARAMETER,
+    ERROR_LOCK_VIOLATION, ERROR_PATH_NOT_FOUND, ERROR_SHARING_VIOLATION, FILETIME, GetLastError,
+    HANDLE_FLAG_INHERIT, LocalFree, SetHandleInformation, WAIT_FAILED, WAIT_OBJECT_0, WAIT_TIMEOUT,
 };
-use windows_sys::Win32::Security::Authorization::{GetSecurityInfo, SE_FILE_OBJECT};
+use windows_sys::Win32::Security::Authorization::{
+    ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW, GetSecurityInfo,
+    SDDL_REVISION_1, SE_FILE_OBJECT,
+};
 use windows_sys::Win32::Security::{
     EqualSid, GetTokenInformation, IsWellKnownSid, LookupAccountSidW, OWNER_SECURITY_INFORMATION,
-    PSECURITY_DESCRIPTOR, PSID, TOKEN_OWNER, TOKEN_QUERY, TOKEN_USER, TokenOwner, TokenUser,
-    WinBuiltinAdministratorsSid, WinLocalSystemSid,
+    PSECURITY_DESCRIPTOR, PSID, SECURITY_ATTRIBUTES, TOKEN_OWNER, TOKEN_QUERY, TOKEN_USER,
+    TokenOwner, TokenUser, WinBuiltinAdministratorsSid, WinLocalSystemSid,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     BY_HANDLE_FILE_INFORMATION, FILE_ATTRIBUTE_DIRECTORY, FILE_ATTRIBUTE_REPARSE_POINT,
@@ -38,9 +43,9 @@ use windows_sys::Win32::Storage::FileSystem::{
     READ_CONTROL,
 };
 use windows_sys::Win32::System::Threading::{
-    GetProcessId, GetProcessTimes, OpenProcess, OpenProcessToken,
-    PROCESS_QUERY_LIMITED_INFORMATION, PROCESS_SYNCHRONIZE, PROCESS_TERMINATE, TerminateProcess,
-    WaitForSingleObject,
+    CreateEventW, EVENT_MODIFY_STATE, GetCurrentProcess, GetProcessId, GetProcessTimes, OpenEventW,
+    OpenProcess, OpenProcessToken, PROCESS_QUERY_LIMITED_INFORMATION, PROCESS_SYNCHRONIZE,
+    PROCESS_TERMINATE, SetEvent, TerminateProcess, WaitForSingleObject,
 };
 
 use super::{Attempt, Process};
@@ -294,9 +299,24 @@ impl LockFile {
         Ok(())
     }
 
+    /// Whether this very call created it; not told here.
+    pub(crate) fn is_new(&self) -> bool {
+        true
+    }
+
+    /// Gives a lock back that was taken only to look; it ends with the handle here.
+    pub(crate) fn unlock(&self) {}
+
+    /// Leaves nothing in a file that can't be removed.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        self.file()?.set_len(0)
+    }
+
     /// Removes the file from its directory. Only for the holder of the lock, after
     /// [`is_at`](Self::is_at).
     pub(crate) fn remove(&self, directory: &Directory, name: &str) -> io::Result<()> {
+        // Where a name outlives its removal until readers have left, it must not name anybody.
+        let _ = self.file()?.set_len(0);
         match std::fs::remove_file(directory.path.join(name)) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -475,21 +495,51 @@ pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
     let Ok(process) = open_process(pid, PROCESS_QUERY_LIMITED_INFORMATION) else {
         return Ok(false);
     };
-    let mut token: RawHandle = ptr::null_mut();
-    // SAFETY: the process handle is open, and the token is ours to be written.
-    let opened = unsafe { OpenProcessToken(process.as_raw_handle(), TOKEN_QUERY, &mut token) };
-    if succeeded(opened).is_err() {
+    let Ok(token) = open_token(process.as_raw_handle()) else {
         return Ok(false);
-    }
-    // SAFETY: a new handle that nobody else has.
-    let token = unsafe { OwnedHandle::from_raw_handle(token) };
+    };
     // An elevated process's files may belong to its group instead.
-    Ok(token_has(&token, TokenUser, owner.sid)? || token_has(&token, TokenOwner, owner.sid)?)
+    for class in [TokenUser, TokenOwner] {
+        // SAFETY: both are valid for as long as the values that own them.
+        if unsafe { EqualSid(token_sid(&token, class)?.get(), owner.sid) } != 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-fn token_has(token: &OwnedHandle, class: i32, sid: PSID) -> io::Result<bool> {
-    // Aligned for the pointers in it, and larger than the largest SID.
-    let mut buffer = [0u64; 32];
+fn open_token(process: RawHandle) -> io::Result<OwnedHandle> {
+    let mut token: RawHandle = ptr::null_mut();
+    // SAFETY: the process handle is open, and the token is ours to be written.
+    succeeded(unsafe { OpenProcessToken(process, TOKEN_QUERY, &mut token) })?;
+    // SAFETY: a new handle that nobody else has.
+    Ok(unsafe { OwnedHandle::from_raw_handle(token) })
+}
+
+/// A SID, with the buffer it lies in.
+struct TokenSid {
+    /// Aligned for the pointers in it, and larger than the largest SID.
+    buffer: Box<[u64; 32]>,
+    class: i32,
+}
+
+impl TokenSid {
+    fn get(&self) -> PSID {
+        let start = self.buffer.as_ptr();
+        // SAFETY: the system has filled the buffer with the structure of its class.
+        unsafe {
+            if self.class == TokenUser {
+                (*start.cast::<TOKEN_USER>()).User.Sid
+            } else {
+                (*start.cast::<TOKEN_OWNER>()).Owner
+            }
+        }
+    }
+}
+
+/// `class` is `TokenUser` or `TokenOwner`.
+fn token_sid(token: &OwnedHandle, class: i32) -> io::Result<TokenSid> {
+    let mut buffer = Box::new([0u64; 32]);
     let mut len = 0;
     // SAFETY: the handle is open, and as many bytes as stated are ours to be written.
     succeeded(unsafe {
@@ -497,20 +547,11 @@ fn token_has(token: &OwnedHandle, class: i32, sid: PSID) -> io::Result<bool> {
             token.as_raw_handle(),
             class,
             buffer.as_mut_ptr().cast(),
-            mem::size_of_val(&buffer) as u32,
+            mem::size_of_val(&*buffer) as u32,
             &mut len,
         )
     })?;
-    // SAFETY: the call has filled the buffer with the structure of its class; the SID that it
-    // points to lies in the buffer too.
-    unsafe {
-        let found = if class == TokenUser {
-            (*buffer.as_ptr().cast::<TOKEN_USER>()).User.Sid
-        } else {
-            (*buffer.as_ptr().cast::<TOKEN_OWNER>()).Owner
-        };
-        Ok(EqualSid(found, sid) != 0)
-    }
+    Ok(TokenSid { buffer, class })
 }
 
 fn open_process(pid: u32, access: u32) -> io::Result<OwnedHandle> {
@@ -585,13 +626,33 @@ pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
 }
 
 /// This system does not tell.
-pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<u32>> {
+pub(crate) fn taker(_pid: u32, _file: &LockFile) -> io::Result<Option<u32>> {
+    Ok(None)
+}
+
+/// This system does not tell.
+pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
     Ok(Vec::new())
 }
 
+/// There are no process groups.
+pub(crate) fn leads_group(_pid: u32, _marker: &str) -> bool {
+    false
+}
+
 /// There are no process groups here: what must end with its launcher is put into a job object.
-pub(crate) fn stragglers(_group: u32, _marker: &str, _left: DateTime<Utc>) -> Vec<u32> {
+pub(crate) fn stragglers(_group: u32, _marker: Option<&str>, _left: DateTime<Utc>) -> Vec<u32> {
     Vec::new()
+}
+
+/// Whether [`stragglers`] names the process.
+pub(crate) fn is_straggler(
+    _pid: u32,
+    _group: u32,
+    _marker: Option<&str>,
+    _left: DateTime<Utc>,
+) -> bool {
+    false
 }
 
 /// A process that can't turn into another one: its id is not given away while this is open.
@@ -599,6 +660,7 @@ pub(crate) fn stragglers(_group: u32, _marker: &str, _left: DateTime<Utc>) -> Ve
 pub(crate) struct ProcessHandle {
     pid: u32,
     handle: OwnedHandle,
+    created: u64,
 }
 
 impl ProcessHandle {
@@ -607,17 +669,41 @@ impl ProcessHandle {
         let Some(handle) = open_exact(pid, PROCESS_SYNCHRONIZE | PROCESS_TERMINATE)? else {
             return Ok(None);
         };
+        let created = creation_time(&handle)?;
         let ended = wait(&handle, 0)?;
-        Ok((!ended).then_some(Self { pid, handle }))
+        Ok((!ended).then_some(Self {
+            pid,
+            handle,
+            created,
+        }))
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Asks it to end.
-    pub(crate) fn terminate(&self) -> io::Result<()> {
-        self.kill()
+    /// Asks it to end. False if it does not listen, and was ended at once.
+    pub(crate) fn terminate(&self) -> io::Result<bool> {
+        let name = event_name(self.pid, self.created);
+        // SAFETY: the name ends with a zero.
+        let event = unsafe { OpenEventW(EVENT_MODIFY_STATE, 0, name.as_ptr()) };
+        if event.is_null() {
+            let e = io::Error::last_os_error();
+            if !is(&e, ERROR_FILE_NOT_FOUND) {
+                return Err(e);
+            }
+            return self.kill().map(|()| false);
+        }
+        // SAFETY: a new handle that nobody else has.
+        let event = unsafe { OwnedHandle::from_raw_handle(event) };
+        // SAFETY: the handle is open, and was opened with the right to set it.
+        succeeded(unsafe { SetEvent(event.as_raw_handle()) })?;
+        Ok(true)
+    }
+
+    /// Nothing here stops a process for a while.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        Ok(())
     }
 
     /// Ends it. A process that is gone already is no error.
@@ -631,18 +717,22 @@ impl ProcessHandle {
 
     /// Waits for its end. False when `timeout` ran out first.
     pub(crate) fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        let deadline = Instant::now().checked_add(timeout);
-        loop {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            // Rounded up, not to spin through the last millisecond; the largest number is no end.
-            let step = left.map_or(u128::MAX, |left| left.as_nanos().div_ceil(1_000_000));
-            let step = u32::try_from(step).unwrap_or(u32::MAX).min(u32::MAX - 1);
-            if wait(&self.handle, step)? {
-                return Ok(true);
-            }
-            if left.is_some_and(|left| left.is_zero()) {
-                return Ok(false);
-            }
+        wait_until(&self.handle, Instant::now().checked_add(timeout))
+    }
+}
+
+/// False when it is later than `deadline`; `None` is no end.
+fn wait_until(handle: &OwnedHandle, deadline: Option<Instant>) -> io::Result<bool> {
+    loop {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        // Rounded up, not to spin through the last millisecond; the largest number is no end.
+        let step = left.map_or(u128::MAX, |left| left.as_nanos().div_ceil(1_000_000));
+        let step = u32::try_from(step).unwrap_or(u32::MAX).min(u32::MAX - 1);
+        if wait(handle, step)? {
+            return Ok(true);
+        }
+        if left.is_some_and(|left| left.is_zero()) {
+            return Ok(false);
         }
     }
 }
@@ -655,5 +745,131 @@ pub(crate) fn terminate(pid: i32) -> io::Result<()> {
             io::ErrorKind::NotFound,
             format!("there is no process {pid}"),
         )),
+    }
+}
+
+/// The one name by which a process can be asked to end, in all sessions of the machine.
+fn event_name(pid: u32, created: u64) -> Vec<u16> {
+    let name = format!("Global\\llmlb-stop-{pid}-{created:x}\0");
+    name.encode_utf16().collect()
+}
+
+/// Memory that the system allocated for us.
+struct Local(*mut core::ffi::c_void);
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // SAFETY: allocated by the system to be freed like this, and freed here alone.
+        unsafe { LocalFree(self.0) };
+    }
+}
+
+/// Requests to end that [`stop_server`](crate::stop_server) makes of this process. Windows only:
+/// elsewhere they are SIGTERM.
+///
+/// A server that listens is asked to end, and has the time that the caller gives it; one that does
+/// not is terminated at once.
+///
+/// ```no_run
+/// # fn finish_requests() {}
+/// use llmlb_lock_core::{ServerLock, StopEvent};
+///
+/// let stop = StopEvent::listen()?;
+/// let lock = ServerLock::acquire(8000)?;
+/// stop.wait(None)?;
+/// finish_requests();
+/// lock.release()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// It is a named kernel event that belongs to this process, whatever ports it guards. Its user,
+/// administrators and the system may set it, nobody else.
+#[derive(Debug)]
+pub struct StopEvent {
+    event: OwnedHandle,
+}
+
+impl StopEvent {
+    /// Listens from now on, until it is dropped: do it before acquiring.
+    ///
+    /// # Errors
+    ///
+    /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if this process listens already; what the
+    /// system says.
+    pub fn listen() -> io::Result<Self> {
+        // SAFETY: no handle at all, but a constant that stands for this process.
+        let this = unsafe { GetCurrentProcess() };
+        let token = open_token(this)?;
+        let user = token_sid(&token, TokenUser)?;
+        let mut text: *mut u16 = ptr::null_mut();
+        // SAFETY: the SID is valid, and the pointer is ours to be written.
+        succeeded(unsafe { ConvertSidToStringSidW(user.get(), &mut text) })?;
+        let sid = Local(text.cast());
+        let len = (0..).take_while(|&i| {
+            // SAFETY: up to its zero, the string is there to be read.
+            unsafe { *sid.0.cast::<u16>().add(i) != 0 }
+        });
+        // SAFETY: as long as it was just seen to be.
+        let user = unsafe { std::slice::from_raw_parts(sid.0.cast::<u16>(), len.count()) };
+        let user = String::from_utf16_lossy(user);
+
+        // Protected, not inherited: all for the user, to set it (2) for administrators and system.
+        let access = format!("D:P(A;;GA;;;{user})(A;;0x2;;;BA)(A;;0x2;;;SY)\0");
+        let access: Vec<u16> = access.encode_utf16().collect();
+        let mut descriptor: PSECURITY_DESCRIPTOR = ptr::null_mut();
+        // SAFETY: the string ends with a zero, and the pointer is ours to be written.
+        succeeded(unsafe {
+            ConvertStringSecurityDescriptorToSecurityDescriptorW(
+                access.as_ptr(),
+                SDDL_REVISION_1,
+                &mut descriptor,
+                ptr::null_mut(),
+            )
+        })?;
+        let descriptor = Local(descriptor);
+        let attributes = SECURITY_ATTRIBUTES {
+            nLength: mem::size_of::<SECURITY_ATTRIBUTES>() as u32,
+            lpSecurityDescriptor: descriptor.0,
+            bInheritHandle: 0,
+        };
+
+        let own = open_process(std::process::id(), PROCESS_QUERY_LIMITED_INFORMATION)?;
+        let name = event_name(std::process::id(), creation_time(&own)?);
+        // SAFETY: descriptor and name outlive the call, and the name ends with a zero.
+        let event = unsafe { CreateEventW(&attributes, 0, 0, name.as_ptr()) };
+        if event.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: only reads what the call above has left.
+        let existed = unsafe { GetLastError() } == ERROR_ALREADY_EXISTS;
+        // SAFETY: a new handle that nobody else has.
+        let event = unsafe { OwnedHandle::from_raw_handle(event) };
+        if existed {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "this process listens for stop requests already",
+            ));
+        }
+        Ok(Self { event })
+    }
+
+    /// Waits for the next request, or until `timeout` has run out: then it is false. Each request
+    /// ends one wait, and one that comes while nobody waits ends the next.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        wait_until(
+            &self.event,
+            timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+        )
+    }
+}
+
+/// To wait for it beside other things: signalled by a request, until a wait takes it.
+impl AsHandle for StopEvent {
+    fn as_handle(&self) -> BorrowedHandle<'_> {
+        self.event.as_handle()
     }
 }

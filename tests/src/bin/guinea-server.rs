@@ -1,6 +1,7 @@
 //! A server to run under `llmlb serve --`, with the manners a test asks for.
 //!
-//! `guinea-server PORT [graceful=CODE] [stubborn] [exit=CODE] [worker] [daemon] [count=FILE]`
+//! `guinea-server PORT [graceful=CODE] [stubborn] [exit=CODE] [worker] [bare-worker] [daemon]
+//! [count=FILE] [slow=SECONDS]`
 
 #![allow(clippy::unwrap_used, clippy::zombie_processes)]
 
@@ -57,6 +58,14 @@ mod unix {
         if has("worker") {
             Command::new(&own).arg("sleep").spawn().unwrap();
         }
+        if has("bare-worker") {
+            // As Python's multiprocessing starts them: nothing inherited, and, with a process title
+            // set, no environment to be seen.
+            let mut worker = Command::new("bash");
+            let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; ((fd > 2)) && eval \"exec $fd>&-\"; done 2>/dev/null";
+            let script = format!("{close}; exec env -i '{}' sleep", own.display());
+            worker.args(["-c", &script]).spawn().unwrap();
+        }
         if has("daemon") {
             // In a process group of its own: no signal to the server's group reaches it.
             let mut daemon = Command::new(&own);
@@ -83,6 +92,13 @@ mod unix {
             if let Some(file) = value("count=") {
                 let mut file = OpenOptions::new().append(true).create(true).open(file);
                 writeln!(file.as_mut().unwrap(), "{signal}").unwrap();
+            }
+            if let Some(seconds) = value("slow=") {
+                thread::sleep(std::time::Duration::from_secs(seconds.parse().unwrap()));
+                let mut file = OpenOptions::new()
+                    .append(true)
+                    .open(value("count=").unwrap());
+                writeln!(file.as_mut().unwrap(), "drained").unwrap();
             }
             if signal == Signal::SIGTERM {
                 exit(value("graceful=").map_or(0, |code| code.parse().unwrap()));

@@ -1,0 +1,122 @@
+//! What the README shows is what happens.
+
+use std::process::Command;
+
+use llmlb_tests::{Finished, Running, Sandbox, free_port, llmlb_binary};
+
+const README: &str = include_str!("../../README.md");
+const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
+
+/// The fenced blocks of a language.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    README
+        .split(&fence)
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect()
+}
+
+#[test]
+fn the_rust_program_is_the_example_and_runs() {
+    assert_eq!(
+        blocks("rust"),
+        [include_str!("../../examples/rust/guard.rs")]
+    );
+    let sandbox = Sandbox::new();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["run", "--quiet", "-p", "llmlb-lock-core"]);
+    cargo.args(["--example", "guard", "--target-dir"]);
+    cargo.arg(llmlb_binary().ancestors().nth(2).unwrap());
+    cargo.env("LLMLB_LOCK_DIR", sandbox.path());
+    let printed = Finished::of(cargo.output().unwrap()).expect(0);
+    let path = sandbox.lock_file(8000);
+    let expected = format!("guarding 8000 with {}\n", path.display());
+    assert_eq!(printed.stdout, expected);
+    assert!(!path.exists());
+}
+
+#[test]
+fn the_session_at_its_top_goes_as_shown() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let shown = blocks("console")[0];
+    let (first, rest) = shown.split_once('\n').unwrap();
+    let first = first.strip_prefix("$ llmlb ").unwrap();
+    let command = "vllm serve MODEL --host {host} --port {port}";
+    assert_eq!(first, format!("serve --port 8000 -- {command}"));
+    let _server = sandbox.supervise(port, &[], &[GUINEA, "{port}"]);
+    let pid = sandbox.named_pid(port);
+
+    let mut happened = String::new();
+    for line in rest.lines().filter_map(|line| line.strip_prefix("$ ")) {
+        let args = line.replace("8000", &port.to_string());
+        let args = args.split(' ').skip(1).map(str::to_owned);
+        let finished = sandbox.run(args);
+        happened += &format!("$ {line}\n{}{}", finished.stdout, finished.stderr);
+    }
+    let info: Vec<&str> = happened.split("started: ").collect();
+    let started = info[1].split('Z').next().unwrap().to_owned();
+    let normal = |text: &str| {
+        let words = text
+            .replace(&port.to_string(), "8000")
+            .replace(&pid.to_string(), "12345")
+            .replace(&started, "2026-01-30T12:00:00");
+        // The table is as wide as its numbers.
+        let lines = words.lines().map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.join(" ")
+        });
+        lines.collect::<Vec<_>>()
+    };
+    let local_times = |lines: Vec<String>| -> Vec<String> {
+        let is_row = |line: &String| line.starts_with("8000 ");
+        lines.into_iter().filter(|line| !is_row(line)).collect()
+    };
+    assert_eq!(local_times(normal(&happened)), local_times(normal(rest)));
+    assert!(happened.contains("Running"), "{happened}");
+}
+
+#[test]
+fn the_command_lines_do_what_their_comments_say() {
+    let shown = blocks("sh")
+        .into_iter()
+        .find(|block| block.starts_with("llmlb serve"))
+        .unwrap();
+    let lines: Vec<&str> = shown
+        .lines()
+        .map(|line| line.split(" #").next().unwrap().trim())
+        .collect();
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let args = |line: &str| -> Vec<String> {
+        let line = line
+            .replace("8000", &port.to_string())
+            .replace("COMMAND ARGS...", &format!("{GUINEA} {{port}} graceful=0"));
+        line.split(' ').skip(1).map(str::to_owned).collect()
+    };
+    let mut next = lines.into_iter();
+    let mut line = || args(next.next().unwrap());
+
+    let start = |args: Vec<String>| Running::start(&mut sandbox.llmlb(args));
+    let mut built_in = start(line());
+    built_in.expect_log("listening on");
+    drop(built_in);
+    let mut guarded = start(line());
+    guarded.expect_output("ready");
+    let mut waiting = start(line());
+    waiting.expect_log("Waiting");
+    drop(guarded);
+    sandbox.run(["stop", "--port", &port.to_string()]).expect(0);
+    waiting.expect_log("listening on");
+    let mut replacing = start(line());
+    replacing.expect_log("listening on");
+    waiting.finish().expect(0);
+    for _ in 0..2 {
+        let status = sandbox.run(line()).expect(0);
+        assert!(status.stdout.contains(&replacing.pid().to_string()));
+    }
+    sandbox.run(line()).expect(0);
+    replacing.finish().expect(0);
+    sandbox.run(line()).expect(0);
+}

@@ -1,0 +1,217 @@
+//! What went wrong once.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use llmlb_tests::{
+    Finished, Running, Sandbox, free_port, is_alive, llmlb_binary, signal_pid, wait_until,
+};
+use nix::sys::signal::Signal;
+
+const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
+
+#[test]
+fn a_time_at_the_end_of_the_calendar_overflows_nothing() {
+    let sandbox = Sandbox::new();
+    for year in ["+262142", "-262143"] {
+        let port = free_port();
+        let json = format!(r#"{{"pid":1,"started_at":"{year}-12-31T23:59:59Z","port":{port}}}"#);
+        let port_arg = port.to_string();
+        fs::write(sandbox.lock_file(port), &json).unwrap();
+        let mut status = sandbox.llmlb(["status", "--all"]);
+        let listed = Finished::of(status.env("TZ", "Asia/Tokyo").output().unwrap());
+        assert!(listed.expect(0).stdout.contains("Stale"));
+        sandbox.run(["stop", "--port", &port_arg]).expect(0);
+        fs::write(sandbox.lock_file(port), &json).unwrap();
+        sandbox.serve(port);
+    }
+}
+
+#[test]
+fn nohup_holds_for_the_server_too() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut nohup = Command::new("nohup");
+    nohup
+        .arg(llmlb_binary())
+        .env("LLMLB_LOCK_DIR", sandbox.path());
+    nohup.args(["serve", "--port", &port.to_string(), "--", GUINEA, "{port}"]);
+    let mut llmlb = Running::start(&mut nohup);
+    llmlb.expect_output("ready");
+    let server = sandbox.named_pid(port);
+    llmlb.signal(Signal::SIGHUP);
+    signal_pid(server, Signal::SIGHUP);
+    // One that can't be ignored comes after those, and is what ends it.
+    llmlb.signal(Signal::SIGTERM);
+    assert_eq!(llmlb.wait().code(), Some(128 + 15));
+}
+
+#[test]
+fn a_wrapper_that_ends_first_does_not_cut_the_drain_short() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let log = sandbox.path().join("signals");
+    let script = format!("'{GUINEA}' {port} slow=2 count='{}'; true", log.display());
+    for by_stop in [true, false] {
+        let _ = fs::remove_file(&log);
+        let llmlb = sandbox.supervise(port, &["--drain-timeout", "60"], &["sh", "-c", &script]);
+        if by_stop {
+            let stop = ["stop", "--port", &port.to_string(), "--timeout", "60"];
+            sandbox.run(stop).expect(0);
+        } else {
+            llmlb.signal(Signal::SIGTERM);
+        }
+        llmlb.finish();
+        // It had the time it takes, and was asked once.
+        assert_eq!(fs::read_to_string(&log).unwrap(), "SIGTERM\ndrained\n");
+    }
+}
+
+#[test]
+fn workers_that_closed_the_lock_and_lost_their_environment_are_ended() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let command = [GUINEA, "{port}", "graceful=0", "bare-worker"];
+    let mut llmlb = sandbox.llmlb(["serve", "--port", &port.to_string(), "--"]);
+    let mut llmlb = Running::start(llmlb.args(command));
+    let worker = llmlb.expect_output("worker");
+    let worker: u32 = worker.split(' ').nth(1).unwrap().parse().unwrap();
+    llmlb.expect_log("Guarding");
+    wait_until("the server to listen", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+    });
+    llmlb.signal(Signal::SIGKILL);
+    llmlb.wait();
+    sandbox.run(["stop", "--port", &port.to_string()]).expect(0);
+    wait_until("the worker to end", || (!is_alive(worker)).then_some(()));
+}
+
+#[test]
+fn stop_continues_what_was_stopped() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}", "graceful=0"]);
+    signal_pid(sandbox.named_pid(port), Signal::SIGSTOP);
+    llmlb.signal(Signal::SIGSTOP);
+    let stop = ["stop", "--port", &port.to_string(), "--timeout", "60"];
+    sandbox.run(stop).expect(0);
+    llmlb.finish().expect(0);
+    assert!(!sandbox.lock_file(port).exists());
+}
+
+#[test]
+fn a_launcher_that_clears_up_is_named() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let command = [GUINEA, "{port}", "worker"];
+    let mut llmlb = sandbox.supervise(port, &["--drain-timeout", "60"], &command);
+    signal_pid(sandbox.named_pid(port), Signal::SIGKILL);
+    // The worker ignores SIGTERM and has a minute.
+    wait_until("the launcher to be named", || {
+        (sandbox.named_pid(port) == llmlb.pid()).then_some(())
+    });
+    let refused = sandbox
+        .run(["serve", "--port", &port.to_string()])
+        .expect(1);
+    let named = format!("(PID: {},", llmlb.pid());
+    assert!(refused.stderr.contains(&named), "{refused:?}");
+    // It has asked already: one signal is enough to end the patience.
+    llmlb.signal(Signal::SIGTERM);
+    assert_eq!(llmlb.wait().code(), Some(128 + 9));
+    assert!(!sandbox.lock_file(port).exists());
+}
+
+#[test]
+fn a_stderr_that_nobody_reads_changes_no_exit_code() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let _server = sandbox.serve(port);
+    let mut refused = sandbox.llmlb(["serve", "--port", &port.to_string()]);
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    refused.stderr(Stdio::from(writer));
+    assert_eq!(refused.status().unwrap().code(), Some(1));
+}
+
+#[test]
+fn an_endless_drain_is_no_overflow() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let command = [GUINEA, "{port}", "graceful=5"];
+    let llmlb = sandbox.supervise(port, &["--drain-timeout", "1e19"], &command);
+    llmlb.signal(Signal::SIGTERM);
+    llmlb.finish().expect(5);
+}
+
+#[test]
+fn nothing_behind_the_dashes_is_a_usage_error() {
+    let sandbox = Sandbox::new();
+    let refused = sandbox.run(["serve", "--port", "0", "--"]).expect(2);
+    assert!(refused.stderr.contains("no command"), "{refused:?}");
+}
+
+#[test]
+fn a_script_without_its_interpreter_is_not_a_missing_command() {
+    use std::os::unix::fs::PermissionsExt;
+    let sandbox = Sandbox::new();
+    let script = sandbox.path().join("script");
+    fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let serve = ["serve", "--port", "0", "--", script.to_str().unwrap()];
+    let failed = sandbox.run(serve).expect(126);
+    assert!(failed.stderr.contains("interpreter"), "{failed:?}");
+}
+
+#[test]
+fn brackets_around_an_address_are_understood() {
+    let sandbox = Sandbox::new();
+    if std::net::TcpListener::bind(("::1", 0)).is_ok() {
+        let mut server = sandbox.llmlb(["serve", "--port", "0", "--host", "[::1]"]);
+        Running::start(&mut server).expect_log("listening on [::1]:");
+    }
+}
+
+#[test]
+fn no_signal_is_lost_between_fork_and_exec() {
+    let sandbox = Sandbox::new();
+    for _ in 0..30 {
+        let port = free_port();
+        let mut llmlb = sandbox.llmlb(["serve", "--port", &port.to_string()]);
+        llmlb.args(["--", "sh", "-c", "echo $$; exec sleep 600"]);
+        let mut llmlb = Running::start(llmlb.args([] as [&str; 0]));
+        let own = llmlb.pid();
+        // As soon as the file names the child, it can be signalled.
+        let server = wait_until("the child to be named", || {
+            let text = fs::read_to_string(sandbox.lock_file(port)).ok()?;
+            let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+            let pid = u32::try_from(json["pid"].as_u64()?).ok()?;
+            (pid != own).then_some(pid)
+        });
+        signal_pid(server, Signal::SIGTERM);
+        assert_eq!(llmlb.wait().code(), Some(128 + 15));
+    }
+}
+
+#[test]
+fn as_pid_1_it_takes_orphans_away() {
+    let sandbox = Sandbox::new();
+    let mut unshare = Command::new("unshare");
+    unshare
+        .args(["--pid", "--fork", "--mount-proc"])
+        .arg(llmlb_binary());
+    unshare.args(["serve", "--port", "0", "--drain-timeout", "60", "--"]);
+    unshare.args(["sh", "-c", "sleep 600 & exit 3"]);
+    unshare.env("LLMLB_LOCK_DIR", sandbox.path());
+    let mut child = match unshare.stderr(Stdio::piped()).spawn() {
+        Ok(child) => child,
+        Err(_) => return, // no such tool here
+    };
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    let lines: Vec<String> = stderr.lines().map_while(Result::ok).collect();
+    if lines.iter().any(|line| line.contains("unshare")) {
+        child.wait().unwrap();
+        return; // not permitted here
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(3), "{lines:?}");
+}
