@@ -91,6 +91,7 @@ def test_ctrl_c(port: int, wait: str) -> None:
     code = f"""
 import os, signal, sys, threading, llmlb_lock
 port = int(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     llmlb_lock.{wait}
