@@ -90,16 +90,30 @@ pub(crate) struct Shutdown {
     ctrl_c: tokio::signal::windows::CtrlC,
     ctrl_break: tokio::signal::windows::CtrlBreak,
     ctrl_close: tokio::signal::windows::CtrlClose,
+    ctrl_shutdown: tokio::signal::windows::CtrlShutdown,
+    requests: tokio::sync::mpsc::UnboundedReceiver<()>,
 }
 
 #[cfg(windows)]
 impl Shutdown {
     pub(crate) fn listen() -> io::Result<Self> {
-        use tokio::signal::windows::{ctrl_break, ctrl_c, ctrl_close};
+        use tokio::signal::windows::{ctrl_break, ctrl_c, ctrl_close, ctrl_shutdown};
+        let event = llmlb_lock_core::StopEvent::listen()?;
+        let (sender, requests) = tokio::sync::mpsc::unbounded_channel();
+        // Ends with the process.
+        std::thread::Builder::new()
+            .name("stop-requests".to_owned())
+            .spawn(
+                move || {
+                    while event.wait(None).is_ok() && sender.send(()).is_ok() {}
+                },
+            )?;
         Ok(Self {
             ctrl_c: ctrl_c()?,
             ctrl_break: ctrl_break()?,
             ctrl_close: ctrl_close()?,
+            ctrl_shutdown: ctrl_shutdown()?,
+            requests,
         })
     }
 
@@ -109,6 +123,8 @@ impl Shutdown {
             _ = self.ctrl_c.recv() => 2,
             _ = self.ctrl_break.recv() => 15,
             _ = self.ctrl_close.recv() => 15,
+            _ = self.ctrl_shutdown.recv() => 15,
+            Some(()) = self.requests.recv() => 15,
         }
     }
 }

@@ -196,32 +196,46 @@ fn local_addresses() -> Vec<IpAddr> {
         IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(Ipv6Addr::LOCALHOST),
     ];
-    #[cfg(unix)]
-    if let Ok(interfaces) = nix::ifaddrs::getifaddrs() {
-        for address in interfaces.filter_map(|interface| interface.address) {
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            // A link-local address is of no use without its interface.
-            let v6 = address
-                .as_sockaddr_in6()
-                .map(|a| a.ip())
-                .filter(|ip| !ip.is_unicast_link_local())
-                .map(IpAddr::V6);
-            if let Some(ip) = v4.or(v6)
-                && !addresses.contains(&ip)
-            {
-                addresses.push(ip);
-            }
+    for ip in interface_addresses() {
+        if !addresses.contains(&ip) {
+            addresses.push(ip);
         }
     }
     addresses
+}
+
+#[cfg(unix)]
+fn interface_addresses() -> Vec<IpAddr> {
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    let addresses = interfaces.filter_map(|interface| interface.address);
+    let ip = |address: nix::sys::socket::SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+        // A link-local address is of no use without its interface.
+        let v6 = address
+            .as_sockaddr_in6()
+            .map(|a| a.ip())
+            .filter(|ip| !ip.is_unicast_link_local())
+            .map(IpAddr::V6);
+        v4.or(v6)
+    };
+    addresses.filter_map(ip).collect()
+}
+
+/// Windows takes two seconds to tell that nobody listens on a port: the loopback must do.
+#[cfg(windows)]
+fn interface_addresses() -> Vec<IpAddr> {
+    Vec::new()
 }
 
 fn accepts(port: u16, addresses: &[IpAddr]) -> bool {
     addresses.iter().any(|&ip| {
         match TcpStream::connect_timeout(&SocketAddr::new(ip, port), CONNECT_TIMEOUT) {
             Ok(_) => true,
-            // Nobody there is refused at once: this one listens, and is too busy to answer.
-            Err(e) => e.kind() == io::ErrorKind::TimedOut && ip.is_loopback(),
+            // Nobody there is refused at once: this one listens, and is too busy to answer. Windows
+            // asks for two seconds before it believes that nobody is there.
+            Err(e) => cfg!(unix) && e.kind() == io::ErrorKind::TimedOut && ip.is_loopback(),
         }
     })
 }

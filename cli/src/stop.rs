@@ -46,6 +46,11 @@ fn stop_one(
     spinner.finish_and_clear();
     match outcome? {
         StopOutcome::Stopped { forced: false, .. } => output::line("Server stopped successfully"),
+        // Without being told to, core kills on Windows alone.
+        StopOutcome::Stopped { info, forced: true } if !options.force => output::line(&format!(
+            "Server terminated: it does not listen for stop requests (PID: {})",
+            info.pid
+        )),
         StopOutcome::Stopped { info, forced: true } => output::line(&format!(
             "Server killed: it did not stop within {:?} (PID: {})",
             options.timeout, info.pid

@@ -667,6 +667,20 @@ mod windows {
     }
 
     #[test]
+    fn a_launcher_can_ask_as_well() {
+        let (dir, _locks) = sandbox();
+        let mut server = listening(dir.path(), "obedient");
+        assert!(StopEvent::request(server.pid()).unwrap());
+        assert_eq!(server.hear(), "asked");
+        assert_eq!(server.child.wait().unwrap().code(), Some(7));
+        let gone = StopEvent::request(server.pid()).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+        let mut deaf = Actor::holding(dir.path());
+        assert!(!StopEvent::request(deaf.pid()).unwrap());
+        assert_eq!(deaf.ask("still there"), "still there");
+    }
+
+    #[test]
     fn programs_that_do_not_share_deletion_can_read_a_held_file() {
         let (dir, locks) = sandbox();
         let _holder = Actor::holding(dir.path());

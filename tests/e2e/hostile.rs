@@ -1,12 +1,13 @@
 //! Files that nobody sane would write, met by the three commands.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+#[cfg(unix)]
+use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
-use llmlb_tests::{Running, Sandbox, free_port, is_alive};
-use nix::sys::signal::Signal;
-use nix::sys::stat::Mode;
+use llmlb_tests::{Sandbox, free_port, is_alive};
+
+const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
 
 fn lock_json(pid: &str, port: u16) -> String {
     format!(r#"{{"pid":{pid},"started_at":"2026-01-30T12:00:00Z","port":{port}}}"#)
@@ -27,7 +28,6 @@ fn content_that_names_nobody_stops_nothing_and_is_recovered() {
             let port = free_port();
             let file = sandbox.lock_file(port);
             fs::write(&file, &content).unwrap();
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
             match command {
                 "status" => {
                     let args = ["status", "--port", &port.to_string()];
@@ -62,7 +62,9 @@ fn pids_that_kill_takes_for_everybody_are_nobody() {
 fn a_process_that_is_named_and_does_not_hold_the_lock_is_not_signalled() {
     let sandbox = Sandbox::new();
     let port = free_port();
-    let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
+    let mut bystander = Command::new(GUINEA);
+    bystander.arg("sleep").stdout(Stdio::null());
+    let mut bystander = bystander.spawn().unwrap();
     let now = chrono::Utc::now().to_rfc3339();
     let json = format!(
         r#"{{"pid":{},"started_at":"{now}","port":{port}}}"#,
@@ -82,13 +84,21 @@ fn what_is_no_lock_file_is_refused_by_name_and_left_alone() {
     let sandbox = Sandbox::new();
     let target = sandbox.path().join("target");
     fs::write(&target, "precious").unwrap();
-    for kind in ["symlink", "dangling", "fifo", "directory", "hard link"] {
+    let kinds: &[&str] = if cfg!(unix) {
+        &["symlink", "dangling", "fifo", "directory", "hard link"]
+    } else {
+        &["directory", "hard link"]
+    };
+    for &kind in kinds {
         let port = free_port();
         let file = sandbox.lock_file(port);
         match kind {
+            #[cfg(unix)]
             "symlink" => symlink(&target, &file).unwrap(),
+            #[cfg(unix)]
             "dangling" => symlink(sandbox.path().join("nowhere"), &file).unwrap(),
-            "fifo" => nix::unistd::mkfifo(&file, Mode::S_IRWXU).unwrap(),
+            #[cfg(unix)]
+            "fifo" => nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap(),
             "directory" => fs::create_dir(&file).unwrap(),
             _ => fs::hard_link(&target, &file).unwrap(),
         }
@@ -124,6 +134,7 @@ fn a_lock_directory_that_cannot_be_used_is_a_clear_error() {
     }
 }
 
+#[cfg(unix)] // symbolic links
 #[test]
 fn the_default_directory_is_never_a_symbolic_link() {
     let sandbox = Sandbox::new();
@@ -141,8 +152,10 @@ fn the_default_directory_is_never_a_symbolic_link() {
     assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
 }
 
+#[cfg(unix)] // modes
 #[test]
 fn an_unset_lock_directory_is_llmlb_in_the_temporary_one_for_all_users() {
+    use std::os::unix::fs::PermissionsExt;
     let sandbox = Sandbox::new();
     let temporary = sandbox.path().join("tmp");
     fs::create_dir(&temporary).unwrap();
@@ -151,12 +164,12 @@ fn an_unset_lock_directory_is_llmlb_in_the_temporary_one_for_all_users() {
     command
         .env_remove("LLMLB_LOCK_DIR")
         .env("TMPDIR", &temporary);
-    let mut server = Running::start(command.stdin(Stdio::null()));
+    let mut server = llmlb_tests::Running::start(command.stdin(Stdio::null()));
     server.expect_log("listening on");
     let directory = temporary.join("llmlb");
     let mode = fs::metadata(&directory).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o1777);
     assert!(directory.join(format!("serve_{port}.lock")).exists());
-    server.signal(Signal::SIGTERM);
+    server.ask_to_end();
     server.finish().expect(0);
 }

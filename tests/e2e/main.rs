@@ -1,14 +1,19 @@
 //! The `llmlb` program, run as its users run it.
 
-#![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod hostile;
 mod readme;
+// Signals, process groups and interpreters.
+#[cfg(unix)]
 mod regressions;
 mod serve;
 mod status;
 mod stop;
 mod stories;
 mod supervise;
+// Pseudo-terminals.
+#[cfg(unix)]
 mod terminal;
+#[cfg(windows)]
+mod windows;

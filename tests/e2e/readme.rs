@@ -1,8 +1,11 @@
 //! What the README shows is what happens.
 
+#[cfg(unix)]
 use std::process::Command;
 
-use llmlb_tests::{Finished, Running, Sandbox, free_port, llmlb_binary};
+#[cfg(unix)]
+use llmlb_tests::{Finished, llmlb_binary};
+use llmlb_tests::{Running, Sandbox, free_port};
 
 const README: &str = include_str!("../../README.md");
 const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
@@ -17,6 +20,7 @@ fn blocks(language: &str) -> Vec<&'static str> {
         .collect()
 }
 
+#[cfg(unix)] // runs cargo, which under wine is none
 #[test]
 fn the_rust_program_is_the_example_and_runs() {
     assert_eq!(
@@ -52,6 +56,7 @@ fn the_programs_are_those_of_the_languages_documents() {
     shown("python", include_str!("../../python/README.md"));
 }
 
+#[cfg(unix)] // as shown on Unix, where the server takes the lock over
 #[test]
 fn the_session_at_its_top_goes_as_shown() {
     let sandbox = Sandbox::new();

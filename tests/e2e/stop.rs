@@ -1,8 +1,6 @@
 use std::fs;
-use std::process::Command;
 
 use llmlb_tests::{Running, Sandbox, free_port, is_alive, wait_until};
-use nix::sys::signal::Signal;
 
 const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
 
@@ -27,8 +25,7 @@ fn a_stale_file_is_removed_with_a_warning() {
     let sandbox = Sandbox::new();
     let port = free_port();
     let mut killed = sandbox.serve(port);
-    killed.signal(Signal::SIGKILL);
-    killed.wait();
+    killed.kill();
     let stopped = sandbox.run(["stop", "-p", &port.to_string()]).expect(0);
     let none = format!("No server running on port {port}");
     assert!(stopped.stdout.starts_with(&none), "{stopped:?}");
@@ -58,7 +55,11 @@ fn a_server_that_takes_too_long_is_left_running_and_said_so() {
     let killed = sandbox
         .run(["stop", "-p", &port_arg, "-t", "0.1", "--force"])
         .expect(0);
-    assert!(killed.stdout.contains("killed"), "{killed:?}");
+    // On Windows llmlb itself is asked, a second time here, and so kills the server by itself.
+    assert!(
+        killed.stdout.contains("killed") || cfg!(windows),
+        "{killed:?}"
+    );
     assert!(!is_alive(server));
     assert!(!sandbox.lock_file(port).exists());
 }
@@ -96,6 +97,7 @@ fn all_tells_of_each_that_failed() {
     stopping.finish().expect(0);
 }
 
+#[cfg(unix)] // needs a shell
 #[test]
 fn a_reader_that_leaves_does_not_keep_stop_from_stopping() {
     let sandbox = Sandbox::new();
@@ -105,7 +107,7 @@ fn a_reader_that_leaves_does_not_keep_stop_from_stopping() {
         "'{}' stop -p {port} | true; exit ${{PIPESTATUS[0]}}",
         llmlb_tests::llmlb_binary().display()
     );
-    let mut shell = Command::new("bash");
+    let mut shell = std::process::Command::new("bash");
     shell
         .args(["-c", &stop])
         .env("LLMLB_LOCK_DIR", sandbox.path());

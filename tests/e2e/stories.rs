@@ -1,10 +1,8 @@
 //! The five user stories, word for word.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use llmlb_tests::{Running, Sandbox, free_port, http_get, wait_until};
-use nix::sys::signal::Signal;
 
 #[test]
 fn a_duplicate_start_is_refused_naming_the_holder_and_how_to_stop_it() {
@@ -79,8 +77,7 @@ fn after_kill_9_the_next_start_recovers_by_itself() {
     let sandbox = Sandbox::new();
     let port = free_port();
     let mut killed = sandbox.serve(port);
-    killed.signal(Signal::SIGKILL);
-    killed.wait();
+    killed.kill();
     assert!(sandbox.lock_file(port).exists(), "nobody could clean up");
 
     let mut next = sandbox.llmlb(["serve", "--port", &port.to_string()]);
@@ -94,7 +91,20 @@ fn after_kill_9_the_next_start_recovers_by_itself() {
 }
 
 #[test]
+fn asked_to_end_it_shuts_down_cleanly_and_gives_the_lock_back() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut server = sandbox.serve(port);
+    server.ask_to_end();
+    server.expect_log("Received shutdown signal, cleaning up...");
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(!sandbox.lock_file(port).exists());
+}
+
+#[cfg(unix)] // signals
+#[test]
 fn sigterm_and_sigint_shut_down_cleanly_and_give_the_lock_back() {
+    use nix::sys::signal::Signal;
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let sandbox = Sandbox::new();
         let port = free_port();
@@ -108,8 +118,10 @@ fn sigterm_and_sigint_shut_down_cleanly_and_give_the_lock_back() {
     }
 }
 
+#[cfg(unix)] // modes
 #[test]
 fn the_lock_file_is_private() {
+    use std::os::unix::fs::PermissionsExt;
     let sandbox = Sandbox::new();
     let port = free_port();
     let _server = sandbox.serve(port);

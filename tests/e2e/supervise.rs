@@ -1,16 +1,20 @@
 //! `llmlb serve -- COMMAND`: any server under the guard.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+#[cfg(unix)]
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
 
-use llmlb_tests::{Finished, Running, Sandbox, free_port, is_alive, signal_pid, wait_until};
+#[cfg(unix)]
+use llmlb_tests::{Running, signal_pid, wait_until};
+use llmlb_tests::{Sandbox, free_port, is_alive};
+#[cfg(unix)]
 use nix::sys::signal::Signal;
 
 const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
+/// What a killed server ends with.
+const KILLED: i32 = if cfg!(unix) { 128 + 9 } else { 1 };
 
+#[cfg(unix)]
 fn pid_in(line: &str) -> u32 {
     line.split(' ').nth(1).unwrap().parse().unwrap()
 }
@@ -21,7 +25,8 @@ fn the_command_holds_the_lock_and_stop_stops_it() {
     let port = free_port();
     let llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}", "graceful=0"]);
     let server = sandbox.named_pid(port);
-    assert_ne!(server, llmlb.pid());
+    // On Windows llmlb stays the holder, as the server ends with it.
+    assert_eq!(server == llmlb.pid(), cfg!(windows));
     let refused = sandbox
         .run(["serve", "--port", &port.to_string()])
         .expect(1);
@@ -51,6 +56,7 @@ fn it_ends_with_the_code_of_the_command() {
     assert_eq!(fs::read_dir(sandbox.path()).unwrap().count(), 0);
 }
 
+#[cfg(unix)] // signals
 #[test]
 fn a_command_that_a_signal_ended_is_128_and_the_signal() {
     for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGABRT] {
@@ -83,7 +89,6 @@ fn a_command_that_cannot_be_executed_is_126() {
     let sandbox = Sandbox::new();
     let file = sandbox.path().join("plain-file");
     fs::write(&file, "no program").unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     let port = free_port();
     let port_arg = port.to_string();
     let failed = sandbox
@@ -93,6 +98,7 @@ fn a_command_that_cannot_be_executed_is_126() {
     assert!(!sandbox.lock_file(port).exists());
 }
 
+#[cfg(unix)] // needs a shell; windows.rs has its own
 #[test]
 fn placeholders_and_environment_tell_the_command_where() {
     let sandbox = Sandbox::new();
@@ -121,14 +127,17 @@ fn placeholders_and_environment_tell_the_command_where() {
     );
 }
 
+#[cfg(unix)] // needs a shell
 #[test]
 fn stdin_stdout_and_stderr_pass_through() {
+    use std::io::Write;
+    use std::process::Stdio;
     let sandbox = Sandbox::new();
     let mut command = sandbox.llmlb(["serve", "--port", "0", "--", "sh", "-c", "cat; echo e >&2"]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut llmlb = command.stderr(Stdio::piped()).spawn().unwrap();
     llmlb.stdin.take().unwrap().write_all(b"hello").unwrap();
-    let printed = Finished::of(llmlb.wait_with_output().unwrap()).expect(0);
+    let printed = llmlb_tests::Finished::of(llmlb.wait_with_output().unwrap()).expect(0);
     assert_eq!(printed.stdout, "hello");
     assert!(
         printed.stderr.lines().any(|line| line == "e"),
@@ -136,6 +145,7 @@ fn stdin_stdout_and_stderr_pass_through() {
     );
 }
 
+#[cfg(unix)] // on Windows the server ends with llmlb: see windows.rs
 #[test]
 fn kill_9_of_llmlb_leaves_the_port_guarded_as_long_as_the_server_lives() {
     let sandbox = Sandbox::new();
@@ -155,6 +165,7 @@ fn kill_9_of_llmlb_leaves_the_port_guarded_as_long_as_the_server_lives() {
     sandbox.serve(port);
 }
 
+#[cfg(unix)] // on Windows the server ends with llmlb: see windows.rs
 #[test]
 fn a_server_that_dies_after_its_launcher_leaves_a_port_that_recovers() {
     let sandbox = Sandbox::new();
@@ -168,6 +179,7 @@ fn a_server_that_dies_after_its_launcher_leaves_a_port_that_recovers() {
     sandbox.serve(port);
 }
 
+#[cfg(unix)] // signals
 #[test]
 fn sigterm_and_sigint_reach_the_command() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -190,8 +202,8 @@ fn a_stubborn_command_is_killed_after_the_drain_timeout() {
         &["--drain-timeout", "0.1"],
         &[GUINEA, "{port}", "stubborn", "worker"],
     );
-    llmlb.signal(Signal::SIGTERM);
-    llmlb.finish().expect(128 + 9);
+    llmlb.ask_to_end();
+    llmlb.finish().expect(KILLED);
     assert!(!sandbox.lock_file(port).exists());
 }
 
@@ -204,14 +216,15 @@ fn a_second_signal_kills_at_once() {
         &["--drain-timeout", "86400"],
         &[GUINEA, "{port}", "stubborn"],
     );
-    llmlb.signal(Signal::SIGINT);
+    llmlb.ask_to_end();
     llmlb.expect_log("Received shutdown signal");
-    llmlb.signal(Signal::SIGTERM);
-    llmlb.finish().expect(128 + 9);
+    llmlb.ask_to_end();
+    llmlb.finish().expect(KILLED);
     assert!(!sandbox.lock_file(port).exists());
 }
 
 /// A server with processes that ignore SIGTERM and SIGINT, in its group and outside of it.
+#[cfg(unix)]
 fn with_left_behind(sandbox: &Sandbox, port: u16) -> (Running, [u32; 2]) {
     let command = [GUINEA, "{port}", "graceful=0", "worker", "daemon"];
     let port_arg = port.to_string();
@@ -231,6 +244,7 @@ fn with_left_behind(sandbox: &Sandbox, port: u16) -> (Running, [u32; 2]) {
     (llmlb, workers.try_into().unwrap())
 }
 
+#[cfg(unix)]
 fn expect_all_gone(sandbox: &Sandbox, port: u16, workers: [u32; 2]) {
     for worker in workers {
         wait_until("the worker to be gone", || {
@@ -241,6 +255,7 @@ fn expect_all_gone(sandbox: &Sandbox, port: u16, workers: [u32; 2]) {
     sandbox.serve(port);
 }
 
+#[cfg(unix)] // process groups; windows.rs has its own
 #[test]
 fn what_the_server_leaves_behind_is_ended_with_it() {
     let sandbox = Sandbox::new();
@@ -251,6 +266,7 @@ fn what_the_server_leaves_behind_is_ended_with_it() {
     expect_all_gone(&sandbox, port, workers);
 }
 
+#[cfg(unix)] // process groups; windows.rs has its own
 #[test]
 fn also_when_the_server_ends_by_itself() {
     let sandbox = Sandbox::new();
@@ -261,6 +277,7 @@ fn also_when_the_server_ends_by_itself() {
     expect_all_gone(&sandbox, port, workers);
 }
 
+#[cfg(unix)] // on Windows the server ends with llmlb: see windows.rs
 #[test]
 fn and_by_stop_when_the_launcher_is_long_gone() {
     let sandbox = Sandbox::new();
@@ -272,6 +289,7 @@ fn and_by_stop_when_the_launcher_is_long_gone() {
     expect_all_gone(&sandbox, port, workers);
 }
 
+#[cfg(unix)] // on Windows the server ends with llmlb: see windows.rs
 #[test]
 fn and_by_stop_when_launcher_and_server_are_gone() {
     let sandbox = Sandbox::new();

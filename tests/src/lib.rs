@@ -33,7 +33,7 @@ pub fn llmlb_binary() -> &'static Path {
             build.arg("--release");
         }
         assert!(build.status().unwrap().success(), "llmlb does not build");
-        profile_dir.join("llmlb")
+        profile_dir.join(format!("llmlb{}", std::env::consts::EXE_SUFFIX))
     })
 }
 
@@ -71,7 +71,10 @@ impl Sandbox {
 
     /// Runs it to its end.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
-        Finished::of(self.llmlb(args).stdin(Stdio::null()).output().unwrap())
+        let mut command = self.llmlb(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = spawn(command.stdin(Stdio::null()));
+        Finished::of(child.wait_with_output().unwrap())
     }
 
     /// The built-in server, listening.
@@ -112,6 +115,14 @@ fn parse_pid(text: &[u8]) -> JsonPid {
     JsonPid(digits.parse().unwrap())
 }
 
+/// Starts it. Wine fails to, now and then, with an internal error (1359).
+fn spawn(command: &mut Command) -> Child {
+    wait_until("the program to start", || match command.spawn() {
+        Err(e) if cfg!(windows) && e.raw_os_error() == Some(1359) => None,
+        result => Some(result.unwrap()),
+    })
+}
+
 /// A program that has ended.
 #[derive(Debug)]
 pub struct Finished {
@@ -146,7 +157,7 @@ pub struct Running {
 impl Running {
     pub fn start(command: &mut Command) -> Self {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+        let mut child = spawn(command.stdin(Stdio::null()));
         let stdout = Lines::of(child.stdout.take().unwrap());
         let stderr = Lines::of(child.stderr.take().unwrap());
         Self {
@@ -175,6 +186,20 @@ impl Running {
     #[cfg(unix)]
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         signal_pid(self.pid(), signal);
+    }
+
+    /// As `stop` does: SIGTERM, on Windows the stop event.
+    pub fn ask_to_end(&self) {
+        #[cfg(unix)]
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        #[cfg(windows)]
+        assert!(llmlb_lock_core::StopEvent::request(self.pid()).unwrap());
+    }
+
+    /// Kills it, so that it cannot clean up.
+    pub fn kill(&mut self) -> ExitStatus {
+        self.child.kill().unwrap();
+        self.wait()
     }
 
     #[track_caller]
@@ -289,7 +314,14 @@ pub fn http_get(port: u16, path: &str) -> String {
     answer
 }
 
+/// Whether a process is there and has not ended.
+#[cfg(windows)]
+pub fn is_alive(pid: u32) -> bool {
+    llmlb_lock_core::is_process_running(pid)
+}
+
 /// Whether a process is there and no zombie.
+#[cfg(unix)]
 pub fn is_alive(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;

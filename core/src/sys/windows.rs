@@ -684,15 +684,22 @@ impl ProcessHandle {
 
     /// Asks it to end. False if it does not listen, and was ended at once.
     pub(crate) fn terminate(&self) -> io::Result<bool> {
+        if self.ask()? {
+            return Ok(true);
+        }
+        self.kill().map(|()| false)
+    }
+
+    /// Asks it to end. False if it does not listen.
+    fn ask(&self) -> io::Result<bool> {
         let name = event_name(self.pid, self.created);
         // SAFETY: the name ends with a zero.
         let event = unsafe { OpenEventW(EVENT_MODIFY_STATE, 0, name.as_ptr()) };
         if event.is_null() {
-            let e = io::Error::last_os_error();
-            if !is(&e, ERROR_FILE_NOT_FOUND) {
-                return Err(e);
-            }
-            return self.kill().map(|()| false);
+            return match io::Error::last_os_error() {
+                e if is(&e, ERROR_FILE_NOT_FOUND) => Ok(false),
+                e => Err(e),
+            };
         }
         // SAFETY: a new handle that nobody else has.
         let event = unsafe { OwnedHandle::from_raw_handle(event) };
@@ -739,13 +746,14 @@ fn wait_until(handle: &OwnedHandle, deadline: Option<Instant>) -> io::Result<boo
 
 /// Terminates it. `pid` must be from 1 to `i32::MAX`.
 pub(crate) fn terminate(pid: i32) -> io::Result<()> {
-    match ProcessHandle::open(pid.unsigned_abs())? {
-        Some(process) => process.kill(),
-        None => Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("there is no process {pid}"),
-        )),
-    }
+    open_running(pid.unsigned_abs())?.kill()
+}
+
+fn open_running(pid: u32) -> io::Result<ProcessHandle> {
+    ProcessHandle::open(pid)?.ok_or_else(|| {
+        let message = format!("there is no process {pid}");
+        io::Error::new(io::ErrorKind::NotFound, message)
+    })
 }
 
 /// The one name by which a process can be asked to end, in all sessions of the machine.
@@ -851,6 +859,16 @@ impl StopEvent {
             ));
         }
         Ok(Self { event })
+    }
+
+    /// Asks another process to end, as [`stop_server`](crate::stop_server) does. False if it does
+    /// not listen. The caller vouches for the PID.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](io::ErrorKind::NotFound) for no such process; what the system says.
+    pub fn request(pid: u32) -> io::Result<bool> {
+        open_running(pid)?.ask()
     }
 
     /// Waits for the next request, or until `timeout` has run out: then it is false. Each request

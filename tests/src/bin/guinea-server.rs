@@ -10,8 +10,10 @@ fn main() {
     unix::main();
 }
 
-#[cfg(not(unix))]
-fn main() {}
+#[cfg(windows)]
+fn main() {
+    windows::main();
+}
 
 #[cfg(unix)]
 mod unix {
@@ -103,6 +105,59 @@ mod unix {
             if signal == Signal::SIGTERM {
                 exit(value("graceful=").map_or(0, |code| code.parse().unwrap()));
             }
+        }
+    }
+}
+
+/// Is asked to end by its stop event: `graceful=CODE` and `stubborn` listen, the others don't.
+#[cfg(windows)]
+mod windows {
+    use std::env;
+    use std::net::TcpListener;
+    use std::process::{Command, exit};
+    use std::thread;
+
+    use llmlb_lock_core::StopEvent;
+
+    pub(super) fn main() {
+        let args: Vec<String> = env::args().skip(1).collect();
+        let has = |name: &str| args.iter().any(|arg| arg == name);
+        let value = |name: &str| args.iter().find_map(|arg| arg.strip_prefix(name));
+
+        if has("sleep") {
+            println!("worker {}", std::process::id());
+            loop {
+                thread::park();
+            }
+        }
+        if let Some(code) = value("exit=") {
+            exit(code.parse().unwrap());
+        }
+        let listens = has("stubborn") || value("graceful=").is_some();
+        let stop = listens.then(|| StopEvent::listen().unwrap());
+        if has("worker") {
+            let own = env::current_exe().unwrap();
+            Command::new(own).arg("sleep").spawn().unwrap();
+        }
+        for name in args.iter().filter_map(|arg| arg.strip_prefix("env=")) {
+            println!("{name}={}", env::var(name).unwrap_or_default());
+        }
+        let port: u16 = args[0].parse().unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                drop(stream);
+            }
+        });
+        println!("ready {}", std::process::id());
+        while let Some(stop) = &stop {
+            stop.wait(None).unwrap();
+            if let Some(code) = value("graceful=") {
+                exit(code.parse().unwrap());
+            }
+        }
+        loop {
+            thread::park();
         }
     }
 }
