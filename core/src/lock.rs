@@ -18,6 +18,8 @@ use crate::sys::{Attempt, Directory, LockFile};
 pub(crate) const SETTLE: Duration = Duration::from_secs(1);
 /// How often a waiter tries for the lock: one system call each time.
 const WAIT_STEP: Duration = Duration::from_millis(4);
+/// Once in how many tries a waiter looks whether it waits for the right file.
+const CHECK_STEPS: u32 = 50;
 
 /// A port that is guarded by this process.
 ///
@@ -437,8 +439,17 @@ impl LockDir {
                         return Err(already_running(info));
                     }
                     // Whatever we lock here is looked at anew: the holder removes the file.
+                    let path = self.lock_path(port);
+                    let mut steps = 0_u32;
                     while !expired() && !file.retry().map_err(LockError::AcquireFailed)? {
                         pause(WAIT_STEP)?;
+                        steps = steps.wrapping_add(1);
+                        // A file that was removed under its holder is no longer worth a wait.
+                        if steps.is_multiple_of(CHECK_STEPS)
+                            && !file.is_at(&path).map_err(LockError::AcquireFailed)?
+                        {
+                            break;
+                        }
                     }
                     file.unlock();
                     unclear = None;

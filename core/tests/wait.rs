@@ -153,3 +153,17 @@ fn a_waiter_takes_the_place_of_a_process_that_is_alive_without_the_lock() {
     });
     assert_eq!(lock.unwrap().info().pid, std::process::id());
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_waiter_does_not_wait_for_a_file_that_was_removed_under_its_holder() {
+    let dir = temp_dir();
+    let _holder = Actor::holding(dir.path());
+    let waiter = waiting(dir.path());
+    fs::remove_file(lock_file(dir.path())).unwrap();
+    let locks = LockDir::new(dir.path());
+    common::eventually("the waiter is named", || {
+        let named = locks.read_lock_info(PORT).unwrap();
+        named.is_some_and(|info| info.pid == waiter.pid())
+    });
+}

@@ -1,0 +1,3 @@
+module github.com/llmlb/llmlb-lock/examples/go
+
+go 1.22

@@ -1,0 +1,118 @@
+//! The one boundary that every exported function runs inside.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::error::llmlb_result_t::{self, LLMLB_OK, LLMLB_PANIC};
+use crate::error::{Failure, set_last};
+
+/// Runs a function's body: a panic ends here, a failure is remembered for the calling thread.
+pub(crate) fn boundary(body: impl FnOnce() -> Result<(), Failure>) -> llmlb_result_t {
+    match catch(body) {
+        Ok(()) => LLMLB_OK,
+        Err(failure) => {
+            let code = failure.code;
+            set_last(failure);
+            code
+        }
+    }
+}
+
+/// The same, without touching what is remembered.
+pub(crate) fn boundary_quiet(body: impl FnOnce() -> Result<(), Failure>) -> llmlb_result_t {
+    catch(body).map_or_else(|failure| failure.code, |()| LLMLB_OK)
+}
+
+/// For functions that return no result.
+pub(crate) fn boundary_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
+    let mut value = None;
+    boundary(|| {
+        value = Some(body());
+        Ok(())
+    });
+    value.unwrap_or(otherwise)
+}
+
+fn catch(body: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    // What the body leaves half done is out of reach (its own values) or guarded by a mutex whose
+    // poison is looked past: the lock in it is changed by core alone, in steps that each hold up.
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
+        let failure = Failure::new(LLMLB_PANIC, format!("Internal error: {}", text(&*payload)));
+        // Its destructor might panic as well.
+        std::mem::forget(payload);
+        Err(failure)
+    })
+}
+
+fn text(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("unknown panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+    use std::ptr;
+
+    use super::*;
+    use crate::llmlb_last_error_message;
+
+    extern "C" fn panics(literal: bool) -> llmlb_result_t {
+        boundary(|| match literal {
+            true => panic!("a literal"),
+            false => panic!("{} message", "a formatted"),
+        })
+    }
+
+    fn last_message() -> String {
+        let mut buffer = [0; 128];
+        let mut needed = 0;
+        // SAFETY: the buffer is as large as said.
+        let result = unsafe { llmlb_last_error_message(buffer.as_mut_ptr(), 128, &mut needed) };
+        assert_eq!(result, LLMLB_OK);
+        // SAFETY: it was just written, with its NUL.
+        let text = unsafe { CStr::from_ptr(buffer.as_ptr()) };
+        text.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_panic_becomes_a_code_and_a_message() {
+        assert_eq!(panics(true), LLMLB_PANIC);
+        assert_eq!(last_message(), "Internal error: a literal");
+        assert_eq!(panics(false), LLMLB_PANIC);
+        assert_eq!(last_message(), "Internal error: a formatted message");
+    }
+
+    #[test]
+    fn a_payload_that_panics_when_dropped_does_not_escape() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let result = boundary(|| std::panic::panic_any(Bomb));
+        assert_eq!(result, LLMLB_PANIC);
+        assert_eq!(last_message(), "Internal error: unknown panic");
+    }
+
+    #[test]
+    fn a_panic_where_there_is_no_result_gives_the_stated_value() {
+        assert!(!boundary_or(false, || panic!("no answer")));
+        assert_eq!(last_message(), "Internal error: no answer");
+    }
+
+    #[test]
+    fn a_message_that_does_not_fit_is_kept() {
+        assert_eq!(panics(true), LLMLB_PANIC);
+        let mut needed = 0;
+        // SAFETY: NULL goes with a capacity of 0.
+        let result = unsafe { llmlb_last_error_message(ptr::null_mut(), 0, &mut needed) };
+        assert_eq!(result, llmlb_result_t::LLMLB_BUFFER_TOO_SMALL);
+        assert_eq!(needed, "Internal error: a literal".len() + 1);
+        assert_eq!(last_message(), "Internal error: a literal");
+    }
+}

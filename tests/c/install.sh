@@ -1,0 +1,30 @@
+#!/bin/sh
+# `make install` as a package builder runs it, and a build against the result by pkg-config alone:
+#   install.sh DIRECTORY
+set -eu
+out=$1
+rm -rf "$out"
+mkdir -p "$out"
+make="${MAKE:-make} --no-print-directory install"
+$make DESTDIR="$out/root" PREFIX=/usr LIBDIR=/usr/lib/multi INCLUDEDIR=/usr/include/llmlb > "$out/log"
+libraries=$out/root/usr/lib/multi
+
+export PKG_CONFIG_PATH="$libraries/pkgconfig" PKG_CONFIG_SYSROOT_DIR="$out/root"
+grep -qx prefix=/usr "$libraries/pkgconfig/llmlb_lock.pc"
+# shellcheck disable=SC2046
+${CC:-cc} examples/c/launcher.c -o "$out/launcher" $(pkg-config --cflags --libs llmlb_lock)
+code=0
+said=$(LD_LIBRARY_PATH=$libraries DYLD_LIBRARY_PATH=$libraries "$out/launcher" 2>&1) || code=$?
+[ "$code" = 2 ] && [ "$said" = "usage: launcher PORT COMMAND [ARG...]" ]
+
+grep -q "^#define LLMLB_ABI_VERSION" "$out/root/usr/include/llmlb/llmlb_lock.h"
+[ "$(pkg-config --modversion llmlb_lock)" = "$(cargo pkgid -p llmlb-lock-ffi | sed 's/.*[#@]//')" ]
+
+${MAKE:-make} --no-print-directory uninstall DESTDIR="$out/root" PREFIX=/usr LIBDIR=/usr/lib/multi \
+    INCLUDEDIR=/usr/include/llmlb >> "$out/log"
+left=$(find "$out/root" ! -type d)
+[ -z "$left" ] || {
+    echo "left behind by make uninstall: $left" >&2
+    exit 1
+}
+echo "make install and uninstall with DESTDIR work"
