@@ -36,6 +36,22 @@ fn the_rust_program_is_the_example_and_runs() {
     assert!(!path.exists());
 }
 
+/// Those of the other languages are run where their own documents are tested.
+#[test]
+fn the_programs_are_those_of_the_languages_documents() {
+    let shown = |language, document: &str| {
+        let blocks = blocks(language);
+        assert!(!blocks.is_empty(), "{language}");
+        for block in blocks {
+            let fenced = format!("```{language}\n{block}```");
+            assert!(document.contains(&fenced), "{language}: {block}");
+        }
+    };
+    shown("c", include_str!("../../ffi/README.md"));
+    shown("go", include_str!("../../ffi/README.md"));
+    shown("python", include_str!("../../python/README.md"));
+}
+
 #[test]
 fn the_session_at_its_top_goes_as_shown() {
     let sandbox = Sandbox::new();
