@@ -54,7 +54,8 @@ class ServerLock:
         self._owner = 0
         self._port = _native.check_port(port)
         self._timeout = timeout
-        self._directory = directory
+        # Absolute from now on: it means the same after a change of directory.
+        self._directory = None if directory is None else _native.lock_dir(directory)
 
     def _keep(self, lock: _native.Lock) -> None:
         self._lock = lock
@@ -312,7 +313,7 @@ class LockDir:
     __slots__ = ("_path",)
 
     def __init__(self, path: str | PathLike[str] | None = None) -> None:
-        # Absolute from now on: it means the same after a change of directory.
+        # Absolute, as above.
         self._path = None if path is None else _native.lock_dir(path)
 
     def __repr__(self) -> str:

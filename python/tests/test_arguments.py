@@ -120,6 +120,11 @@ def test_directories_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir("/")
     assert relative.path == tmp_path / "locks"
     assert relative == llmlb_lock.LockDir(tmp_path / "locks")
+    monkeypatch.chdir(tmp_path)
+    lock = llmlb_lock.ServerLock(8000, directory="locks")
+    monkeypatch.chdir("/")
+    with lock:
+        assert lock.path == relative.lock_path(8000)
     thing: Any = 5
     with pytest.raises(TypeError):
         llmlb_lock.LockDir(thing)
