@@ -42,8 +42,7 @@ pub(super) async fn serve(listener: TcpListener, app: Router, gateway: &Gateway)
     let mut phase = gateway.phase.subscribe();
     let room = Arc::new(Semaphore::new(room_for_clients(gateway)));
     let pressure = Arc::new(Notify::new());
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let http = server();
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -83,6 +82,12 @@ pub(super) async fn serve(listener: TcpListener, app: Router, gateway: &Gateway)
     Ok(())
 }
 
+fn server() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    http
+}
+
 /// Waits for a client and for room to serve it; where there is none, idle ones make it.
 async fn accept(
     listener: &TcpListener,
@@ -105,12 +110,13 @@ async fn accept(
             }
         };
         loop {
-            match timeout(PAUSE, Arc::clone(room).acquire_owned()).await {
-                Ok(Ok(permit)) => return (stream, address, permit),
-                // Never closed.
-                Ok(Err(_)) => std::future::pending().await,
-                // The one that has waited longest goes first.
-                Err(_) => pressure.notify_one(),
+            if let Ok(permit) = Arc::clone(room).try_acquire_owned() {
+                return (stream, address, permit);
+            }
+            // The one that has waited longest goes first.
+            pressure.notify_one();
+            if let Ok(Ok(permit)) = timeout(PAUSE, Arc::clone(room).acquire_owned()).await {
+                return (stream, address, permit);
             }
         }
     }
@@ -188,4 +194,73 @@ fn raise_descriptor_limit() -> Option<usize> {
 #[cfg(not(unix))]
 fn raise_descriptor_limit() -> Option<usize> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use axum::routing::{get, post};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::gateway::body::Received;
+
+    /// Serves one client, on a clock that jumps whenever all wait for it.
+    async fn served(app: Router) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (client, accepted) = tokio::join!(client, listener.accept());
+        let (stream, address) = accepted.unwrap();
+        tokio::spawn(async move {
+            let (_sender, phase) = tokio::sync::watch::channel(Phase::Serving);
+            connection(stream, address, app, server(), phase, &Notify::new()).await;
+        });
+        client.unwrap()
+    }
+
+    async fn rest(mut client: TcpStream) -> String {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_finish_its_head_is_left() {
+        for begun in ["", "GET / HTTP/1.1\r\nHos"] {
+            let mut client = served(Router::new()).await;
+            client.write_all(begun.as_bytes()).await.unwrap();
+            let before = tokio::time::Instant::now();
+            assert!(!rest(client).await.contains(" 200 "));
+            assert!(before.elapsed() >= HEAD, "{begun}: {:?}", before.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_finish_its_body_is_told() {
+        let read = |body: Body| async {
+            match Received::read(body).await {
+                Ok(_) => "all of it".to_owned(),
+                Err(refusal) => refusal.status().to_string(),
+            }
+        };
+        let mut client = served(Router::new().route("/", post(read))).await;
+        let begun = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n{";
+        client.write_all(begun.as_bytes()).await.unwrap();
+        let answer = rest(client).await;
+        assert!(answer.ends_with("408 Request Timeout"), "{answer}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_nothing_is_left() {
+        let endless = || async { Body::from(vec![b'x'; 64 << 20]) };
+        let mut client = served(Router::new().route("/", get(endless))).await;
+        let request = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+        client.write_all(request.as_bytes()).await.unwrap();
+        tokio::time::sleep(STALLED * 2).await;
+        let mut data = Vec::new();
+        let result = client.read_to_end(&mut data).await;
+        let cut = result.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset);
+        assert!(cut || data.len() < 64 << 20, "it all came");
+    }
 }
