@@ -39,6 +39,7 @@ const RESERVE: usize = 64;
 
 /// Serves until told to drain, then until nothing is in flight, or told to cut off what is.
 pub(super) async fn serve(listener: TcpListener, app: Router, gateway: &Gateway) -> io::Result<()> {
+    allow_for_bursts(&listener);
     let mut phase = gateway.phase.subscribe();
     let room = Arc::new(Semaphore::new(room_for_clients(gateway)));
     let pressure = Arc::new(Notify::new());
@@ -171,6 +172,17 @@ async fn connection(
     connection.as_mut().graceful_shutdown();
     let _: Result<(), _> = connection.await;
 }
+
+/// A burst that the queue of new connections has no room for would wait a second to try again.
+#[cfg(unix)]
+fn allow_for_bursts(listener: &TcpListener) {
+    use nix::sys::socket::{Backlog, listen};
+    // It does so already, and goes on if it can't do more.
+    let _ = listen(listener, Backlog::MAXCONN);
+}
+
+#[cfg(not(unix))]
+fn allow_for_bursts(_: &TcpListener) {}
 
 /// How many client connections fit, beside those to backends.
 fn room_for_clients(gateway: &Gateway) -> usize {
