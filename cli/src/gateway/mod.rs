@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -109,6 +109,7 @@ impl Gateway {
         let mut guarded = Router::new()
             .route("/metrics", get(metrics::handler))
             .route("/v1/models", get(models).fallback(proxy::handler))
+            .route("/v1/models/{*id}", get(model).fallback(proxy::handler))
             .fallback(proxy::handler);
         if self.options.api_key.is_some() {
             let require = middleware::from_fn_with_state(Arc::clone(self), auth::require);
@@ -226,4 +227,23 @@ async fn models(state: State<Arc<Gateway>>, peer: Extension<Peer>, request: Requ
     let data: Vec<Value> = entries.into_iter().map(|(_, entry)| entry).collect();
     gateway.metrics.count("", StatusCode::OK.as_u16());
     Json(json!({ "object": "list", "data": data })).into_response()
+}
+
+/// `GET /v1/models/ID`, from the same lists: not all servers that have the one have the other.
+async fn model(
+    state: State<Arc<Gateway>>,
+    Path(id): Path<String>,
+    peer: Extension<Peer>,
+    request: Request,
+) -> Response {
+    let gateway = &state.0;
+    let serving = *gateway.phase.borrow() == Phase::Serving;
+    let listed = gateway.listed_models();
+    match listed.into_iter().find(|(known, _)| *known == id) {
+        Some((_, entry)) if serving => {
+            gateway.metrics.count("", StatusCode::OK.as_u16());
+            Json(entry).into_response()
+        }
+        _ => proxy::handler(state, peer, request).await,
+    }
 }
