@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::gateway::{ApiKey, BackendUrl, Options};
+
 /// One LLM server per port, always: guard it, see it, stop it.
 #[derive(Debug, Parser)]
 #[command(
@@ -42,6 +44,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  llmlb serve --port 8000 --backend http://127.0.0.1:8001 --backend http://gpu2:8000
   llmlb serve --port 8000 -- vllm serve MODEL --host {host} --port {port}
   llmlb serve --port 8000 --replace -- ./server --port {port}
 
@@ -68,9 +71,77 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECS", default_value = "4", value_parser = seconds)]
     pub(crate) drain_timeout: Duration,
 
+    #[command(flatten)]
+    pub(crate) gateway: GatewayArgs,
+
     /// A server to run under the guard, instead of the built-in one
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// How the built-in server balances.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Load balancing (without COMMAND)")]
+pub(crate) struct GatewayArgs {
+    /// A model server to pass requests on to; may be given many times
+    #[arg(long, value_name = "URL", env = "LLMLB_BACKENDS", value_delimiter = ',',
+          value_parser = backend)]
+    backend: Vec<MaybeBackend>,
+
+    /// The key that clients have to send, as Authorization: Bearer KEY
+    #[arg(long, value_name = "KEY", env = "LLMLB_API_KEY", hide_env_values = true,
+          value_parser = ApiKey::parse)]
+    api_key: Option<ApiKey>,
+
+    /// The key that backends are sent, in place of the clients'
+    #[arg(long, value_name = "KEY", env = "LLMLB_BACKEND_API_KEY", hide_env_values = true,
+          value_parser = ApiKey::parse)]
+    backend_api_key: Option<ApiKey>,
+
+    /// How many requests may be in flight; more are answered with 503
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = positive)]
+    max_requests: u32,
+
+    /// How long connecting to a backend may take
+    #[arg(long, value_name = "SECS", default_value = "2", value_parser = seconds)]
+    connect_timeout: Duration,
+
+    /// How often to look whether a backend is up
+    #[arg(long, value_name = "SECS", default_value = "2", value_parser = interval)]
+    health_interval: Duration,
+
+    /// How many good looks in a row bring a backend up
+    #[arg(long, value_name = "N", default_value = "2", value_parser = positive)]
+    health_rise: u32,
+
+    /// How many failures in a row bring a backend down
+    #[arg(long, value_name = "N", default_value = "3", value_parser = positive)]
+    health_fall: u32,
+}
+
+impl GatewayArgs {
+    pub(crate) fn options(&self) -> Options {
+        Options {
+            backends: self.backend.iter().flatten().cloned().collect(),
+            api_key: self.api_key.clone(),
+            backend_api_key: self.backend_api_key.clone(),
+            max_requests: usize::try_from(self.max_requests).unwrap_or(usize::MAX),
+            connect_timeout: self.connect_timeout,
+            health_interval: self.health_interval,
+            health_rise: self.health_rise,
+            health_fall: self.health_fall,
+        }
+    }
+}
+
+/// None where nothing is written, as in an empty LLMLB_BACKENDS.
+type MaybeBackend = Option<BackendUrl>;
+
+fn backend(text: &str) -> Result<MaybeBackend, String> {
+    match text.trim() {
+        "" => Ok(None),
+        url => url.parse().map(Some),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +198,21 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(duration.min(Duration::from_secs(u32::MAX.into())))
 }
 
+/// Long enough not to do nothing else.
+fn interval(text: &str) -> Result<Duration, String> {
+    match seconds(text)? {
+        interval if interval < Duration::from_millis(10) => Err("less than 0.01".to_owned()),
+        interval => Ok(interval),
+    }
+}
+
+fn positive(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("not a number from 1 on".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
 /// The program's arguments with `serve` put in where no command is named.
 pub(crate) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
@@ -179,6 +265,11 @@ mod tests {
             &["stop", "--port", "1", "--timeout", "NaN"],
             &["stop", "--port", "1", "--timeout", "1e300"],
             &["serve", "--port", "http"],
+            &["serve", "--backend", "gpu2:8000"],
+            &["serve", "--backend", "http://gpu1,https://gpu2"],
+            &["serve", "--api-key", ""],
+            &["serve", "--max-requests", "0"],
+            &["serve", "--health-interval", "0"],
             &["frobnicate"],
         ] {
             let error = parse(args).unwrap_err();

@@ -2,14 +2,13 @@ use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 use tracing::{info, warn};
 
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::gateway::{self, Gateway};
+use crate::gateway::Gateway;
 use crate::signals::Shutdown;
 use crate::{output, supervise};
 
@@ -50,25 +49,36 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
         Some(listener) => listener,
         None => bind(&args.host, port)?,
     };
-    built_in(lock, listener, args.drain_timeout, shutdown).await
+    built_in(lock, listener, &args, shutdown).await
 }
 
 async fn built_in(
     lock: ServerLock,
     listener: TcpListener,
-    drain_timeout: Duration,
+    args: &ServeArgs,
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot serve: {e}"));
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let gateway = Gateway::new(lock.info().clone());
-    let mut server = std::pin::pin!(gateway::serve(listener, gateway, async {
-        // A sender that is gone asks for the same.
-        let _ = stopped.await;
-    }));
+    let options = args.gateway.options();
+    if !address.ip().is_loopback() && options.api_key.is_none() {
+        warn!(
+            "{address} can be reached from other machines, and nobody is asked for a key: set \
+             --api-key, or listen on 127.0.0.1"
+        );
+    }
+    let gateway = Gateway::new(lock.info().clone(), options).map_err(failed)?;
+    tokio::select! {
+        () = gateway.look_around() => {}
+        _ = shutdown.recv() => {
+            announce_shutdown();
+            lock.release()?;
+            return Ok(exit::OK);
+        }
+    }
+    let mut server = std::pin::pin!(gateway.serve(listener));
     info!("listening on {address}");
     supervise::notify_ready();
     tokio::select! {
@@ -79,20 +89,26 @@ async fn built_in(
         _ = shutdown.recv() => {}
     }
     announce_shutdown();
-    let _ = stop.send(());
+    gateway.drain();
     let mut code = exit::OK;
     tokio::select! {
         // The server first, in any case: it closes its port.
         biased;
-        result = &mut server => result.map_err(failed)?,
-        () = tokio::time::sleep(drain_timeout) => {
-            warn!("Requests still in flight after {drain_timeout:?} were cut off");
+        result = &mut server => {
+            result.map_err(failed)?;
+            lock.release()?;
+            return Ok(code);
+        }
+        () = tokio::time::sleep(args.drain_timeout) => {
+            warn!("Requests still in flight after {:?} were cut off", args.drain_timeout);
         }
         signal = shutdown.recv() => {
             warn!("Second signal, ending at once");
             code = exit::signalled(signal);
         }
     }
+    gateway.cut();
+    server.await.map_err(failed)?;
     lock.release()?;
     Ok(code)
 }

@@ -88,7 +88,7 @@ fn a_request_in_flight_is_finished() {
     let mut stream = begin_request(port);
     server.ask_to_end();
     server.expect_log("Received shutdown signal");
-    // New connections are refused by then; this one is served.
+    // New connections are refused by then; this one is answered.
     wait_until("the port to close", || {
         TcpStream::connect(("127.0.0.1", port))
             .is_err()
@@ -98,7 +98,7 @@ fn a_request_in_flight_is_finished() {
     write!(stream, "host\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert_eq!(server.wait().code(), Some(0));
     assert!(!sandbox.lock_file(port).exists());
 }

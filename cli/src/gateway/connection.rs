@@ -1,0 +1,127 @@
+//! Connections to backends.
+//!
+//! hyper's client connections are used directly: the pooled client of hyper-util tells neither
+//! whether the connection that broke had been used before, nor gives the body back when none is
+//! made, and a response that is dropped while nothing comes leaves its connection, and so the
+//! backend's work, running until the next byte. Here the connection ends with the request.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::body::Upload;
+
+/// Below the shortest time a model server is known to keep an idle connection (llama.cpp: 5 s).
+const IDLE: Duration = Duration::from_secs(4);
+
+/// Ends with its last owner, whatever it is in the midst of.
+pub(super) struct Connection {
+    sender: SendRequest<Upload>,
+    driver: JoinHandle<()>,
+    used: bool,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Why a request got no answer.
+pub(super) struct SendError {
+    pub(super) error: hyper::Error,
+    /// A used connection had died meanwhile, as idle ones do: nobody has answered, try a new one.
+    pub(super) stale: bool,
+}
+
+impl Connection {
+    pub(super) async fn open(host: &str, port: u16, patience: Duration) -> io::Result<Self> {
+        let connect = TcpStream::connect((host, port));
+        let stream = match timeout(patience, connect).await {
+            Ok(result) => result?,
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+        };
+        stream.set_nodelay(true)?;
+        let (sender, connection) = handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
+        let driver = tokio::spawn(async move {
+            // What goes wrong is told to whoever waits for the answer.
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(Self {
+            sender,
+            driver,
+            used: false,
+        })
+    }
+
+    pub(super) async fn send(
+        &mut self,
+        request: Request<Upload>,
+    ) -> Result<Response<Incoming>, SendError> {
+        let used = std::mem::replace(&mut self.used, true);
+        self.sender
+            .try_send_request(request)
+            .await
+            .map_err(|mut e| {
+                let unsent = e.take_message().is_some();
+                let error = e.into_error();
+                // Bytes that are no HTTP are an answer too.
+                let died = !error.is_parse() && !error.is_user();
+                SendError {
+                    stale: used && (unsent || died),
+                    error,
+                }
+            })
+    }
+}
+
+/// Idle connections to one backend.
+#[derive(Default)]
+pub(super) struct Pool(Mutex<Vec<(Connection, Instant)>>);
+
+impl Pool {
+    /// The one used last, which is the likeliest to live.
+    pub(super) fn take(&self) -> Option<Connection> {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((connection, since)) = idle.pop() {
+            if since.elapsed() < IDLE && connection.sender.is_ready() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose answer has been read to its end.
+    pub(super) fn put(self: Arc<Self>, mut connection: Connection) {
+        if connection.sender.is_ready() {
+            self.push(connection);
+        } else if !connection.sender.is_closed() {
+            tokio::spawn(async move {
+                if connection.sender.ready().await.is_ok() {
+                    self.push(connection);
+                }
+            });
+        }
+    }
+
+    fn push(&self, connection: Connection) {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push((connection, Instant::now()));
+    }
+
+    /// Closes those that have become too old to use.
+    pub(super) fn prune(&self) {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(connection, since)| since.elapsed() < IDLE && connection.sender.is_ready());
+    }
+}

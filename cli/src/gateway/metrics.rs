@@ -1,0 +1,125 @@
+//! What `/metrics` tells, in Prometheus' text format.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    exponential_buckets,
+};
+
+use super::Gateway;
+use super::error::Refusal;
+
+/// The code for a request whose client left before it was answered, as nginx counts them.
+pub(super) const CLIENT_LEFT: u16 = 499;
+
+pub(super) struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    in_flight: IntGaugeVec,
+    up: IntGaugeVec,
+    first_byte: HistogramVec,
+    total: HistogramVec,
+}
+
+impl Metrics {
+    pub(super) fn new() -> prometheus::Result<Self> {
+        // From a cached answer to a generation that takes half an hour.
+        let buckets = exponential_buckets(0.001, 2.0, 21)?;
+        let seconds = |name, help| HistogramOpts::new(name, help).buckets(buckets.clone());
+        let metrics = Self {
+            registry: Registry::new(),
+            requests: IntCounterVec::new(
+                Opts::new(
+                    "llmlb_requests_total",
+                    "Requests by backend (none: the gateway answered) and status code",
+                ),
+                &["backend", "code"],
+            )?,
+            in_flight: IntGaugeVec::new(
+                Opts::new(
+                    "llmlb_requests_in_flight",
+                    "Requests in flight, streams included",
+                ),
+                &["backend"],
+            )?,
+            up: IntGaugeVec::new(
+                Opts::new("llmlb_backend_up", "Whether the backend is up"),
+                &["backend"],
+            )?,
+            first_byte: HistogramVec::new(
+                seconds(
+                    "llmlb_time_to_first_byte_seconds",
+                    "From the request to the first byte of the answer's body",
+                ),
+                &["backend"],
+            )?,
+            total: HistogramVec::new(
+                seconds(
+                    "llmlb_request_duration_seconds",
+                    "From the request to the end of the answer",
+                ),
+                &["backend"],
+            )?,
+        };
+        let registry = &metrics.registry;
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.up.clone()))?;
+        registry.register(Box::new(metrics.first_byte.clone()))?;
+        registry.register(Box::new(metrics.total.clone()))?;
+        Ok(metrics)
+    }
+
+    /// A request has ended at a backend.
+    pub(super) fn ended(
+        &self,
+        backend: &str,
+        code: u16,
+        first_byte: Option<Duration>,
+        total: Duration,
+    ) {
+        self.count(backend, code);
+        if let Some(time) = first_byte {
+            let histogram = self.first_byte.with_label_values(&[backend]);
+            histogram.observe(time.as_secs_f64());
+        }
+        let histogram = self.total.with_label_values(&[backend]);
+        histogram.observe(total.as_secs_f64());
+    }
+
+    /// The gateway itself has answered.
+    pub(super) fn refused(&self, refusal: &Refusal) {
+        self.count("", refusal.status().as_u16());
+    }
+
+    pub(super) fn count(&self, backend: &str, code: u16) {
+        let mut digits = [0; 3];
+        for (digit, unit) in digits.iter_mut().zip([100, 10, 1]) {
+            *digit = b'0' + u8::try_from(code / unit % 10).unwrap_or(0);
+        }
+        let code = std::str::from_utf8(&digits).unwrap_or_default();
+        self.requests.with_label_values(&[backend, code]).inc();
+    }
+}
+
+pub(super) async fn handler(State(gateway): State<Arc<Gateway>>) -> Response {
+    let metrics = &gateway.metrics;
+    for backend in gateway.backends.all() {
+        let name = backend.name.as_str();
+        let in_flight = i64::try_from(backend.in_flight()).unwrap_or(i64::MAX);
+        metrics.in_flight.with_label_values(&[name]).set(in_flight);
+        let up = i64::from(backend.is_up());
+        metrics.up.with_label_values(&[name]).set(up);
+    }
+    let encoder = TextEncoder::new();
+    let mut text = Vec::new();
+    match encoder.encode(&metrics.registry.gather(), &mut text) {
+        Ok(()) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(e) => (axum::http::StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,12 @@
+//! `llmlb serve` as a load balancer, before servers that do exactly what a test needs.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![cfg(unix)]
+
+mod access;
+mod choosing;
+mod draining;
+mod failing;
+mod limits;
+mod passing;
+mod support;
