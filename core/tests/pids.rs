@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
 use std::thread;
 
 use llmlb_lock_core::is_process_running;
@@ -52,6 +51,8 @@ fn a_child_until_it_ends_even_if_unreaped() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_thread_is_no_process() {
+    use std::sync::mpsc;
+
     let (tell, told) = mpsc::channel();
     let (end, ended) = mpsc::channel::<()>();
     let thread = thread::spawn(move || {

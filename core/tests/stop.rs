@@ -9,9 +9,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use common::{
-    Actor, DEAD, Leash, PATIENCE, PORT, Stage, fork, holder, leashed, lock_file, temp_dir,
-};
+use common::{Actor, DEAD, PATIENCE, PORT, Stage, fork, holder, leashed, lock_file, temp_dir};
 use llmlb_lock_core::{
     LockDir, LockError, ServerLock, StopOptions, StopOutcome, is_process_running, stop_process,
 };
@@ -248,7 +246,7 @@ fn what_inherited_the_lock_ends_with_the_server_though_the_launcher_is_gone() {
     for server_is_killed in [false, true] {
         let (dir, locks, mut launcher) = holding("with_leftovers");
         assert!(launcher.wait().success());
-        let leash = Leash::new();
+        let leash = common::Leash::new();
         let pids = launcher.ask(leash.path().display());
         let pids: Vec<u32> = pids.split(' ').map(|pid| pid.parse().unwrap()).collect();
         let outcome = if server_is_killed {
@@ -274,7 +272,6 @@ fn what_inherited_the_lock_ends_with_the_server_though_the_launcher_is_gone() {
 }
 
 /// Gets the lock as soon as its holder leaves, and is slow to write its name.
-#[cfg(target_os = "linux")]
 fn slow_starter(stage: &Stage) {
     let path = lock_file(stage.locks.path());
     let file = std::fs::File::options().read(true).write(true).open(&path);
@@ -305,7 +302,7 @@ fn who_takes_the_lock_before_the_old_file_is_gone_is_not_taken_for_a_leftover() 
 fn who_only_has_the_file_open_is_not_signalled() {
     let (dir, locks, server) = holding("polite");
     let file = std::fs::File::open(lock_file(dir.path())).unwrap();
-    let leash = Leash::new();
+    let leash = common::Leash::new();
     let mut reader = leashed(leash.path()).stdin(file).spawn().unwrap();
     let outcome = locks.stop_server(PORT, &StopOptions::default());
     assert_stopped(outcome, server.pid(), false);

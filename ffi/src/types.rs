@@ -239,13 +239,13 @@ pub(crate) fn write_holder(
 
 #[cfg(test)]
 mod tests {
-    use std::mem::offset_of;
-
     use super::*;
 
     #[cfg(all(unix, target_pointer_width = "64"))]
     #[test]
     fn layouts_are_frozen() {
+        use std::mem::offset_of;
+
         // Programs are compiled with these: another layout is another LLMLB_ABI_VERSION.
         assert_eq!(crate::LLMLB_ABI_VERSION, 1);
         assert_eq!(size_of::<llmlb_lock_info_t>(), 24);
