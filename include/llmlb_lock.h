@@ -334,8 +334,8 @@ llmlb_result_t llmlb_lock_fd(const llmlb_lock_t *lock, int *fd);
 // port guarded as long as it lives and does not close the descriptors.
 //
 // The children of every thread inherit them: make it short where others may start processes.
-// `LLMLB_HAND_OVER_FAILED` if the system refuses, and on Windows always. May be called by any
-// thread.
+// `LLMLB_HAND_OVER_FAILED` if the system refuses. On Windows they have to be started with handles
+// inherited. May be called by any thread.
 llmlb_result_t llmlb_lock_set_inheritable(const llmlb_lock_t *lock, bool inheritable);
 
 // Makes the lock file name the process `pid`, which inherited the lock, so that it is the one

@@ -197,8 +197,8 @@ pub unsafe extern "C" fn llmlb_lock_fd(
 /// port guarded as long as it lives and does not close the descriptors.
 ///
 /// The children of every thread inherit them: make it short where others may start processes.
-/// `LLMLB_HAND_OVER_FAILED` if the system refuses, and on Windows always. May be called by any
-/// thread.
+/// `LLMLB_HAND_OVER_FAILED` if the system refuses. On Windows they have to be started with handles
+/// inherited. May be called by any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llmlb_lock_set_inheritable(
     lock: *const llmlb_lock_t,
