@@ -1,6 +1,7 @@
 # make test            everything: Rust, Python, C, Go, end to end
 # make quality-checks  formatting, lints, generated files, documents, licences
 # make bench           the figures of the README
+# make test-windows    core and the program under wine; check-windows and check-macos: types, lints
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
