@@ -286,7 +286,11 @@ impl LockFile {
         let mut len = 0;
         loop {
             match self.file.read_at(&mut buffer[len..], len as u64) {
-                Ok(0) => break,
+                // A short read of a regular file has reached its end.
+                Ok(n) if len + n < buffer.len() => {
+                    len += n;
+                    break;
+                }
                 Ok(n) => len += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(at(&self.path, e)),
