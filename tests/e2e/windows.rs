@@ -1,6 +1,7 @@
 //! What is different on Windows.
 
 use std::os::windows::process::CommandExt;
+use std::process::Command;
 
 use llmlb_tests::{Running, Sandbox, free_port, is_alive, wait_until};
 use windows::Win32::System::Console::{CTRL_BREAK_EVENT, GenerateConsoleCtrlEvent};
@@ -67,6 +68,24 @@ fn a_forced_stop_of_llmlb_ends_its_server() {
     assert!(stopped.stdout.contains("killed"), "{stopped:?}");
     llmlb.finish().expect(1);
     sandbox.supervise(port, &[], &[GUINEA, "{port}"]);
+}
+
+#[test]
+fn a_holder_that_does_not_listen_is_terminated_at_once_and_that_is_said() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut holder = Command::new(GUINEA);
+    holder.args([&port.to_string(), "lock"]);
+    let mut holder = Running::start(holder.env("LLMLB_LOCK_DIR", sandbox.path()));
+    holder.expect_output("ready");
+    let stopped = sandbox.run(["stop", "--port", &port.to_string()]).expect(0);
+    let terminated = format!(
+        "Server terminated: it does not listen for stop requests (PID: {})",
+        holder.pid()
+    );
+    assert!(stopped.stdout.contains(&terminated), "{stopped:?}");
+    assert!(!sandbox.lock_file(port).exists());
+    holder.finish().expect(1);
 }
 
 #[test]

@@ -110,6 +110,7 @@ mod unix {
 }
 
 /// Is asked to end by its stop event: `graceful=CODE` and `stubborn` listen, the others don't.
+/// `lock` takes the lock by itself.
 #[cfg(windows)]
 mod windows {
     use std::env;
@@ -117,7 +118,7 @@ mod windows {
     use std::process::{Command, exit};
     use std::thread;
 
-    use llmlb_lock_core::StopEvent;
+    use llmlb_lock_core::{LockDir, StopEvent};
 
     pub(super) fn main() {
         let args: Vec<String> = env::args().skip(1).collect();
@@ -143,6 +144,7 @@ mod windows {
             println!("{name}={}", env::var(name).unwrap_or_default());
         }
         let port: u16 = args[0].parse().unwrap();
+        let _lock = has("lock").then(|| LockDir::default().acquire(port).unwrap());
         let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
         thread::spawn(move || {
             for stream in listener.incoming() {
