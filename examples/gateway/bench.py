@@ -176,8 +176,10 @@ def row(load, title, unit, values):
         value = values.get(name)
         return f"{value:,.0f} {unit}".strip() if value else "-"
 
-    ratio = values["llmlb"] / values["nginx"] if values["nginx"] > 0 else float("nan")
-    cells = [load, title, *(show(name) for name in ("direct", "nginx", "llmlb")), f"{ratio:.2f}"]
+    # A difference of two noisy figures may come out below nothing, and then says nothing.
+    sound = values["nginx"] > 0 and values["llmlb"] > 0
+    ratio = f"{values['llmlb'] / values['nginx']:.2f}" if sound else "-"
+    cells = [load, title, *(show(name) for name in ("direct", "nginx", "llmlb")), ratio]
     print("| " + " | ".join(cells) + " |", flush=True)
 
 

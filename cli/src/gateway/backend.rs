@@ -147,7 +147,7 @@ pub(super) struct Backend {
     health: Mutex<Health>,
     in_flight: AtomicUsize,
     since: Instant,
-    /// Of an answer's body, in milliseconds after `since`.
+    /// Of an answer's body, in milliseconds after `since`; 0: there was none.
     last_byte: AtomicU64,
 }
 
@@ -265,7 +265,7 @@ impl Backend {
     /// Notes that a piece of an answer has come.
     pub(super) fn answering(&self) {
         let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_byte.store(now, Ordering::Relaxed);
+        self.last_byte.store(now.max(1), Ordering::Relaxed);
     }
 
     /// Whether a piece of an answer came within this time.

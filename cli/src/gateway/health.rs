@@ -104,3 +104,33 @@ async fn get(
     let body = body.map_err(|e| format!("{path}: {e}"))?;
     Ok((status, body.to_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::gateway::backend::{State, Thresholds};
+
+    /// A backend that accepts connections and says nothing, on a clock that jumps.
+    async fn mute() -> (TcpListener, Backend) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let thresholds = Thresholds { rise: 1, fall: 1 };
+        let backend = Backend::new(&url.parse().unwrap(), thresholds, PATIENCE);
+        backend.succeeded();
+        (listener, backend)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_says_nothing_is_down_unless_it_is_busy_answering() {
+        let (_listener, backend) = mute().await;
+        backend.answering();
+        look(&backend, None, Duration::from_secs(60)).await;
+        assert_eq!(backend.state().0, State::Up);
+
+        let (_listener, backend) = mute().await;
+        look(&backend, None, Duration::from_secs(60)).await;
+        assert_eq!(backend.state().0, State::Down);
+    }
+}
