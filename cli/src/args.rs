@@ -1,7 +1,9 @@
+use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use crate::gateway::{ApiKey, BackendUrl, Options};
 
@@ -10,10 +12,11 @@ use crate::gateway::{ApiKey, BackendUrl, Options};
 #[command(
     name = "llmlb",
     version,
+    override_usage = "llmlb [serve] [OPTIONS] [-- COMMAND...]\n       llmlb <COMMAND> [OPTIONS]",
     after_help = "Without a command, llmlb serves.\n\n\
         Environment:\n  \
         LLMLB_LOCK_DIR  Where the lock files are (default: llmlb in the temporary directory)\n  \
-        LLMLB_LOG       What serve logs: error, warn, info (default), debug, trace\n\n\
+        LLMLB_LOG       What is logged: off, error, warn, info (serve's default), debug, trace\n\n\
         Exit codes: 0 done, 1 refused or failed, 2 wrong arguments;\n  \
         status --port: 3 not running, 4 cannot tell;\n  \
         serve -- COMMAND: the command's own, 126 not executable, 127 not found,\n  \
@@ -37,8 +40,12 @@ pub(crate) enum Command {
         /// The shell to complete in
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print a manual page
+    Man {
+        /// Of this command
+        #[arg(value_parser = ["serve", "stop", "status"])]
+        command: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -48,15 +55,16 @@ Examples:
   llmlb serve --port 8000 -- vllm serve MODEL --host {host} --port {port}
   llmlb serve --port 8000 --replace -- ./server --port {port}
 
-{port} and {host} in the command's arguments are replaced, and it finds them in
-PORT, HOST, LLMLB_PORT and LLMLB_HOST too.")]
+A server command stands behind the --, and has to stay in the foreground. {port} and {host} in its
+arguments are replaced, and it finds them in PORT, HOST, LLMLB_PORT and LLMLB_HOST too.")]
 pub(crate) struct ServeArgs {
     /// The port to guard; 0 takes a free one
-    #[arg(short, long, default_value_t = 32768, env = "LLMLB_PORT")]
+    #[arg(short, long, default_value = DEFAULT_PORT, env = "LLMLB_PORT", value_parser = port,
+          allow_negative_numbers = true)]
     pub(crate) port: u16,
 
     /// The address to listen on
-    #[arg(short = 'H', long, default_value = "127.0.0.1", env = "LLMLB_HOST")]
+    #[arg(short = 'H', long, default_value = DEFAULT_HOST, env = "LLMLB_HOST", value_parser = host)]
     pub(crate) host: String,
 
     /// Wait up to SECS for the present holder of the port to leave
@@ -67,7 +75,8 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub(crate) replace: bool,
 
-    /// After SIGTERM or SIGINT, let requests in flight finish for up to SECS
+    /// How long requests in flight, or the COMMAND, may take to end after SIGTERM or SIGINT before
+    /// they are cut off, or it is killed
     #[arg(long, value_name = "SECS", default_value = "4", value_parser = seconds)]
     pub(crate) drain_timeout: Duration,
 
@@ -75,7 +84,7 @@ pub(crate) struct ServeArgs {
     pub(crate) gateway: GatewayArgs,
 
     /// A server to run under the guard, instead of the built-in one
-    #[arg(last = true, value_name = "COMMAND")]
+    #[arg(last = true, value_name = "COMMAND", help_heading = "Arguments")]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -134,6 +143,36 @@ impl GatewayArgs {
     }
 }
 
+const DEFAULT_PORT: &str = "32768";
+const DEFAULT_HOST: &str = "127.0.0.1";
+
+/// An empty variable is one that is not set.
+fn port(text: &str) -> Result<u16, String> {
+    let text = if text.is_empty() { DEFAULT_PORT } else { text };
+    text.parse()
+        .map_err(|_| "not a port, which is a number from 0 to 65535".to_owned())
+}
+
+/// An empty variable is one that is not set.
+fn host(text: &str) -> Result<String, Infallible> {
+    let text = if text.is_empty() { DEFAULT_HOST } else { text };
+    Ok(text.to_owned())
+}
+
+/// The balancing options that were given by hand beside a COMMAND, which they do nothing for.
+pub(crate) fn without_effect(matches: &ArgMatches) -> Option<String> {
+    let serve = matches.subcommand_matches("serve")?;
+    serve.get_many::<OsString>("command")?;
+    let given = GatewayArgs::augment_args(clap::Command::new(""));
+    given
+        .get_arguments()
+        .filter(|arg| {
+            let source = serve.value_source(arg.get_id().as_str());
+            source == Some(ValueSource::CommandLine)
+        })
+        .find_map(|arg| Some(format!("--{}", arg.get_long()?)))
+}
+
 /// None where nothing is written, as in an empty LLMLB_BACKENDS.
 type MaybeBackend = Option<BackendUrl>;
 
@@ -145,14 +184,15 @@ fn backend(text: &str) -> Result<MaybeBackend, String> {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true)))]
 pub(crate) struct StopArgs {
     /// The port whose server to stop
-    #[arg(short, long, required_unless_present = "all", conflicts_with = "all",
+    #[arg(short, long, group = "which",
           value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
     /// Stop all servers that you may stop, side by side
-    #[arg(long)]
+    #[arg(long, group = "which")]
     pub(crate) all: bool,
 
     /// How long a server may take, in seconds
@@ -265,6 +305,7 @@ mod tests {
             &["stop", "--port", "1", "--timeout", "NaN"],
             &["stop", "--port", "1", "--timeout", "1e300"],
             &["serve", "--port", "http"],
+            &["serve", "--port", "-1"],
             &["serve", "--backend", "gpu2:8000"],
             &["serve", "--backend", "http://gpu1,https://gpu2"],
             &["serve", "--api-key", ""],

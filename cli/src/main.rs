@@ -12,10 +12,12 @@ mod supervise;
 
 use std::env;
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
-use tracing::level_filters::LevelFilter;
+use clap::{CommandFactory, FromArgMatches};
+use llmlb_lock_core::LOCK_DIR_ENV;
+use tracing::level_filters::{LevelFilter, ParseLevelFilterError};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -24,7 +26,25 @@ use args::{Cli, Command};
 use exit::Failure;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(args::with_default_command(env::args_os()));
+    let matches = Cli::command().get_matches_from(args::with_default_command(env::args_os()));
+    if let Some(option) = args::without_effect(&matches) {
+        let message = format!(
+            "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs \
+             to the COMMAND itself"
+        );
+        return Failure::new(exit::USAGE, message).report();
+    }
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    if let Some(directory) = env::var_os(LOCK_DIR_ENV).map(PathBuf::from)
+        && directory.is_relative()
+        && !directory.as_os_str().is_empty()
+    {
+        let directory = directory.display();
+        output::note(&format!(
+            "Warning: {LOCK_DIR_ENV}={directory} is another directory wherever you are; use an \
+             absolute path"
+        ));
+    }
     let result = match cli.command {
         Command::Serve(args) => {
             log(LevelFilter::INFO);
@@ -43,7 +63,9 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "llmlb", &mut script);
             output::write(&script).map(|()| exit::OK)
         }
-        Command::Man => manual().and_then(|page| output::write(&page).map(|()| exit::OK)),
+        Command::Man { command } => {
+            manual(command.as_deref()).and_then(|page| output::write(&page).map(|()| exit::OK))
+        }
     };
     match result {
         Ok(code) => code.into(),
@@ -51,9 +73,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn manual() -> Result<Vec<u8>, Failure> {
+fn manual(of: Option<&str>) -> Result<Vec<u8>, Failure> {
+    let mut command = Cli::command();
+    command.build();
+    if let Some(of) = of.and_then(|of| command.find_subcommand(of)) {
+        command = of.clone();
+    }
     let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command())
+    clap_mangen::Man::new(command)
         .render(&mut page)
         .map_err(|e| Failure::new(exit::FAILURE, e))?;
     Ok(page)
@@ -62,7 +89,17 @@ fn manual() -> Result<Vec<u8>, Failure> {
 /// Logs to stderr: what `LLMLB_LOG` asks for, else what the command needs.
 fn log(default: LevelFilter) {
     let wanted = env::var("LLMLB_LOG").ok().filter(|text| !text.is_empty());
-    let (filter, mistake) = match wanted.as_deref().map(str::parse::<Targets>) {
+    // A bare word is a level; as a target, which it could be too, it would silence all others.
+    let level = |text: &str| {
+        let level: LevelFilter = text.parse()?;
+        Ok::<_, ParseLevelFilterError>(Targets::new().with_default(level))
+    };
+    let parse = |text: &str| match level(text) {
+        Ok(filter) => Ok(filter),
+        Err(e) if !text.contains('=') => Err(e.to_string()),
+        Err(_) => text.parse::<Targets>().map_err(|e| e.to_string()),
+    };
+    let (filter, mistake) = match wanted.as_deref().map(parse) {
         Some(Ok(filter)) => (filter, None),
         Some(Err(e)) => (Targets::new().with_default(default), Some(e)),
         None => (Targets::new().with_default(default), None),

@@ -1,7 +1,9 @@
+use std::convert::Infallible;
 use std::io;
-use std::net::{TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 use tracing::{info, warn};
@@ -11,6 +13,9 @@ use crate::exit::{self, Failure};
 use crate::gateway::Gateway;
 use crate::signals::Shutdown;
 use crate::{output, supervise};
+
+/// How often a server looks whether its lock file is still there.
+const VERIFY_STEP: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     // An empty variable where the command was meant to be must not become another server.
@@ -80,8 +85,12 @@ async fn built_in(
     }
     let mut server = std::pin::pin!(gateway.serve(listener));
     info!("listening on {address}");
+    if gateway.has_no_backends() {
+        warn!("No model servers to pass requests on to: see --backend");
+    }
     supervise::notify_ready();
     tokio::select! {
+        never = watch(&lock) => match never {},
         result = &mut server => {
             result.map_err(failed)?;
             return Err(Failure::new(exit::FAILURE, "the server ended by itself"));
@@ -113,12 +122,24 @@ async fn built_in(
     Ok(code)
 }
 
+/// Warns, once, when the lock file is no longer ours.
+pub(crate) async fn watch(lock: &ServerLock) -> Infallible {
+    loop {
+        tokio::time::sleep(VERIFY_STEP).await;
+        if let Err(e) = lock.verify() {
+            warn!("{e}");
+            return std::future::pending().await;
+        }
+    }
+}
+
 pub(crate) fn announce_shutdown() {
     info!("Received shutdown signal, cleaning up...");
     supervise::notify_stopping();
 }
 
-fn bind(host: &str, port: u16) -> Result<TcpListener, Failure> {
+/// The addresses that a host's name stands for, and how to write them.
+fn resolve(host: &str, port: u16) -> Result<(Vec<SocketAddr>, String), Failure> {
     // IPv6 addresses are written in brackets beside a port, and may be here.
     let host = host
         .strip_prefix('[')
@@ -129,14 +150,24 @@ fn bind(host: &str, port: u16) -> Result<TcpListener, Failure> {
     } else {
         format!("{host}:{port}")
     };
-    let listener = (host, port)
-        .to_socket_addrs()
-        .and_then(|addresses| TcpListener::bind(&*addresses.collect::<Vec<_>>()));
+    match (host, port).to_socket_addrs() {
+        Ok(addresses) => Ok((addresses.collect(), wanted)),
+        Err(e) => {
+            let message = format!("cannot listen on {wanted}: {e}");
+            Err(Failure::new(exit::FAILURE, message))
+        }
+    }
+}
+
+fn bind(host: &str, port: u16) -> Result<TcpListener, Failure> {
+    let (addresses, wanted) = resolve(host, port)?;
+    let listener = TcpListener::bind(&*addresses);
     listener.map_err(|e| {
         let hint = match e.kind() {
             io::ErrorKind::AddrInUse => {
-                "; a program that takes no llmlb lock uses it: end that one, or choose another \
-                 --port"
+                "; something that holds no lock here uses it, such as a server without llmlb, with \
+                 another LLMLB_LOCK_DIR, or whose lock file was removed: end that one, or choose \
+                 another --port"
             }
             _ => "",
         };
@@ -177,6 +208,11 @@ async fn obtain(
         _ => return Err(refused.into()),
     };
     if args.replace {
+        // A successor that can't start is no reason to end a server that runs.
+        match args.command.first() {
+            Some(program) => supervise::check_command(program)?,
+            None => drop(resolve(&args.host, port)?),
+        }
         let options = StopOptions {
             timeout: args.wait.unwrap_or(StopOptions::default().timeout),
             ..StopOptions::default()

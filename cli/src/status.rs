@@ -61,9 +61,17 @@ fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Vec<Row>, Failure> {
         let live = matches!(server.state, ServerState::Running | ServerState::Held);
         live || args.all || args.port.is_some()
     };
-    let servers: Vec<Server> = servers.into_iter().filter(shown).collect();
+    let (servers, hidden): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(shown);
+    let unreadable = |server: &&Server| matches!(server.state, ServerState::Unreadable { .. });
+    let hidden: Vec<&Server> = hidden.iter().filter(unreadable).collect();
     let addresses = local_addresses();
     let addresses = &addresses;
+    let hidden = hidden.len();
+    if hidden > 0 && args.port.is_none() && !args.watch && args.format == Format::Table {
+        output::note(&format!(
+            "{hidden} lock files that can't be read, of other users perhaps, are not shown: see --all"
+        ));
+    }
     Ok(thread::scope(|scope| {
         let probes: Vec<_> = servers
             .iter()
@@ -91,6 +99,9 @@ struct Row {
     pid: Option<u32>,
     started_at: Option<DateTime<Utc>>,
     status: Status,
+    /// Of a file that can't be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -117,6 +128,10 @@ impl Row {
             port: server.port,
             pid: info.as_ref().map(|info| info.pid),
             started_at: info.map(|info| info.started_at),
+            owner: match &status {
+                Status::Unreadable(owner) => owner.clone(),
+                _ => None,
+            },
             status,
         }
     }

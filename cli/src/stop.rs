@@ -30,10 +30,12 @@ fn stop_one(
     options: &StopOptions,
     progress: &MultiProgress,
 ) -> Result<(), Failure> {
+    let mut named = false;
     if let Some(server) = locks.server(port)?
         && server.state == ServerState::Running
         && let Some(info) = server.info
     {
+        named = true;
         output::line(&format!(
             "Stopping server on port {port} (PID: {})...",
             info.pid
@@ -44,7 +46,11 @@ fn stop_one(
     spinner.enable_steady_tick(Duration::from_millis(100));
     let outcome = locks.stop_server(port, options);
     spinner.finish_and_clear();
-    match outcome? {
+    let outcome = outcome?;
+    if let (StopOutcome::Stopped { info, .. }, false) = (&outcome, named) {
+        output::line(&format!("Port {port} was held by PID {}", info.pid))?;
+    }
+    match outcome {
         StopOutcome::Stopped { forced: false, .. } => output::line("Server stopped successfully"),
         // Without being told to, core kills on Windows alone.
         StopOutcome::Stopped { info, forced: true } if !options.force => output::line(&format!(

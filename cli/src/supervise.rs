@@ -42,6 +42,20 @@ fn command(lock: &ServerLock, args: &ServeArgs) -> Result<Command, Failure> {
     Ok(command)
 }
 
+/// Whether there is such a program to run.
+pub(crate) fn check_command(program: &OsStr) -> Result<(), Failure> {
+    match which::which(program) {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            let program = program.display();
+            Err(Failure::new(
+                exit::NOT_FOUND,
+                format!("cannot run {program}: {e}"),
+            ))
+        }
+    }
+}
+
 fn cannot_run(args: &ServeArgs, e: &io::Error) -> Failure {
     let path = args.command.first().map_or(Path::new(""), Path::new);
     let program = path.display();

@@ -215,3 +215,83 @@ fn as_pid_1_it_takes_orphans_away() {
     }
     assert_eq!(child.wait().unwrap().code(), Some(3), "{lines:?}");
 }
+
+#[test]
+fn balancing_options_beside_a_command_are_refused() {
+    let sandbox = Sandbox::new();
+    for option in [["--api-key", "k"], ["--max-requests", "3"]] {
+        let serve = [&["serve", "-p", "0"][..], &option, &["--", "true"]].concat();
+        let refused = sandbox.run(serve).expect(2);
+        assert!(refused.stderr.contains(option[0]), "{refused:?}");
+    }
+    // In the environment they may be meant for other servers.
+    let mut serve = sandbox.llmlb(["serve", "-p", "0", "--", "true"]);
+    assert_eq!(
+        serve.env("LLMLB_API_KEY", "k").status().unwrap().code(),
+        Some(0)
+    );
+}
+
+#[test]
+fn a_successor_that_cannot_start_replaces_nobody() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let server = sandbox.serve(port);
+    let port_arg = port.to_string();
+    let replace = ["serve", "-p", &port_arg, "--replace"];
+    sandbox
+        .run([&replace[..], &["--", "no-such-command-at-all"]].concat())
+        .expect(127);
+    sandbox
+        .run([&replace[..], &["--host", "no-such-host.invalid"]].concat())
+        .expect(1);
+    assert_eq!(sandbox.named_pid(port), server.pid());
+}
+
+#[test]
+fn a_misspelt_log_level_silences_nothing() {
+    let sandbox = Sandbox::new();
+    let mut serve = sandbox.llmlb(["serve", "-p", "0"]);
+    let mut server = Running::start(serve.env("LLMLB_LOG", "debgu"));
+    server.expect_log("LLMLB_LOG is not understood");
+    server.expect_log("listening on");
+}
+
+#[test]
+fn a_removed_lock_file_is_noticed() {
+    let sandbox = Sandbox::new();
+    for command in [&[][..], &["--", GUINEA, "{port}"]] {
+        let port = free_port();
+        let port_arg = port.to_string();
+        let serve = [&["serve", "-p", &port_arg][..], command].concat();
+        let mut server = Running::start(&mut sandbox.llmlb(serve));
+        server.expect_log(if command.is_empty() {
+            "listening on"
+        } else {
+            "Guarding"
+        });
+        fs::remove_file(sandbox.lock_file(port)).unwrap();
+        server.expect_log(&format!("Lock for port {port} was lost"));
+    }
+}
+
+#[test]
+fn empty_variables_are_as_good_as_none() {
+    let sandbox = Sandbox::new();
+    let mut serve = sandbox.llmlb(["serve", "-p", "0"]);
+    for name in ["LLMLB_PORT", "LLMLB_HOST", "LLMLB_BACKENDS", "LLMLB_LOG"] {
+        serve.env(name, "");
+    }
+    Running::start(&mut serve).expect_log("listening on 127.0.0.1:");
+}
+
+#[test]
+fn a_command_that_goes_into_the_background_is_told_why_it_is_ended() {
+    let sandbox = Sandbox::new();
+    let serve = ["serve", "-p", "0", "--", "sh", "-c", "sleep 600 &"];
+    let ended = sandbox.run(serve).expect(0);
+    assert!(
+        ended.stderr.contains("has to stay in the foreground"),
+        "{ended:?}"
+    );
+}

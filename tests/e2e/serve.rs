@@ -51,7 +51,12 @@ fn a_port_that_something_else_uses_is_an_error_and_the_lock_is_given_back() {
         .expect(1);
     let address = format!("Error: cannot listen on 127.0.0.1:{port}: ");
     assert!(failed.stderr.contains(&address), "{failed:?}");
-    assert!(failed.stderr.contains("lock uses it"), "{failed:?}");
+    assert!(
+        failed
+            .stderr
+            .contains("something that holds no lock here uses it"),
+        "{failed:?}"
+    );
     assert!(!sandbox.lock_file(port).exists());
 }
 

@@ -99,6 +99,10 @@ impl Gateway {
         }))
     }
 
+    pub(crate) fn has_no_backends(&self) -> bool {
+        self.backends.all().is_empty()
+    }
+
     /// Begins to watch the backends, and waits (not for long) until their state is known.
     pub(crate) async fn look_around(self: &Arc<Self>) {
         health::watch(self).await;

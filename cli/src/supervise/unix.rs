@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use super::{cannot_run, command, notify_ready};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::serve::announce_shutdown;
+use crate::serve::{announce_shutdown, watch};
 use crate::signals::{Shutdown, Stream};
 
 /// How long what the server leaves behind may take to end.
@@ -62,6 +62,7 @@ pub(crate) async fn run(
     notify_ready();
 
     let mut ending = Ending::new(args.drain_timeout);
+    let mut watching = Box::pin(watch(&lock));
     let status = loop {
         match reap(server).map_err(failed)? {
             Some(WaitStatus::Stopped(..)) => {
@@ -74,6 +75,7 @@ pub(crate) async fn run(
         }
         tokio::select! {
             _ = child_changed.recv() => {}
+            never = &mut watching => match never {},
             number = passed_on.recv() => send(server, number),
             number = shutdown.recv() => ending.signalled(server, number),
             () = ending.expired() => {
@@ -82,8 +84,14 @@ pub(crate) async fn run(
             }
         }
     };
+    drop(watching);
     if let Some(terminal) = &terminal {
         terminal.take_back(server);
+    }
+    match status {
+        WaitStatus::Signaled(_, signal, _) => info!("Server was ended by {signal}"),
+        WaitStatus::Exited(_, code) => info!("Server ended with exit code {code}"),
+        _ => {}
     }
     // Whoever is refused from here on is told of this process.
     if let Err(e) = lock.adopt() {
@@ -223,7 +231,10 @@ async fn end_group(group: Pid, ending: &mut Ending, shutdown: &mut Shutdown) {
                 return;
             }
         } else if ending.asked.is_none() {
-            debug!("Ending what the server left behind");
+            warn!(
+                "The server left processes behind, ending them: a COMMAND has to stay in the \
+                 foreground"
+            );
             ending.ask(group, Signal::SIGTERM);
         }
         tokio::select! {
