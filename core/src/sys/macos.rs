@@ -52,42 +52,6 @@ pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
     .unwrap_or(false))
 }
 
-/// This system does not tell whose descriptors hold a flock: a live process that the file of a
-/// held lock names is taken at its word.
-pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
-    Ok(None)
-}
-
-/// This system does not tell.
-pub(crate) fn taker(_pid: u32, _file: &LockFile) -> io::Result<Option<u32>> {
-    Ok(None)
-}
-
-/// This system does not tell.
-pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
-    Ok(Vec::new())
-}
-
-/// This system does not show other processes' environments.
-pub(crate) fn leads_group(_pid: u32, _marker: &str) -> bool {
-    false
-}
-
-/// This system does not show other processes' environments.
-pub(crate) fn stragglers(_group: u32, _marker: Option<&str>, _left: DateTime<Utc>) -> Vec<u32> {
-    Vec::new()
-}
-
-/// Whether [`stragglers`] names the process.
-pub(crate) fn is_straggler(
-    _pid: u32,
-    _group: u32,
-    _marker: Option<&str>,
-    _left: DateTime<Utc>,
-) -> bool {
-    false
-}
-
 /// A process watched by a kqueue from before it is checked, so that its end is never missed.
 #[derive(Debug)]
 pub(crate) struct ProcessHandle {

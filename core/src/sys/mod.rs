@@ -20,6 +20,11 @@ mod macos;
 #[cfg(all(unix, not(target_os = "linux")))]
 pub(crate) use macos::*;
 
+#[cfg(not(target_os = "linux"))]
+mod untold;
+#[cfg(not(target_os = "linux"))]
+pub(crate) use untold::*;
+
 #[cfg(windows)]
 #[allow(unsafe_code)]
 mod windows;
@@ -27,6 +32,9 @@ mod windows;
 pub use windows::StopEvent;
 #[cfg(windows)]
 pub(crate) use windows::*;
+
+use std::io;
+use std::path::Path;
 
 use chrono::{DateTime, Utc};
 
@@ -49,4 +57,15 @@ pub(crate) enum Attempt {
     Moved,
     /// The directory itself is gone.
     NoDirectory,
+}
+
+/// The error for something in the lock's place that is no lock file.
+fn refuse(path: &Path, why: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!(
+            "{} {why}; it was left alone: look at it, then remove it",
+            path.display()
+        ),
+    )
 }

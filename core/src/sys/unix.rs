@@ -11,7 +11,7 @@ use nix::unistd::{Pid, Uid, User};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::Attempt;
+use super::{Attempt, refuse};
 use crate::error::context;
 use crate::info::MAX_LEN;
 
@@ -391,16 +391,6 @@ impl AsFd for LockFile {
 
 fn at(path: &Path, e: io::Error) -> io::Error {
     context(e, path.display().to_string())
-}
-
-fn refuse(path: &Path, why: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidInput,
-        format!(
-            "{} {why}; it was left alone: look at it, then remove it",
-            path.display()
-        ),
-    )
 }
 
 fn foreign(path: &Path, uid: u32) -> io::Error {

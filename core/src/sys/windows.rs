@@ -48,7 +48,7 @@ use windows_sys::Win32::System::Threading::{
     PROCESS_TERMINATE, SetEvent, TerminateProcess, WaitForSingleObject,
 };
 
-use super::{Attempt, Process};
+use super::{Attempt, Process, refuse};
 use crate::error::context;
 use crate::info::MAX_LEN;
 
@@ -380,16 +380,6 @@ fn at(path: &Path, e: io::Error) -> io::Error {
     context(e, path.display().to_string())
 }
 
-fn refuse(path: &Path, why: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidInput,
-        format!(
-            "{} {why}; it was left alone: look at it, then remove it",
-            path.display()
-        ),
-    )
-}
-
 /// Why a file in the lock's place can't be opened.
 fn explain(path: &Path, e: io::Error) -> io::Error {
     match open_attributes(path) {
@@ -617,42 +607,6 @@ pub(crate) fn process(pid: u32) -> Option<Process> {
         started,
         parent: 0, // only of use where the holders of a lock can be told
     })
-}
-
-/// This system does not tell who of those that have the file open holds it: a live process that
-/// the file of a held lock names is taken at its word.
-pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
-    Ok(None)
-}
-
-/// This system does not tell.
-pub(crate) fn taker(_pid: u32, _file: &LockFile) -> io::Result<Option<u32>> {
-    Ok(None)
-}
-
-/// This system does not tell.
-pub(crate) fn holders(_file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
-    Ok(Vec::new())
-}
-
-/// There are no process groups.
-pub(crate) fn leads_group(_pid: u32, _marker: &str) -> bool {
-    false
-}
-
-/// There are no process groups here: what must end with its launcher is put into a job object.
-pub(crate) fn stragglers(_group: u32, _marker: Option<&str>, _left: DateTime<Utc>) -> Vec<u32> {
-    Vec::new()
-}
-
-/// Whether [`stragglers`] names the process.
-pub(crate) fn is_straggler(
-    _pid: u32,
-    _group: u32,
-    _marker: Option<&str>,
-    _left: DateTime<Utc>,
-) -> bool {
-    false
 }
 
 /// A process that can't turn into another one: its id is not given away while this is open.
