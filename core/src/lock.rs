@@ -17,7 +17,7 @@ use crate::sys::{Attempt, Directory, LockFile};
 /// How long a held lock may go without naming its holder before that is an error.
 pub(crate) const SETTLE: Duration = Duration::from_secs(1);
 /// How often a waiter tries for the lock: one system call each time.
-const WAIT_STEP: Duration = Duration::from_millis(6);
+const WAIT_STEP: Duration = Duration::from_millis(7);
 /// Once in how many tries a waiter looks whether it waits for the right file.
 const CHECK_STEPS: u32 = 50;
 
