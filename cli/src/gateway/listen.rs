@@ -1,10 +1,11 @@
 //! Takes connections, within the limits of the process, and lets them end in good order.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tracing::warn;
@@ -37,31 +38,40 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Descriptors for all that is not a connection: logs, locks, the runtime, health checks.
 const RESERVE: usize = 64;
 
+/// Connections to be had however many requests are in flight: for health checks, and to say no.
+const SLACK: usize = 32;
+
 /// Serves until told to drain, then until nothing is in flight, or told to cut off what is.
 pub(super) async fn serve(listener: TcpListener, app: Router, gateway: &Gateway) -> io::Result<()> {
     allow_for_bursts(&listener);
     let mut phase = gateway.phase.subscribe();
-    let room = Arc::new(Semaphore::new(room_for_clients(gateway)));
-    let pressure = Arc::new(Notify::new());
+    let mut door = Door {
+        listener,
+        room: Arc::new(Semaphore::new(gateway.limits.clients)),
+        clients: Arc::default(),
+        warned: false,
+    };
     let http = server();
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             _ = phase.changed() => break,
-            accepted = accept(&listener, &room, &pressure) => accepted,
+            accepted = door.accept() => accepted,
         };
         while connections.try_join_next().is_some() {}
         let (stream, address, permit) = accepted;
+        let peer = Peer {
+            address,
+            busy: Arc::default(),
+            _permit: Arc::new(permit),
+        };
+        let client = Clients::enter(&door.clients, &peer.busy);
         let app = app.clone();
         let http = http.clone();
-        let pressure = Arc::clone(&pressure);
         let phase = gateway.phase.subscribe();
-        connections.spawn(async move {
-            connection(stream, address, app, http, phase, &pressure).await;
-            drop(permit);
-        });
+        connections.spawn(connection(stream, peer, app, http, phase, client));
     }
-    drop(listener);
+    drop(door);
     let finish = async {
         gateway.wait_until_idle().await;
         gateway.phase.send_if_modified(|phase| {
@@ -89,37 +99,102 @@ fn server() -> http1::Builder {
     http
 }
 
-/// Waits for a client and for room to serve it; where there is none, idle ones make it.
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-    pressure: &Notify,
-) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
-    let mut warned = false;
-    loop {
-        let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(e) if belongs_to_the_client(&e) => continue,
-            Err(e) => {
-                if !warned {
-                    warn!("Cannot accept connections: {e}");
-                    warned = true;
-                }
-                pressure.notify_one();
-                sleep(PAUSE).await;
-                continue;
-            }
-        };
+/// Where clients come in.
+struct Door {
+    listener: TcpListener,
+    room: Arc<Semaphore>,
+    clients: Arc<Clients>,
+    warned: bool,
+}
+
+impl Door {
+    /// Waits for a client and for room to serve it; where there is none, idle ones make it.
+    async fn accept(&mut self) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
         loop {
-            if let Ok(permit) = Arc::clone(room).try_acquire_owned() {
-                return (stream, address, permit);
-            }
-            // The one that has waited longest goes first.
-            pressure.notify_one();
-            if let Ok(Ok(permit)) = timeout(PAUSE, Arc::clone(room).acquire_owned()).await {
-                return (stream, address, permit);
+            let (stream, address) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(e) if belongs_to_the_client(&e) => continue,
+                Err(e) => {
+                    self.warn(&format!("Cannot accept connections: {e}"));
+                    self.clients.make_room();
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            loop {
+                if let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() {
+                    return (stream, address, permit);
+                }
+                self.warn("No room for more connections: those that idle are closed");
+                self.clients.make_room();
+                if let Ok(Ok(permit)) = timeout(PAUSE, Arc::clone(&self.room).acquire_owned()).await
+                {
+                    return (stream, address, permit);
+                }
             }
         }
+    }
+
+    /// Once is enough to know.
+    fn warn(&mut self, what: &str) {
+        if !std::mem::replace(&mut self.warned, true) {
+            warn!("{what}");
+        }
+    }
+}
+
+/// The clients that are connected, in the order in which they came.
+#[derive(Default)]
+struct Clients(Mutex<(u64, BTreeMap<u64, Arc<Client>>)>);
+
+struct Client {
+    /// How many of its requests are in flight.
+    busy: Arc<AtomicUsize>,
+    asked_to_leave: Notify,
+}
+
+impl Clients {
+    fn enter(all: &Arc<Self>, busy: &Arc<AtomicUsize>) -> Entry {
+        let client = Arc::new(Client {
+            busy: Arc::clone(busy),
+            asked_to_leave: Notify::new(),
+        });
+        let mut inside = all.lock();
+        inside.0 += 1;
+        let number = inside.0;
+        inside.1.insert(number, Arc::clone(&client));
+        drop(inside);
+        Entry {
+            all: Arc::clone(all),
+            number,
+            client,
+        }
+    }
+
+    /// Asks the one that came first, of those that wait for nothing, to leave.
+    fn make_room(&self) {
+        let inside = self.lock();
+        let mut clients = inside.1.values();
+        if let Some(client) = clients.find(|c| c.busy.load(Ordering::Acquire) == 0) {
+            client.asked_to_leave.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Arc<Client>>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A client's, until it has left.
+struct Entry {
+    all: Arc<Clients>,
+    number: u64,
+    client: Arc<Client>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.all.lock().1.remove(&self.number);
     }
 }
 
@@ -134,21 +209,16 @@ fn belongs_to_the_client(e: &io::Error) -> bool {
 
 async fn connection(
     stream: TcpStream,
-    address: SocketAddr,
+    peer: Peer,
     app: Router,
     http: http1::Builder,
     mut phase: tokio::sync::watch::Receiver<Phase>,
-    pressure: &Notify,
+    entry: Entry,
 ) {
     // Chunks are sent as they come.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(STALLED));
-    let peer = Peer {
-        address,
-        busy: Arc::new(AtomicUsize::new(0)),
-    };
-    let busy = Arc::clone(&peer.busy);
     let app = TowerToHyperService::new(app);
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
@@ -157,15 +227,24 @@ async fn connection(
     });
     let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
     let mut connection = pin!(connection.with_upgrades());
-    let closing = phase.wait_for(|phase| *phase == Phase::Closing);
-    tokio::select! {
-        // What goes wrong with a client is its own affair.
-        _ = connection.as_mut() => return,
-        _ = closing => {}
-        () = pressure.notified() => {
-            // The descriptor is needed elsewhere.
-            if busy.load(Ordering::Acquire) == 0 {
-                return;
+    let mut closing = pin!(phase.wait_for(|phase| *phase == Phase::Closing));
+    let client = &entry.client;
+    loop {
+        tokio::select! {
+            // First, so that a request that is there is seen.
+            biased;
+            // What goes wrong with a client is its own affair.
+            _ = connection.as_mut() => return,
+            _ = closing.as_mut() => break,
+            () = async {
+                client.asked_to_leave.notified().await;
+                // By then all that has arrived is known to the runtime, and so to the connection.
+                yield_now().await;
+            } => {
+                // The descriptor is needed elsewhere.
+                if client.busy.load(Ordering::Acquire) == 0 {
+                    return;
+                }
             }
         }
     }
@@ -184,14 +263,43 @@ fn allow_for_bursts(listener: &TcpListener) {
 #[cfg(not(unix))]
 fn allow_for_bursts(_: &TcpListener) {}
 
-/// How many client connections fit, beside those to backends.
-fn room_for_clients(gateway: &Gateway) -> usize {
-    let Some(descriptors) = raise_descriptor_limit() else {
-        return Semaphore::MAX_PERMITS;
-    };
-    let upstream = gateway.options.max_requests.min(descriptors / 2);
-    let clients = descriptors.saturating_sub(upstream + RESERVE);
-    clients.clamp(1, Semaphore::MAX_PERMITS)
+/// How much is served at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// In flight; each may hold a connection to a client and one to a backend.
+    pub(super) requests: usize,
+    /// Connections of clients.
+    clients: usize,
+}
+
+impl Limits {
+    /// As much as is wanted, or the process may have descriptors for.
+    pub(super) fn find(wanted: usize) -> Self {
+        let Some(descriptors) = raise_descriptor_limit() else {
+            return Self {
+                requests: wanted,
+                clients: Semaphore::MAX_PERMITS,
+            };
+        };
+        let limits = Self::within(descriptors, wanted);
+        if limits.requests < wanted {
+            warn!(
+                "{descriptors} open files are enough for {} requests in flight, not for {wanted}",
+                limits.requests
+            );
+        }
+        limits
+    }
+
+    fn within(descriptors: usize, wanted: usize) -> Self {
+        let most = (descriptors.saturating_sub(RESERVE + SLACK) / 2).max(1);
+        let requests = wanted.min(most);
+        let clients = descriptors.saturating_sub(RESERVE + requests);
+        Self {
+            requests,
+            clients: clients.clamp(requests + 1, Semaphore::MAX_PERMITS),
+        }
+    }
 }
 
 /// To what is allowed without asking anybody.
@@ -224,9 +332,16 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (client, accepted) = tokio::join!(client, listener.accept());
         let (stream, address) = accepted.unwrap();
+        let room = Arc::new(Semaphore::new(1));
+        let peer = Peer {
+            address,
+            busy: Arc::default(),
+            _permit: Arc::new(room.try_acquire_owned().unwrap()),
+        };
+        let entry = Clients::enter(&Arc::default(), &peer.busy);
         tokio::spawn(async move {
             let (_sender, phase) = tokio::sync::watch::channel(Phase::Serving);
-            connection(stream, address, app, server(), phase, &Notify::new()).await;
+            connection(stream, peer, app, server(), phase, entry).await;
         });
         client.unwrap()
     }
@@ -235,6 +350,19 @@ mod tests {
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    #[test]
+    fn however_many_requests_are_wanted_there_is_room_to_say_no() {
+        for descriptors in [128, 150, 256, 1024, 4096, 1 << 20] {
+            for wanted in [1, 20, 1024, 1 << 24] {
+                let Limits { requests, clients } = Limits::within(descriptors, wanted);
+                assert!((1..=wanted).contains(&requests));
+                assert!(clients >= requests + SLACK);
+                assert!(clients + requests + RESERVE <= descriptors);
+            }
+        }
+        assert_eq!(Limits::within(4096, 1024).requests, 1024);
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,6 +29,7 @@ use tokio::sync::{Notify, watch};
 pub(crate) use auth::ApiKey;
 pub(crate) use backend::BackendUrl;
 use backend::{Backend, Backends, Thresholds};
+use listen::Limits;
 use metrics::Metrics;
 use proxy::Peer;
 
@@ -63,6 +64,7 @@ pub(crate) struct Gateway {
     info: LockInfo,
     since: Instant,
     options: Options,
+    limits: Limits,
     backends: Backends,
     backend_key: Option<HeaderValue>,
     metrics: Metrics,
@@ -95,10 +97,12 @@ impl Gateway {
             phase: watch::Sender::new(Phase::Serving),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
+            limits: Limits::find(options.max_requests),
             options,
         }))
     }
 
+    /// Whether there is nowhere to pass requests on to.
     pub(crate) fn has_no_backends(&self) -> bool {
         self.backends.all().is_empty()
     }

@@ -23,6 +23,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Level, debug, enabled};
 
 use super::backend::{Backend, NoPlace, Place};
@@ -44,6 +45,8 @@ pub(super) struct Peer {
     pub(super) address: SocketAddr,
     /// How many of its requests are in flight.
     pub(super) busy: Arc<AtomicUsize>,
+    /// The room it takes: also as a tunnel, which outlasts the connection's HTTP.
+    pub(super) _permit: Arc<OwnedSemaphorePermit>,
 }
 
 pub(super) async fn handler(
@@ -84,21 +87,25 @@ async fn forward(
     if *gateway.phase.borrow() != Phase::Serving {
         return Err(Refusal::Draining);
     }
-    if gateway.backends.all().is_empty() {
+    if gateway.has_no_backends() {
         return Err(if openai || path.path().starts_with("/api/") {
             Refusal::NoBackends
         } else {
             Refusal::NoSuchPath(path.path().to_owned())
         });
     }
-    if flight.number > gateway.options.max_requests {
+    if flight.number > gateway.limits.requests {
         return Err(Refusal::Overloaded);
     }
     if asks_for_upgrade(request.headers()) && request.version() == Version::HTTP_11 {
         flight.upgrade = Some(hyper::upgrade::on(&mut request));
     }
     let (mut parts, body) = request.into_parts();
-    forward_headers(&mut parts.headers, &flight.peer, flight.upgrade.is_some());
+    forward_headers(
+        &mut parts.headers,
+        flight.peer.address,
+        flight.upgrade.is_some(),
+    );
     if let Some(key) = &gateway.backend_key {
         parts.headers.insert(AUTHORIZATION, key.clone());
     } else if gateway.options.api_key.is_some() {
@@ -386,7 +393,7 @@ impl http_body::Body for Relay {
 }
 
 /// Makes a client's headers the gateway's.
-fn forward_headers(headers: &mut HeaderMap, peer: &Peer, upgrade: bool) {
+fn forward_headers(headers: &mut HeaderMap, peer: SocketAddr, upgrade: bool) {
     let protocol = if upgrade {
         headers.remove(UPGRADE)
     } else {
@@ -399,7 +406,7 @@ fn forward_headers(headers: &mut HeaderMap, peer: &Peer, upgrade: bool) {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
-    let ip = peer.address.ip().to_canonical();
+    let ip = peer.ip().to_canonical();
     let mut path = String::new();
     for value in headers.get_all(X_FORWARDED_FOR) {
         if let Ok(value) = value.to_str() {
@@ -498,12 +505,9 @@ mod tests {
     }
 
     fn forwarded(pairs: &[(&'static str, &'static str)], upgrade: bool) -> HeaderMap {
-        let peer = Peer {
-            address: "10.0.0.9:1".parse().unwrap(),
-            busy: Arc::default(),
-        };
+        let peer = "10.0.0.9:1".parse().unwrap();
         let mut headers = headers(pairs);
-        forward_headers(&mut headers, &peer, upgrade);
+        forward_headers(&mut headers, peer, upgrade);
         headers
     }
 

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::support::{
-    Backend, Gate, Gateway, Next, STREAM, Wire, answer, chat, request, wait_until,
+    Backend, Gate, Gateway, Next, STREAM, Wire, answer, chat, chunk, request, wait_until,
 };
 
 #[test]
@@ -85,6 +85,46 @@ fn when_descriptors_run_out_idle_clients_make_room() {
     // Nothing of it was held against the backend.
     assert_eq!(gateway.health()["backends"][0]["state"], "up");
     drop(idle);
+}
+
+#[test]
+fn more_long_answers_than_descriptors_leave_room_to_say_so() {
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    let switched = format!("HTTP/1.1 101 Switching Protocols\r\n{upgrade}\r\n");
+    let streaming = STREAM.to_owned() + &chunk("begun");
+    // Streams, and tunnels, which outlast the connection's HTTP.
+    for (headers, begin) in [("", streaming), (upgrade, switched)] {
+        let backend = Backend::start(&[], move |_, wire| {
+            wire.send(&begin);
+            wire.is_at_end();
+            Next::Close
+        });
+        let gateway = Gateway::limited(256, &[backend.url()], &["--health-interval", "0.05"]);
+        gateway.expect_log("requests in flight, not for 1024");
+        let mut held = Vec::new();
+        let refused = loop {
+            assert!(held.len() < 256, "more than it has descriptors for");
+            let mut client = gateway.connect();
+            client.send(format!("GET /v1/x HTTP/1.1\r\nHost: h\r\n{headers}\r\n"));
+            let head = client.head().unwrap();
+            if head.status() == 503 {
+                break head;
+            }
+            held.push(client);
+        };
+        assert!(held.len() > 50, "{}", held.len());
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        // More than room is kept for: those that idle leave.
+        let idle: Vec<Wire> = (0..150).map(|_| gateway.connect()).collect();
+        for _ in 0..10 {
+            assert_eq!(gateway.get("/health").status(), 200);
+            assert_eq!(gateway.chat("m").status(), 503);
+        }
+        assert_eq!(gateway.health()["backends"][0]["state"], "up");
+        gateway.wait_for_in_flight(0, held.len() as u64);
+        drop((idle, held));
+        gateway.wait_for_in_flight(0, 0);
+    }
 }
 
 #[test]
