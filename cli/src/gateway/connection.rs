@@ -6,6 +6,7 @@
 //! backend's work, running until the next byte. Here the connection ends with the request.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,20 +14,34 @@ use axum::http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_util::io::InspectReader;
 
 use super::body::Upload;
 
 /// Below the shortest time a model server is known to keep an idle connection (llama.cpp: 5 s).
 const IDLE: Duration = Duration::from_secs(4);
 
+/// Finds out about an end that vanished without a word, be it in a minute.
+pub(super) fn keep_alive(stream: &TcpStream) {
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    // Without, it works all the same.
+    let _ = SockRef::from(stream).set_tcp_keepalive(&probes);
+}
+
 /// Ends with its last owner, whatever it is in the midst of.
 pub(super) struct Connection {
     sender: SendRequest<Upload>,
     driver: JoinHandle<()>,
     used: bool,
+    /// Whether a byte has come since the last request was sent.
+    heard: Arc<AtomicBool>,
 }
 
 impl Drop for Connection {
@@ -40,6 +55,8 @@ pub(super) struct SendError {
     pub(super) error: hyper::Error,
     /// A used connection had died meanwhile, as idle ones do: nobody has answered, try a new one.
     pub(super) stale: bool,
+    /// None of it can have arrived.
+    pub(super) unsent: bool,
 }
 
 impl Connection {
@@ -50,6 +67,14 @@ impl Connection {
             Err(_) => return Err(io::ErrorKind::TimedOut.into()),
         };
         stream.set_nodelay(true)?;
+        keep_alive(&stream);
+        let heard = Arc::new(AtomicBool::new(false));
+        let hears = Arc::clone(&heard);
+        let stream = InspectReader::new(stream, move |bytes: &[u8]| {
+            if !bytes.is_empty() {
+                hears.store(true, Ordering::Relaxed);
+            }
+        });
         let (sender, connection) = handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
@@ -61,6 +86,7 @@ impl Connection {
             sender,
             driver,
             used: false,
+            heard,
         })
     }
 
@@ -69,16 +95,18 @@ impl Connection {
         request: Request<Upload>,
     ) -> Result<Response<Incoming>, SendError> {
         let used = std::mem::replace(&mut self.used, true);
+        self.heard.store(false, Ordering::Relaxed);
         self.sender
             .try_send_request(request)
             .await
             .map_err(|mut e| {
                 let unsent = e.take_message().is_some();
                 let error = e.into_error();
-                // Bytes that are no HTTP are an answer too.
-                let died = !error.is_parse() && !error.is_user();
+                // The beginning of an answer is one too, and so is what is no HTTP.
+                let silent = !error.is_user() && !self.heard.load(Ordering::Relaxed);
                 SendError {
-                    stale: used && (unsent || died),
+                    stale: used && (unsent || silent),
+                    unsent,
                     error,
                 }
             })

@@ -1,5 +1,6 @@
 //! Looks after the backends: whether they are up, and what they serve.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::Gateway;
 use super::backend::{Backend, Models};
 use super::body::Upload;
+use super::connection::Connection;
 
 /// How long a backend may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,25 +49,49 @@ pub(super) async fn watch(gateway: &Arc<Gateway>) {
 }
 
 async fn look(backend: &Backend, key: Option<&HeaderValue>, interval: Duration) {
-    match timeout(PATIENCE, probe(backend, key)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(problem)) => return backend.failed(problem),
-        // Some servers do one thing at a time: one that generates is well.
-        Err(_) if backend.answered_within(PATIENCE + interval) => return,
-        Err(_) => return backend.failed(format!("no answer within {PATIENCE:?}")),
+    // Some servers do one thing at a time: one that is silent while it works is well.
+    let busy_before = backend.in_flight() > 0;
+    let found = probe(backend, key).await;
+    let busy = busy_before || backend.in_flight() > 0;
+    match found {
+        Ok(()) => {}
+        Err(Trouble::Silent) if busy || backend.answered_within(PATIENCE + interval) => return,
+        Err(trouble) => return backend.failed(trouble.to_string()),
     }
     // First what it serves, so that nothing is sent to it on a guess.
-    match timeout(PATIENCE, get(backend, "/v1/models", key)).await {
-        Ok(Ok((StatusCode::OK, body))) => backend.set_models(Models::parse(&body)),
+    match get(backend, "/v1/models", key).await {
+        Ok((StatusCode::OK, body)) => backend.set_models(Models::parse(&body)),
         // It keeps that to itself, or does not know.
-        Ok(Ok((status, _))) if status.is_client_error() => backend.set_models(None),
+        Ok((
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED,
+            _,
+        )) => backend.set_models(None),
         // What was known is the best guess.
         _ => {}
     }
     backend.succeeded();
 }
 
-async fn probe(backend: &Backend, key: Option<&HeaderValue>) -> Result<(), String> {
+/// What is wrong with a backend.
+enum Trouble {
+    /// It took the connection, and then time ran out.
+    Silent,
+    Other(String),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent => write!(f, "no answer within {PATIENCE:?}"),
+            Self::Other(problem) => f.write_str(problem),
+        }
+    }
+}
+
+async fn probe(backend: &Backend, key: Option<&HeaderValue>) -> Result<(), Trouble> {
     for path in ["/health", "/v1/models"] {
         let (status, _) = get(backend, path, key).await?;
         match status {
@@ -76,7 +102,7 @@ async fn probe(backend: &Backend, key: Option<&HeaderValue>) -> Result<(), Strin
             | StatusCode::NOT_IMPLEMENTED
                 if path == "/health" => {}
             status if status.as_u16() < 400 => return Ok(()),
-            status => return Err(format!("{path} answered {status}")),
+            status => return Err(Trouble::Other(format!("{path} answered {status}"))),
         }
     }
     Ok(())
@@ -86,8 +112,21 @@ async fn get(
     backend: &Backend,
     path: &'static str,
     key: Option<&HeaderValue>,
+) -> Result<(StatusCode, Bytes), Trouble> {
+    let connection = backend.connect().await;
+    let connection = connection.map_err(|e| Trouble::Other(e.to_string()))?;
+    match timeout(PATIENCE, ask(backend, connection, path, key)).await {
+        Ok(answer) => answer.map_err(Trouble::Other),
+        Err(_) => Err(Trouble::Silent),
+    }
+}
+
+async fn ask(
+    backend: &Backend,
+    mut connection: Connection,
+    path: &'static str,
+    key: Option<&HeaderValue>,
 ) -> Result<(StatusCode, Bytes), String> {
-    let mut connection = backend.connect().await.map_err(|e| e.to_string())?;
     let mut request = Request::new(Upload::empty());
     *request.uri_mut() = backend.uri(&PathAndQuery::from_static(path));
     let headers = request.headers_mut();
@@ -110,7 +149,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::gateway::backend::{State, Thresholds};
+    use crate::gateway::backend::{Backends, State, Thresholds};
 
     /// A backend that accepts connections and says nothing, on a clock that jumps.
     async fn mute() -> (TcpListener, Backend) {
@@ -128,6 +167,18 @@ mod tests {
         backend.answering();
         look(&backend, None, Duration::from_secs(60)).await;
         assert_eq!(backend.state().0, State::Up);
+
+        // Silent because it computes an answer, which comes in one piece.
+        let (listener, backend) = mute().await;
+        let backends = Backends::new(vec![Arc::new(backend)]);
+        let place = backends.choose(None, true, &[]).ok().unwrap();
+        look(&place, None, Duration::from_secs(60)).await;
+        assert_eq!(place.state().0, State::Up);
+
+        // Then it has gone.
+        drop(listener);
+        look(&place, None, Duration::from_secs(60)).await;
+        assert_eq!(place.state().0, State::Down);
 
         let (_listener, backend) = mute().await;
         look(&backend, None, Duration::from_secs(60)).await;

@@ -23,6 +23,7 @@ use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tracing::warn;
 
+use super::connection::keep_alive;
 use super::proxy::Peer;
 use super::{Gateway, Phase};
 
@@ -217,6 +218,7 @@ async fn connection(
 ) {
     // Chunks are sent as they come.
     let _ = stream.set_nodelay(true);
+    keep_alive(&stream);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(STALLED));
     let app = TowerToHyperService::new(app);

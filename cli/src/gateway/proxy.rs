@@ -160,7 +160,7 @@ async fn forward(
 
 enum Attempt {
     Answered(hyper::Response<Incoming>, Connection),
-    /// Nothing has been sent.
+    /// It has seen nothing of the request.
     Unreachable(std::io::Error),
 }
 
@@ -175,12 +175,23 @@ async fn attempt(
         _ => None,
     };
     let mut next = pooled;
+    // Why the first one failed, if it may have been what made it fail.
+    let mut taken = None;
     loop {
         let mut connection = match next.take() {
             Some(connection) => connection,
             None => match backend.connect().await {
                 Ok(connection) => connection,
-                Err(e) => return Ok(Attempt::Unreachable(e)),
+                Err(e) => match taken {
+                    None => return Ok(Attempt::Unreachable(e)),
+                    // It may have died of this request, and so would the next.
+                    Some(first) => {
+                        if !out_of_descriptors(&e) {
+                            backend.failed(e.to_string());
+                        }
+                        return Err(Refusal::Broken(format!("{first}; then: {e}")));
+                    }
+                },
             },
         };
         let body = Upload::new(outgoing.body.start.clone(), outgoing.body.rest.take());
@@ -192,7 +203,10 @@ async fn attempt(
         headers.insert(HOST, backend.host_header.clone());
         match connection.send(request).await {
             Ok(response) => return Ok(Attempt::Answered(response, connection)),
-            Err(e) if e.stale => debug!("A pooled connection to {} was dead", backend.name),
+            Err(e) if e.stale => {
+                debug!("A pooled connection to {} was dead", backend.name);
+                taken = (!e.unsent).then_some(e.error);
+            }
             // Ours is the body, and it failed because the client did.
             Err(e) if e.error.is_user() => return Err(Refusal::BodyTimedOut),
             Err(e) => return Err(Refusal::Broken(e.error.to_string())),

@@ -86,6 +86,99 @@ fn a_pooled_connection_that_died_is_replaced_and_the_request_sent_again() {
 }
 
 #[test]
+fn a_request_that_a_backend_may_have_died_of_is_not_given_to_the_next() {
+    let deaths = Arc::new(AtomicUsize::new(0));
+    let mortal = || {
+        let itself = Arc::new(Mutex::new(None::<Backend>));
+        let (dying, deaths) = (Arc::clone(&itself), Arc::clone(&deaths));
+        let backend = Backend::start(&[], move |request, wire| {
+            if request.first_line.contains("/poison") {
+                deaths.fetch_add(1, Ordering::SeqCst);
+                dying.lock().unwrap().as_mut().unwrap().stop();
+                return Next::Close;
+            }
+            wire.send(answer("200 OK", "", "fine"));
+            Next::Read
+        });
+        let url = backend.url();
+        *itself.lock().unwrap() = Some(backend);
+        url
+    };
+    let gateway = Gateway::with(&[mortal(), mortal()], &["--health-interval", "3600"]);
+    // Leaves a connection to each.
+    assert_eq!(
+        [gateway.chat("m").status(), gateway.chat("m").status()],
+        [200; 2]
+    );
+    let answer = gateway.connect().ask("POST", "/v1/poison", "", b"{}");
+    assert_eq!(answer.status(), 502);
+    assert_eq!(answer.error_code(), "backend_failed");
+    assert_eq!(deaths.load(Ordering::SeqCst), 1);
+    assert_eq!(gateway.chat("m").status(), 200);
+}
+
+#[test]
+fn an_answer_that_has_begun_on_a_pooled_connection_is_not_asked_for_again() {
+    for begun in [
+        "HTTP/1.1 200 OK\r\nContent-",
+        "HTTP/1.1 103 Early Hints\r\n\r\n",
+    ] {
+        let backend = Backend::start(&[], move |request, wire| {
+            if request.first_line.contains("/break") {
+                wire.send(begun);
+                return Next::Close;
+            }
+            wire.send(answer("200 OK", "", "fine"));
+            Next::Read
+        });
+        let gateway = Gateway::before(&[backend.url()]);
+        assert_eq!(gateway.chat("m").status(), 200);
+        let answer = gateway.connect().ask("POST", "/v1/break", "", b"{}");
+        assert_eq!(answer.status(), 502, "{begun}");
+        assert_eq!(backend.requests().len(), 2, "{begun}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn ends_that_vanish_without_a_word_are_found_out() {
+    let reached = Gate::default();
+    let arrived = reached.clone();
+    let backend = Backend::start(&[], move |_, wire| {
+        arrived.open();
+        wire.is_at_end();
+        Next::Close
+    });
+    let gateway = Gateway::with(&[backend.url()], &["--health-interval", "3600"]);
+    let mut client = gateway.connect();
+    client.send(request("POST", "/v1/x", "", &chat("m")));
+    reached.pass();
+    let backend_port = backend
+        .url()
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .parse::<u16>()
+        .unwrap();
+    // Established (01), to or from the port, with a timer for keep-alive (02).
+    let guarded = |field: usize, port: u16| {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        sockets.lines().any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields[field].ends_with(&format!(":{port:04X}"))
+                && fields[3] == "01"
+                && fields[5].starts_with("02:")
+        })
+    };
+    wait_until("probes to the client", || {
+        guarded(1, gateway.port).then_some(())
+    });
+    wait_until("probes to the backend", || {
+        guarded(2, backend_port).then_some(())
+    });
+}
+
+#[test]
 fn a_stream_that_breaks_is_passed_on_as_broken() {
     let backend = Backend::start(&[], |_, wire| {
         wire.send(STREAM);
