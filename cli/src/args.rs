@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
-use crate::gateway::{ApiKey, BackendUrl, Options};
+use crate::gateway::{ApiKey, BackendUrl, Options, Unrepeated};
 
 /// One LLM server per port, always: guard it, see it, stop it.
 #[derive(Debug, Parser)]
@@ -94,17 +94,17 @@ pub(crate) struct ServeArgs {
 pub(crate) struct GatewayArgs {
     /// A model server to pass requests on to; may be given many times
     #[arg(long, value_name = "URL", env = "LLMLB_BACKENDS", value_delimiter = ',',
-          value_parser = backend)]
+          value_parser = Unrepeated(backend))]
     backend: Vec<MaybeBackend>,
 
     /// The key that clients have to send, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "LLMLB_API_KEY", hide_env_values = true,
-          value_parser = ApiKey::parse)]
+          value_parser = Unrepeated(ApiKey::parse))]
     api_key: Option<ApiKey>,
 
     /// The key that backends are sent, in place of the clients'
     #[arg(long, value_name = "KEY", env = "LLMLB_BACKEND_API_KEY", hide_env_values = true,
-          value_parser = ApiKey::parse)]
+          value_parser = Unrepeated(ApiKey::parse))]
     backend_api_key: Option<ApiKey>,
 
     /// How many requests may be in flight; more are answered with 503
@@ -179,7 +179,14 @@ type MaybeBackend = Option<BackendUrl>;
 fn backend(text: &str) -> Result<MaybeBackend, String> {
     match text.trim() {
         "" => Ok(None),
-        url => url.parse().map(Some),
+        url => url.parse().map(Some).map_err(|problem: String| {
+            // What is before an @ may be a password.
+            if url.contains('@') {
+                problem
+            } else {
+                format!("'{url}': {problem}")
+            }
+        }),
     }
 }
 

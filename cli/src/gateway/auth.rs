@@ -1,5 +1,6 @@
 //! The key that clients show, where one is asked for.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -7,6 +8,9 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, Command};
 use subtle::ConstantTimeEq;
 
 use super::Gateway;
@@ -46,6 +50,32 @@ impl ApiKey {
         };
         scheme.eq_ignore_ascii_case(b"Bearer ")
             && bool::from(token.trim_ascii_start().ct_eq(self.0.as_bytes()))
+    }
+}
+
+/// Parses an argument, and does not repeat it when that fails: it may be secret.
+#[derive(Clone)]
+pub(crate) struct Unrepeated<F>(pub(crate) F);
+
+impl<T, F> TypedValueParser for Unrepeated<F>
+where
+    T: Clone + Send + Sync + 'static,
+    F: Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static,
+{
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<T, clap::Error> {
+        let text = value.to_str().ok_or_else(|| "it is not UTF-8".to_owned());
+        text.and_then(&self.0).map_err(|problem| {
+            let name = arg.map(Arg::to_string).unwrap_or_default();
+            let message = format!("invalid value for '{name}': {problem}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
+        })
     }
 }
 

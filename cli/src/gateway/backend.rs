@@ -335,8 +335,8 @@ impl Backends {
             let backend = &self.all[index];
             let fit = backend.fit(model);
             let eligible = fit != Fit::NotListed || !strict;
-            // A backend that is down has a say in what exists only by what it last listed.
-            served |= fit == Fit::Listed || (eligible && backend.is_up());
+            // One that is down counts by what it listed last; one that listed nothing yet may serve it.
+            served |= fit != Fit::NotListed || (eligible && backend.is_up());
             if !eligible || !backend.is_up() || tried.iter().any(|t| Arc::ptr_eq(t, backend)) {
                 continue;
             }

@@ -25,6 +25,7 @@ use tracing::warn;
 
 use super::connection::keep_alive;
 use super::proxy::Peer;
+use super::socket::{Shared, Socket};
 use super::{Gateway, Phase};
 
 /// How long a client may take to send a request's head, and how long it may idle before that.
@@ -35,6 +36,9 @@ const STALLED: Duration = Duration::from_secs(60);
 
 /// Before trying again what the operating system refused.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// For what is about to happen anyway.
+const HURRY: Duration = Duration::from_secs(1);
 
 /// Descriptors for all that is not a connection: logs, locks, the runtime, health checks.
 const RESERVE: usize = 64;
@@ -64,6 +68,7 @@ pub(super) async fn serve(listener: TcpListener, app: Router, gateway: &Gateway)
         let peer = Peer {
             address,
             busy: Arc::default(),
+            broken: Arc::default(),
             _permit: Arc::new(permit),
         };
         let client = Clients::enter(&door.clients, &peer.busy);
@@ -219,8 +224,10 @@ async fn connection(
     // Chunks are sent as they come.
     let _ = stream.set_nodelay(true);
     keep_alive(&stream);
-    let mut stream = TimeoutStream::new(stream);
+    let socket = Socket::new(stream);
+    let mut stream = TimeoutStream::new(Shared(Arc::clone(&socket)));
     stream.set_write_timeout(Some(STALLED));
+    let broken = Arc::clone(&peer.broken);
     let app = TowerToHyperService::new(app);
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
@@ -228,30 +235,52 @@ async fn connection(
         hyper::service::Service::call(&app, request)
     });
     let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
-    let mut connection = pin!(connection.with_upgrades());
-    let mut closing = pin!(phase.wait_for(|phase| *phase == Phase::Closing));
-    let client = &entry.client;
-    loop {
-        tokio::select! {
-            // First, so that a request that is there is seen.
-            biased;
-            // What goes wrong with a client is its own affair.
-            _ = connection.as_mut() => return,
-            _ = closing.as_mut() => break,
-            () = async {
-                client.asked_to_leave.notified().await;
-                // By then all that has arrived is known to the runtime, and so to the connection.
-                yield_now().await;
-            } => {
-                // The descriptor is needed elsewhere.
-                if client.busy.load(Ordering::Acquire) == 0 {
-                    return;
+    let conversation = async {
+        let mut connection = pin!(connection.with_upgrades());
+        let mut closing = pin!(phase.wait_for(|phase| *phase == Phase::Closing));
+        let client = &entry.client;
+        loop {
+            tokio::select! {
+                // First, so that a request that is there is seen.
+                biased;
+                // What goes wrong with a client is its own affair.
+                _ = connection.as_mut() => return,
+                () = abandoned(&socket, &client.busy) => return,
+                _ = closing.as_mut() => break,
+                () = async {
+                    client.asked_to_leave.notified().await;
+                    // By then all that has arrived is known to the runtime, and so to the connection.
+                    yield_now().await;
+                } => {
+                    // The descriptor is needed elsewhere.
+                    if client.busy.load(Ordering::Acquire) == 0 {
+                        return;
+                    }
                 }
             }
         }
+        connection.as_mut().graceful_shutdown();
+        // An answer that is still going out is waited for, the rest of a request is not.
+        while timeout(HURRY, connection.as_mut()).await.is_err() {
+            if client.busy.load(Ordering::Acquire) == 0 && !socket.is_blocked() {
+                return;
+            }
+        }
+    };
+    conversation.await;
+    // Where the end of the connection is the end of the answer, this one must look different.
+    if broken.load(Ordering::Relaxed) {
+        socket.abort_at_end();
     }
-    connection.as_mut().graceful_shutdown();
-    let _: Result<(), _> = connection.await;
+}
+
+/// Waits until the client has left though its request is in flight.
+async fn abandoned(socket: &Socket, busy: &AtomicUsize) {
+    socket.left().await;
+    // Where none is, hyper reads on, and sees it.
+    while busy.load(Ordering::Acquire) == 0 {
+        sleep(HURRY).await;
+    }
 }
 
 /// A burst that the queue of new connections has no room for would wait a second to try again.
@@ -338,6 +367,7 @@ mod tests {
         let peer = Peer {
             address,
             busy: Arc::default(),
+            broken: Arc::default(),
             _permit: Arc::new(room.try_acquire_owned().unwrap()),
         };
         let entry = Clients::enter(&Arc::default(), &peer.busy);

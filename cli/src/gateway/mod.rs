@@ -9,13 +9,14 @@ mod health;
 mod listen;
 mod metrics;
 mod proxy;
+mod socket;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -26,7 +27,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
-pub(crate) use auth::ApiKey;
+pub(crate) use auth::{ApiKey, Unrepeated};
 pub(crate) use backend::BackendUrl;
 use backend::{Backend, Backends, Thresholds};
 use listen::Limits;
@@ -238,15 +239,11 @@ async fn models(state: State<Arc<Gateway>>, peer: Extension<Peer>, request: Requ
 }
 
 /// `GET /v1/models/ID`, from the same lists: not all servers that have the one have the other.
-async fn model(
-    state: State<Arc<Gateway>>,
-    Path(id): Path<String>,
-    peer: Extension<Peer>,
-    request: Request,
-) -> Response {
+async fn model(state: State<Arc<Gateway>>, peer: Extension<Peer>, request: Request) -> Response {
     let gateway = &state.0;
     let serving = *gateway.phase.borrow() == Phase::Serving;
     let listed = gateway.listed_models();
+    let id = proxy::model_in_path(request.uri().path()).unwrap_or_default();
     match listed.into_iter().find(|(known, _)| *known == id) {
         Some((_, entry)) if serving => {
             gateway.metrics.count("", StatusCode::OK.as_u16());

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{
-    AUTHORIZATION, CONNECTION, EXPECT, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
@@ -45,6 +45,8 @@ pub(super) struct Peer {
     pub(super) address: SocketAddr,
     /// How many of its requests are in flight.
     pub(super) busy: Arc<AtomicUsize>,
+    /// Its last answer broke off, and only the way in which the connection ends can tell.
+    pub(super) broken: Arc<AtomicBool>,
     /// The room it takes: also as a tunnel, which outlasts the connection's HTTP.
     pub(super) _permit: Arc<OwnedSemaphorePermit>,
 }
@@ -119,10 +121,7 @@ async fn forward(
         headers: parts.headers,
         body,
     };
-    let model = match outgoing.path.path().strip_prefix("/v1/models/") {
-        Some(id) if !id.is_empty() => Some(percent_decoded(id)),
-        _ => outgoing.body.model(),
-    };
+    let model = model_in_path(outgoing.path.path()).or_else(|| outgoing.body.model());
     // Borrows the body, which may be taken below.
     let model = model.map(Cow::into_owned);
     let mut tried: Vec<Arc<Backend>> = Vec::new();
@@ -240,6 +239,7 @@ pub(super) struct Flight {
     line: Option<String>,
     place: Option<Place>,
     upgrade: Option<OnUpgrade>,
+    version: Version,
     status: Option<StatusCode>,
     first_byte: Option<Duration>,
     end: &'static str,
@@ -257,6 +257,7 @@ impl Flight {
             line: enabled!(Level::DEBUG).then(line),
             place: None,
             upgrade: None,
+            version: request.version(),
             status: None,
             first_byte: None,
             end: "",
@@ -270,6 +271,10 @@ impl Flight {
         self.status = Some(parts.status);
         let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
         let protocol = parts.headers.get(UPGRADE).cloned();
+        if parts.headers.contains_key(TRANSFER_ENCODING) {
+            // Overridden by it (RFC 9112, 6.3), and not to be passed on alone.
+            parts.headers.remove(CONTENT_LENGTH);
+        }
         remove_hop_by_hop(&mut parts.headers);
         if switched {
             let (Some(client), Some(protocol)) = (self.upgrade.take(), protocol) else {
@@ -389,6 +394,9 @@ impl http_body::Body for Relay {
             Some(Err(_)) => {
                 if let Some((flight, _)) = &mut self.flight {
                     flight.end = "broken";
+                    if flight.version < Version::HTTP_11 {
+                        flight.peer.broken.store(true, Ordering::Relaxed);
+                    }
                 }
                 self.flight = None;
             }
@@ -468,7 +476,12 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 fn asks_for_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(UPGRADE)
+    // The only one that is known to bring no request past the gateway.
+    let mut protocols = headers.get_all(UPGRADE).iter();
+    protocols
+        .next()
+        .is_some_and(|first| first.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && protocols.next().is_none()
         && tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
 }
 
@@ -478,6 +491,12 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
+}
+
+/// The ID in `/v1/models/ID`.
+pub(super) fn model_in_path(path: &str) -> Option<Cow<'_, str>> {
+    let id = path.strip_prefix("/v1/models/")?;
+    (!id.is_empty()).then(|| percent_decoded(id))
 }
 
 fn percent_decoded(text: &str) -> Cow<'_, str> {
@@ -584,6 +603,7 @@ mod tests {
             ("upgrade", "websocket")
         ]));
         assert!(!asks(&[("connection", "upgrade")]));
+        assert!(!asks(&[("connection", "upgrade"), ("upgrade", "h2c")]));
         let out = forwarded(&[("connection", "Upgrade"), ("upgrade", "websocket")], true);
         assert_eq!(out["upgrade"], "websocket");
         assert_eq!(out["connection"], "upgrade");

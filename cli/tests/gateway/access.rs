@@ -90,6 +90,17 @@ fn keys_and_backends_come_from_the_environment_and_nonsense_is_a_usage_error() {
         assert_eq!(code, Some(2), "{args:?} {environment:?}");
         assert!(stderr.contains(named), "{stderr}");
     }
+    let secrets = [
+        ["--api-key", "sk-secret "],
+        ["--backend-api-key", "sk-secret\n"],
+        ["--backend", "http://me:sk-secret@gpu2"],
+    ];
+    for args in secrets {
+        let (code, stderr) = run(&args, &[]);
+        assert_eq!(code, Some(2), "{args:?}");
+        assert!(stderr.contains(args[0]), "{stderr}");
+        assert!(!stderr.contains("sk-secret"), "{stderr}");
+    }
     let (_, stderr) = run(&["--help"], &[("LLMLB_API_KEY", "sk-secret")]);
     assert!(!stderr.contains("sk-secret"));
 }

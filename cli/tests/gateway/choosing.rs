@@ -189,3 +189,12 @@ fn a_model_whose_only_backend_is_down_exists_all_the_same() {
     let models = gateway.get("/v1/models").json();
     assert_eq!(models["data"].as_array().unwrap().len(), 1);
 }
+
+#[test]
+fn no_path_is_too_odd_for_an_error_in_the_usual_form() {
+    let backend = Backend::named("fine", &["m"]);
+    let gateway = Gateway::before(&[backend.url()]);
+    let answer = gateway.get("/v1/models/%ff");
+    assert_eq!(answer.status(), 404);
+    assert_eq!(answer.error_code(), "model_not_found");
+}

@@ -88,8 +88,10 @@ fn idle_clients_do_not_delay_the_end() {
     let mut used = gateway.connect();
     assert_eq!(used.ask("GET", "/v1/x", "", b"").body, b"fine");
     let mut unused = gateway.connect();
+    let mut half = gateway.connect();
+    half.send("GET /v1/x HTTP/1.1\r\nHo");
     gateway.get("/health");
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.wait().code(), Some(0));
-    assert!(used.is_at_end() && unused.is_at_end());
+    assert!(used.is_at_end() && unused.is_at_end() && half.is_at_end());
 }

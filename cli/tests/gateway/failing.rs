@@ -1,5 +1,6 @@
 //! Backends that fail, at every stage of a request.
 
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -195,13 +196,34 @@ fn a_stream_that_breaks_is_passed_on_as_broken() {
 }
 
 #[test]
+fn to_a_client_of_old_a_broken_answer_is_no_whole_one_either() {
+    let backend = Backend::start(&[], |_, wire| {
+        wire.send(STREAM);
+        wire.send(chunk("data: 1"));
+        Next::Close
+    });
+    let gateway = Gateway::before(&[backend.url()]);
+    let mut client = std::net::TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(b"GET /v1/x HTTP/1.0\r\n\r\n").unwrap();
+    let error = client.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[test]
 fn a_client_that_leaves_takes_its_request_with_it() {
     // Silent after: nothing, the head, and a first chunk.
-    for sent in [
-        String::new(),
-        STREAM.to_owned(),
-        STREAM.to_owned() + &chunk("data: 1\n\n"),
+    let data = STREAM.to_owned() + &chunk("data: 1\n\n");
+    for (sent, unread) in [
+        (String::new(), ""),
+        (STREAM.to_owned(), ""),
+        (data, ""),
+        (String::new(), "\r\n"),
+        (String::new(), "GET /v1/y HTTP/1.1\r\nHost: h\r\n\r\n"),
     ] {
+        if !unread.is_empty() && !cfg!(target_os = "linux") {
+            continue;
+        }
         let (ended, end) = channel();
         let ended = Mutex::new(ended);
         let reached = Gate::default();
@@ -216,6 +238,7 @@ fn a_client_that_leaves_takes_its_request_with_it() {
         let gateway = Gateway::before(&[backend.url()]);
         let mut client = gateway.connect();
         client.send(request("POST", "/v1/chat/completions", "", &chat("m")));
+        client.send(unread);
         reached.pass();
         if !sent.is_empty() {
             client.head().unwrap();
@@ -261,13 +284,18 @@ fn a_server_that_still_loads_gets_no_requests() {
         wire.send(answer(status, "", "{\"data\":[{\"id\":\"m\"}]}"));
         Next::Read
     });
-    let gateway = Gateway::before(&[backend.url()]);
-    gateway.wait_for_states(&["down"]);
-    assert_eq!(gateway.chat("m").status(), 503);
+    let other = Backend::named("other", &["n"]);
+    let gateway = Gateway::before(&[backend.url(), other.url()]);
+    gateway.wait_for_states(&["down", "up"]);
+    // It may be the one that it loads.
+    let answer = gateway.chat("m");
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.header("retry-after"), Some("1"));
     assert_eq!(backend.requests().len(), 0);
     loaded.store(1, Ordering::SeqCst);
-    gateway.wait_for_states(&["up"]);
+    gateway.wait_for_states(&["up", "up"]);
     assert_eq!(gateway.chat("m").status(), 200);
+    assert_eq!(gateway.chat("x").status(), 404);
 }
 
 #[test]
