@@ -23,7 +23,6 @@ use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tracing::warn;
 
-use super::connection::keep_alive;
 use super::proxy::Peer;
 use super::socket::{Shared, Socket};
 use super::{Gateway, Phase};
@@ -71,11 +70,12 @@ pub(super) async fn serve(listener: TcpListener, app: Router, gateway: &Gateway)
             broken: Arc::default(),
             _permit: Arc::new(permit),
         };
-        let client = Clients::enter(&door.clients, &peer.busy);
+        let socket = Socket::new(stream);
+        let client = Clients::enter(&door.clients, &peer.busy, &socket);
         let app = app.clone();
         let http = http.clone();
         let phase = gateway.phase.subscribe();
-        connections.spawn(connection(stream, peer, app, http, phase, client));
+        connections.spawn(connection(socket, peer, app, http, phase, client));
     }
     drop(door);
     let finish = async {
@@ -156,13 +156,15 @@ struct Clients(Mutex<(u64, BTreeMap<u64, Arc<Client>>)>);
 struct Client {
     /// How many of its requests are in flight.
     busy: Arc<AtomicUsize>,
+    socket: Arc<Socket>,
     asked_to_leave: Notify,
 }
 
 impl Clients {
-    fn enter(all: &Arc<Self>, busy: &Arc<AtomicUsize>) -> Entry {
+    fn enter(all: &Arc<Self>, busy: &Arc<AtomicUsize>, socket: &Arc<Socket>) -> Entry {
         let client = Arc::new(Client {
             busy: Arc::clone(busy),
+            socket: Arc::clone(socket),
             asked_to_leave: Notify::new(),
         });
         let mut inside = all.lock();
@@ -180,8 +182,13 @@ impl Clients {
     /// Asks the one that came first, of those that wait for nothing, to leave.
     fn make_room(&self) {
         let inside = self.lock();
-        let mut clients = inside.1.values();
-        if let Some(client) = clients.find(|c| c.busy.load(Ordering::Acquire) == 0) {
+        let without_request = || {
+            let clients = inside.1.values();
+            clients.filter(|client| client.busy.load(Ordering::Acquire) == 0)
+        };
+        // One that has yet to read the end of its answer goes only if there is no other.
+        let chosen = without_request().find(|client| !client.socket.is_blocked());
+        if let Some(client) = chosen.or_else(|| without_request().next()) {
             client.asked_to_leave.notify_one();
         }
     }
@@ -214,17 +221,13 @@ fn belongs_to_the_client(e: &io::Error) -> bool {
 }
 
 async fn connection(
-    stream: TcpStream,
+    socket: Arc<Socket>,
     peer: Peer,
     app: Router,
     http: http1::Builder,
     mut phase: tokio::sync::watch::Receiver<Phase>,
     entry: Entry,
 ) {
-    // Chunks are sent as they come.
-    let _ = stream.set_nodelay(true);
-    keep_alive(&stream);
-    let socket = Socket::new(stream);
     let mut stream = TimeoutStream::new(Shared(Arc::clone(&socket)));
     stream.set_write_timeout(Some(STALLED));
     let broken = Arc::clone(&peer.broken);
@@ -370,10 +373,11 @@ mod tests {
             broken: Arc::default(),
             _permit: Arc::new(room.try_acquire_owned().unwrap()),
         };
-        let entry = Clients::enter(&Arc::default(), &peer.busy);
+        let socket = Socket::new(stream);
+        let entry = Clients::enter(&Arc::default(), &peer.busy, &socket);
         tokio::spawn(async move {
             let (_sender, phase) = tokio::sync::watch::channel(Phase::Serving);
-            connection(stream, peer, app, server(), phase, entry).await;
+            connection(socket, peer, app, server(), phase, entry).await;
         });
         client.unwrap()
     }

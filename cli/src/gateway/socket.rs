@@ -11,6 +11,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::connection::keep_alive;
+
 pub(super) struct Socket {
     stream: TcpStream,
     /// The client does not read what is to be sent.
@@ -19,6 +21,9 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> Arc<Self> {
+        // Chunks are sent as they come.
+        let _ = stream.set_nodelay(true);
+        keep_alive(&stream);
         Arc::new(Self {
             stream,
             blocked: AtomicBool::new(false),

@@ -128,6 +128,33 @@ fn more_long_answers_than_descriptors_leave_room_to_say_so() {
 }
 
 #[test]
+fn a_client_that_still_reads_its_answer_is_not_idle() {
+    const SIZE: usize = 12 << 20;
+    let backend = Backend::start(&[], |_, wire| {
+        wire.send(answer("200 OK", "", &"x".repeat(SIZE)));
+        Next::Read
+    });
+    let gateway = Gateway::limited(
+        150,
+        &[backend.url()],
+        &["--max-requests", "20", "--health-interval", "3600"],
+    );
+    let mut client = gateway.connect();
+    client.send(request("POST", "/v1/x", "", &chat("m")));
+    assert_eq!(client.head().unwrap().status(), 200);
+    // Until the backend is done with it, and the rest waits in the gateway.
+    let mut read = 0;
+    while read < SIZE && gateway.health()["backends"][0]["in_flight"] != 0 {
+        let len = (64 << 10).min(SIZE - read);
+        read += client.read_exact(len).len();
+    }
+    let idle: Vec<Wire> = (0..150).map(|_| gateway.connect()).collect();
+    assert_eq!(gateway.get("/health").status(), 200);
+    client.read_exact(SIZE - read);
+    drop(idle);
+}
+
+#[test]
 fn a_slow_reader_holds_up_itself_alone() {
     const CHUNK: usize = 1 << 20;
     let backend = Backend::start(&[], |request, wire| {
