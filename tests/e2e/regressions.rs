@@ -272,6 +272,9 @@ fn a_removed_lock_file_is_noticed() {
         });
         fs::remove_file(sandbox.lock_file(port)).unwrap();
         server.expect_log(&format!("Lock for port {port} was lost"));
+        // Nobody finds a server by a file that is gone: its launcher ends it.
+        server.signal(Signal::SIGTERM);
+        server.wait();
     }
 }
 

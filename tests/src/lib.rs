@@ -106,6 +106,34 @@ impl Sandbox {
     }
 }
 
+/// A server outlives a launcher that is killed: none is left running behind a test.
+#[cfg(unix)]
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let own = format!("\"pid\":{},", std::process::id());
+        for entry in std::fs::read_dir(self.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let port = name
+                .strip_prefix("serve_")
+                .and_then(|rest| rest.strip_suffix(".lock"));
+            // Reading a FIFO would wait for ever, and a lock of this very process is no server's.
+            if let Some(port) = port
+                && entry.file_type().is_ok_and(|kind| kind.is_file())
+                && std::fs::read(entry.path())
+                    .is_ok_and(|text| !String::from_utf8_lossy(&text).contains(&own))
+            {
+                let stop = ["stop", "--port", port, "--force", "--timeout", "0"];
+                let _ = self.llmlb(stop).output();
+            }
+        }
+    }
+}
+
 struct JsonPid(u32);
 
 fn parse_pid(text: &[u8]) -> JsonPid {
