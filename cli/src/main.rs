@@ -99,11 +99,11 @@ fn log(default: LevelFilter) {
         Err(e) if !text.contains('=') => Err(e.to_string()),
         Err(_) => text.parse::<Targets>().map_err(|e| e.to_string()),
     };
-    let (filter, mistake) = match wanted.as_deref().map(parse) {
-        Some(Ok(filter)) => (filter, None),
-        Some(Err(e)) => (Targets::new().with_default(default), Some(e)),
-        None => (Targets::new().with_default(default), None),
+    let (filter, mistake) = match wanted.as_deref().map(parse).transpose() {
+        Ok(filter) => (filter, None),
+        Err(e) => (None, Some(e)),
     };
+    let filter = filter.unwrap_or_else(|| Targets::new().with_default(default));
     let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)

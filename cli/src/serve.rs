@@ -100,24 +100,27 @@ async fn built_in(
     announce_shutdown();
     gateway.drain();
     let mut code = exit::OK;
-    tokio::select! {
+    let finished = tokio::select! {
         // The server first, in any case: it closes its port.
         biased;
         result = &mut server => {
             result.map_err(failed)?;
-            lock.release()?;
-            return Ok(code);
+            true
         }
         () = tokio::time::sleep(args.drain_timeout) => {
             warn!("Requests still in flight after {:?} were cut off", args.drain_timeout);
+            false
         }
         signal = shutdown.recv() => {
             warn!("Second signal, ending at once");
             code = exit::signalled(signal);
+            false
         }
+    };
+    if !finished {
+        gateway.cut();
+        server.await.map_err(failed)?;
     }
-    gateway.cut();
-    server.await.map_err(failed)?;
     lock.release()?;
     Ok(code)
 }

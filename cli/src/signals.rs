@@ -1,6 +1,8 @@
 //! The signals that ask a server to end.
 
 use std::io;
+#[cfg(unix)]
+use std::sync::LazyLock;
 
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -44,14 +46,14 @@ impl Stream {
 /// Whether the program was started with this signal ignored. Told by Linux alone.
 #[cfg(unix)]
 fn is_ignored(number: i32) -> bool {
-    let ignored = || {
+    static IGNORED: LazyLock<Option<u64>> = LazyLock::new(|| {
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
         let mask = status
             .lines()
             .find_map(|line| line.strip_prefix("SigIgn:"))?;
         u64::from_str_radix(mask.trim(), 16).ok()
-    };
-    ignored().is_some_and(|mask| mask >> (number - 1) & 1 == 1)
+    });
+    IGNORED.is_some_and(|mask| mask >> (number - 1) & 1 == 1)
 }
 
 #[cfg(unix)]

@@ -1,13 +1,13 @@
-use std::fmt;
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
 use chrono::{DateTime, Local, SecondsFormat, Utc};
 use comfy_table::{Table, presets};
 use llmlb_lock_core::{LockDir, Server, ServerState};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::args::{Format, StatusArgs};
 use crate::exit::{self, Failure};
@@ -63,15 +63,14 @@ fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Vec<Row>, Failure> {
     };
     let (servers, hidden): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(shown);
     let unreadable = |server: &&Server| matches!(server.state, ServerState::Unreadable { .. });
-    let hidden: Vec<&Server> = hidden.iter().filter(unreadable).collect();
-    let addresses = local_addresses();
-    let addresses = &addresses;
-    let hidden = hidden.len();
+    let hidden = hidden.iter().filter(unreadable).count();
     if hidden > 0 && args.port.is_none() && !args.watch && args.format == Format::Table {
         output::note(&format!(
             "{hidden} lock files that can't be read, of other users perhaps, are not shown: see --all"
         ));
     }
+    // Looked up by the first probe, if there is one.
+    let addresses = &LazyLock::new(local_addresses);
     Ok(thread::scope(|scope| {
         let probes: Vec<_> = servers
             .iter()
@@ -104,23 +103,23 @@ struct Row {
     owner: Option<String>,
 }
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 enum Status {
     Running,
     Starting,
     Held,
     Stale,
-    Unreadable(Option<String>),
+    Unreadable,
 }
 
 impl Row {
     fn new(server: Server, listening: bool) -> Self {
-        let status = match server.state {
-            ServerState::Running if listening => Status::Running,
-            ServerState::Running => Status::Starting,
-            ServerState::Stale => Status::Stale,
-            ServerState::Unreadable { owner } => Status::Unreadable(owner),
-            _ => Status::Held,
+        let (status, owner) = match server.state {
+            ServerState::Running if listening => (Status::Running, None),
+            ServerState::Running => (Status::Starting, None),
+            ServerState::Stale => (Status::Stale, None),
+            ServerState::Unreadable { owner } => (Status::Unreadable, owner),
+            _ => (Status::Held, None),
         };
         // The file of a lock that somebody else holds names the wrong one.
         let info = server.info.filter(|_| status != Status::Held);
@@ -128,39 +127,9 @@ impl Row {
             port: server.port,
             pid: info.as_ref().map(|info| info.pid),
             started_at: info.map(|info| info.started_at),
-            owner: match &status {
-                Status::Unreadable(owner) => owner.clone(),
-                _ => None,
-            },
             status,
+            owner,
         }
-    }
-}
-
-impl Status {
-    fn word(&self) -> &'static str {
-        match self {
-            Self::Running => "Running",
-            Self::Starting => "Starting",
-            Self::Held => "Held",
-            Self::Stale => "Stale",
-            Self::Unreadable(_) => "Unreadable",
-        }
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable(Some(owner)) => write!(f, "{} (owner: {owner})", self.word()),
-            _ => f.write_str(self.word()),
-        }
-    }
-}
-
-impl Serialize for Status {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.word())
     }
 }
 
@@ -186,7 +155,11 @@ fn table(rows: &[Row], port: Option<u16>) -> String {
                     .to_rfc3339_opts(SecondsFormat::Secs, false)
             },
         );
-        table.add_row([row.port.to_string(), pid, started, row.status.to_string()]);
+        let status = match &row.owner {
+            Some(owner) => format!("{:?} (owner: {owner})", row.status),
+            None => format!("{:?}", row.status),
+        };
+        table.add_row([row.port.to_string(), pid, started, status]);
     }
     let lines = table.lines().map(|line| format!("{}\n", line.trim()));
     lines.collect()
@@ -201,7 +174,7 @@ fn exit_code(row: Option<&Row>) -> u8 {
     match row.map(|row| &row.status) {
         Some(Status::Running | Status::Starting) => exit::OK,
         None | Some(Status::Stale) => exit::NOT_RUNNING,
-        Some(Status::Held | Status::Unreadable(_)) => exit::UNKNOWN,
+        Some(Status::Held | Status::Unreadable) => exit::UNKNOWN,
     }
 }
 

@@ -142,10 +142,7 @@ impl LockDir {
             let Some(file) = directory.open_lock(name)? else {
                 return Ok(None);
             };
-            let info = match Content::parse(&file.read()?, port) {
-                Content::Holder(info) => Some(info),
-                Content::Empty | Content::Corrupt(_) => None,
-            };
+            let info = Content::parse(&file.read()?, port).holder();
             if let Some(info) = &info
                 && process::is_consistent(info)
             {

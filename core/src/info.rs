@@ -51,6 +51,13 @@ pub(crate) enum Content {
 }
 
 impl Content {
+    pub(crate) fn holder(self) -> Option<LockInfo> {
+        match self {
+            Self::Holder(info) => Some(info),
+            Self::Empty | Self::Corrupt(_) => None,
+        }
+    }
+
     /// `bytes` may be cut off after [`MAX_LEN`] + 1 bytes.
     pub(crate) fn parse(bytes: &[u8], port: u16) -> Self {
         if bytes.is_empty() {

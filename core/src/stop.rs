@@ -223,10 +223,7 @@ impl Stop<'_> {
                 return Ok(Found::Nobody(StopOutcome::NotRunning));
             };
             let bytes = file.read().map_err(LockError::ReadFailed)?;
-            let info = match Content::parse(&bytes, self.port) {
-                Content::Holder(info) => Some(info),
-                Content::Empty | Content::Corrupt(_) => None,
-            };
+            let info = Content::parse(&bytes, self.port).holder();
             if file.retry().map_err(LockError::ReadFailed)? {
                 if let Some(outcome) = self.clean_stale(&file)? {
                     return Ok(Found::Nobody(outcome));
@@ -450,21 +447,20 @@ impl Stop<'_> {
             if (!held || keeper == Some(own)) && ended {
                 return Ok(());
             }
-            // A keeper that clears up names itself meanwhile; another one just keeps the lock.
-            let named = self.locks.read_lock_info(self.port).ok().flatten();
-            let clearing = named.filter(|info| Some(info.pid) == keeper);
-            let patience = match (keeper, &clearing) {
-                (Some(_), None) => 2 * GRACE,
-                _ => grace.saturating_add(2 * KILL_WAIT),
-            };
-            if started.elapsed() >= patience {
-                return Err(match clearing {
-                    Some(info) => already_running(info),
-                    None => LockError::HeldByUnknown {
-                        port: self.port,
-                        path,
-                    },
-                });
+            if started.elapsed() >= 2 * GRACE {
+                // A keeper that clears up names itself meanwhile; another one just keeps the lock.
+                let named = self.locks.read_lock_info(self.port).ok().flatten();
+                let clearing = named.filter(|info| Some(info.pid) == keeper);
+                let patient = keeper.is_none() || clearing.is_some();
+                if !patient || started.elapsed().saturating_sub(grace) >= 2 * KILL_WAIT {
+                    return Err(match clearing {
+                        Some(info) => already_running(info),
+                        None => LockError::HeldByUnknown {
+                            port: self.port,
+                            path,
+                        },
+                    });
+                }
             }
             drop(file);
             self.pause(step)?;
