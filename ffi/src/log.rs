@@ -7,8 +7,9 @@ use tracing::field::{Field, Visit};
 use tracing::span;
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::error::{Failure, llmlb_result_t};
+use crate::failure::Failure;
 use crate::panic::boundary;
+use crate::result::llmlb_result_t;
 
 /// How serious a log message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -225,7 +225,7 @@ fn copy_cut(text: &str, buffer: &mut [c_char]) {
 pub(crate) fn write_holder(
     holder: Out<llmlb_lock_info_t>,
     e: llmlb_lock_core::LockError,
-) -> crate::error::Failure {
+) -> crate::failure::Failure {
     if let llmlb_lock_core::LockError::AlreadyRunning {
         port,
         pid,
