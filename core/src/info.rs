@@ -1,5 +1,11 @@
+//! The content of a lock file: frozen format, tolerant and bounded reading.
+
+use std::io;
+
 use chrono::{DateTime, Datelike, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
+
+use crate::error::context;
 
 /// At most this much of a lock file is ever read; ours are about 80 bytes.
 pub(crate) const MAX_LEN: u64 = 4096;
@@ -37,6 +43,10 @@ impl LockInfo {
             started_at,
             port,
         }
+    }
+
+    pub(crate) fn to_json(&self) -> io::Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(|e| context(e, "cannot write JSON"))
     }
 }
 
