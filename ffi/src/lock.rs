@@ -1,3 +1,6 @@
+//! A guarded port as a handle: acquiring, handing over, adopting, releasing. Apart from what can be
+//! done about other processes' servers (`server`), which needs no handle.
+
 use std::ffi::{c_char, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

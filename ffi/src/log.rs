@@ -1,3 +1,6 @@
+//! Core's log messages as calls of a function of the program's: apart, as the only state here that
+//! all threads share.
+
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
 use std::fmt::{self, Write};

@@ -1,3 +1,5 @@
+//! Servers of this machine, whoever started them: seeing and stopping them, which needs no handle.
+
 use std::ffi::c_char;
 use std::time::Duration;
 

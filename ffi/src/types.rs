@@ -1,3 +1,6 @@
+//! The structures and enumerations that functions take and give, and how they are made of core's.
+//! Apart from the functions, as their layout is the ABI: changing it is another `LLMLB_ABI_VERSION`.
+
 use std::ffi::{c_char, c_void};
 use std::ptr;
 

@@ -1,3 +1,5 @@
+//! Whether header and library fit each other: what a program asks before anything else.
+
 use std::ffi::{CStr, c_char};
 
 use crate::failure::Failure;
