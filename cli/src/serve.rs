@@ -1,3 +1,6 @@
+//! `llmlb serve`: the lock first, waited for or taken over, then a server under it. The server is
+//! another room's: `gateway` or `supervise`.
+
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
