@@ -51,6 +51,8 @@ mod lock;
 mod process;
 mod stop;
 mod sys;
+#[cfg(unix)]
+mod take_over;
 
 #[cfg(unix)]
 pub use child_hook::ChildHook;

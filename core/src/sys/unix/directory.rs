@@ -189,6 +189,18 @@ impl Directory {
         }))
     }
 
+    /// A lock file whose descriptor came from another process.
+    pub(crate) fn received(&self, descriptor: OwnedFd, name: &str) -> io::Result<LockFile> {
+        let file = File::from(descriptor);
+        let path = self.path.join(name);
+        check(&path, &file.metadata().map_err(|e| at(&path, e))?)?;
+        Ok(LockFile {
+            file,
+            path,
+            new: false,
+        })
+    }
+
     /// Why a file in the lock's place can't be opened.
     fn explain(&self, name: &str, e: Errno) -> io::Error {
         let path = self.path.join(name);

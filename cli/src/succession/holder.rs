@@ -1,7 +1,6 @@
 //! The holder's part of a swap: it offers lock and listener, and is in charge again should its
 //! successor not live up to it.
 
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use super::wire::{Message, VERSION, Wire};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a knock at the door led to.
-pub(crate) enum Knock {
+pub(super) enum Knock {
     /// Nothing was offered, or nothing came of it before it was.
     Nothing,
     /// The file may name a successor that has failed.
@@ -25,20 +24,20 @@ pub(crate) enum Knock {
 
 impl Door {
     /// Waits for a successor, and offers it the lock and the listener.
-    pub(crate) async fn offer(&self, lock: BorrowedFd<'_>, listener: BorrowedFd<'_>) -> io::Result<Knock> {
-        let mut wire = Wire::new(self.knock().await?);
+    pub(super) async fn offer(&self, lock: BorrowedFd<'_>, listener: BorrowedFd<'_>) -> Knock {
+        let mut wire = Wire::new(self.knock().await);
         let asked = timeout(PATIENCE, wire.receive()).await;
         if !matches!(asked, Ok(Ok(Some((Message::Ask { version: VERSION }, _))))) {
-            return Ok(Knock::Nothing);
+            return Knock::Nothing;
         }
         let offer = Message::Offer { version: VERSION };
         if wire.send(&offer, &[lock, listener]).await.is_err() {
-            return Ok(Knock::Nothing);
+            return Knock::Nothing;
         }
-        Ok(match timeout(PATIENCE, wire.receive()).await {
+        match timeout(PATIENCE, wire.receive()).await {
             Ok(Ok(Some((Message::Serving, _)))) => Knock::Succeeded(Successor { wire }),
             _ => Knock::Failed,
-        })
+        }
     }
 }
 

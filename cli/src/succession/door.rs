@@ -5,13 +5,18 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use llmlb_lock_core::ServerLock;
 use nix::unistd::Uid;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::sleep;
 
 /// A socket's address has 108 bytes on Linux and 104 on macOS, its end included.
 const LONGEST_ADDRESS: usize = 103;
+
+/// Before trying again what the system refused.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Open for as long as it lives.
 pub(super) struct Door {
@@ -40,11 +45,13 @@ impl Door {
     }
 
     /// Waits for someone of the same user.
-    pub(super) async fn knock(&self) -> io::Result<UnixStream> {
+    pub(super) async fn knock(&self) -> UnixStream {
         loop {
-            let (stream, _) = self.listener.accept().await?;
-            if is_same_user(&stream) {
-                return Ok(stream);
+            match self.listener.accept().await {
+                Ok((stream, _)) if is_same_user(&stream) => return stream,
+                Ok(_) => {}
+                // Out of descriptors: whoever knocks is patient.
+                Err(_) => sleep(PAUSE).await,
             }
         }
     }
@@ -67,9 +74,9 @@ pub(super) async fn call(lock_path: &Path) -> Option<UnixStream> {
     is_same_user(&stream).then_some(stream)
 }
 
-/// Removes the socket of a server that was killed. Under the lock.
-pub(super) fn sweep(lock: &ServerLock) {
-    let _ = fs::remove_file(path_of(lock.path()));
+/// Whether there is a door to knock at.
+pub(crate) fn exists(lock_path: &Path) -> bool {
+    path_of(lock_path).exists()
 }
 
 /// The path of a socket, or a shorter one that leads there.

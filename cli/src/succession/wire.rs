@@ -68,7 +68,12 @@ impl Wire {
             }
             // A peer that has gone is an error to look at, not a signal to die of.
             let flags = SendFlags::NOSIGNAL;
-            Ok(sendmsg(&self.stream, &[IoSlice::new(&line)], &mut control, flags)?)
+            Ok(sendmsg(
+                &self.stream,
+                &[IoSlice::new(&line)],
+                &mut control,
+                flags,
+            )?)
         };
         // So short a line goes whole into the buffer of a socket that has hardly been used.
         if self.stream.async_io(Interest::WRITABLE, send).await? != line.len() {
@@ -80,13 +85,18 @@ impl Wire {
     /// The next message, with what came beside it; `None` where the other side has gone. Nothing
     /// is lost when it is cancelled.
     pub(super) async fn receive(&mut self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
-        let Self { stream, line, beside } = self;
+        let Self {
+            stream,
+            line,
+            beside,
+        } = self;
         // Byte by byte, so that nothing of the next line is taken with this one.
         while line.last() != Some(&b'\n') {
             if line.len() == LONGEST {
                 return Err(ErrorKind::InvalidData.into());
             }
-            let received = stream.async_io(Interest::READABLE, || receive_byte(stream, line, beside));
+            let received =
+                stream.async_io(Interest::READABLE, || receive_byte(stream, line, beside));
             match received.await {
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
@@ -112,7 +122,12 @@ fn receive_byte(
     #[cfg(not(target_os = "linux"))]
     let flags = RecvFlags::empty();
     let mut byte = [0];
-    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, flags)?;
+    let received = recvmsg(
+        stream,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut control,
+        flags,
+    )?;
     line.extend(&byte[..received.bytes]);
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = message {

@@ -14,13 +14,6 @@ use super::wire::{Message, VERSION, Wire};
 /// How long a holder may take to offer: others may be before us.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What a successor has from its predecessor.
-pub(crate) struct Succession {
-    pub(crate) lock: ServerLock,
-    pub(crate) listener: TcpListener,
-    pub(crate) predecessor: Predecessor,
-}
-
 /// Who served in our place, and may yet serve what it had begun.
 pub(crate) struct Predecessor {
     wire: Wire,
@@ -28,13 +21,15 @@ pub(crate) struct Predecessor {
 
 /// Asks the server on the port to hand over; `None` where it can't or does not. Its listener has to
 /// be one of `wanted`.
-pub(crate) async fn succeed(
+pub(super) async fn ask(
     locks: &LockDir,
     port: u16,
     wanted: &[SocketAddr],
-) -> Option<Succession> {
+) -> Option<(ServerLock, TcpListener, Predecessor)> {
     let mut wire = Wire::new(call(&locks.lock_path(port)).await?);
-    wire.send(&Message::Ask { version: VERSION }, &[]).await.ok()?;
+    wire.send(&Message::Ask { version: VERSION }, &[])
+        .await
+        .ok()?;
     let offered = timeout(PATIENCE, wire.receive()).await.ok()?.ok()??;
     let (Message::Offer { version: VERSION }, beside) = offered else {
         return None;
@@ -62,11 +57,7 @@ pub(crate) async fn succeed(
     } else if !names_us(locks, port) {
         return None;
     }
-    Some(Succession {
-        lock,
-        listener,
-        predecessor: Predecessor { wire },
-    })
+    Some((lock, listener, Predecessor { wire }))
 }
 
 fn names_us(locks: &LockDir, port: u16) -> bool {
