@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use llmlb_gateway::Gateway;
 use llmlb_lock_core::{LockDir, ServerLock};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use crate::guard::watch;
@@ -41,11 +41,19 @@ pub(crate) use holder::Successor;
 #[cfg(unix)]
 use holder::{Fate, Knock};
 #[cfg(unix)]
+use successor::Answer;
+#[cfg(unix)]
 pub(crate) use successor::Predecessor;
 
 /// How long a holder is ready to take over again from a successor that serves.
 #[cfg(unix)]
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// How long a start looks for the one in charge, while others replace one another.
+#[cfg(unix)]
+const PATIENCE: Duration = Duration::from_secs(2);
+#[cfg(unix)]
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a built-in server has to do with those before and after it.
 pub(crate) struct Succession {
@@ -85,8 +93,17 @@ impl Succession {
     /// `None` where there is none, or it does not hand over.
     #[cfg(unix)]
     pub(crate) async fn succeed(locks: &LockDir, port: u16, wanted: &[SocketAddr]) -> Option<Self> {
-        let (lock, listener, predecessor) = successor::ask(locks, port, wanted).await?;
-        Some(Self::new(lock, listener, Some(predecessor)))
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match successor::ask(locks, port, wanted).await {
+                Answer::Granted(lock, listener, predecessor) => {
+                    return Some(Self::new(*lock, listener, Some(predecessor)));
+                }
+                // Another is in charge by now, whose door opens any moment; or nobody.
+                Answer::Gone if Instant::now() < until => sleep(PAUSE).await,
+                Answer::Gone | Answer::Refused => return None,
+            }
+        }
     }
 
     /// Whether [`succeed`](Self::succeed) is worth a try.
@@ -123,6 +140,8 @@ impl Succession {
                 }
                 Knock::Succeeded(successor) => successor,
             };
+            // Who knocks from here on is the successor's affair.
+            self.door = None;
             gateway.retire();
             successor.retired().await;
             let fate = tokio::select! {

@@ -67,11 +67,14 @@ impl Drop for Door {
     }
 }
 
-/// Knocks; `None` where nobody of the same user opens.
-pub(super) async fn call(lock_path: &Path) -> Option<UnixStream> {
-    let address = Address::of(&path_of(lock_path)).ok()?;
-    let stream = UnixStream::connect(address.path()).await.ok()?;
-    is_same_user(&stream).then_some(stream)
+/// Knocks where a server of the same user may open.
+pub(super) async fn call(lock_path: &Path) -> io::Result<UnixStream> {
+    let address = Address::of(&path_of(lock_path))?;
+    let stream = UnixStream::connect(address.path()).await?;
+    if !is_same_user(&stream) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(stream)
 }
 
 /// Whether there is a door to knock at.

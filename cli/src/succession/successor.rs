@@ -1,5 +1,6 @@
 //! The successor's part of a swap: it asks for lock and listener, is named, and serves.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::process;
 use std::time::Duration;
@@ -19,45 +20,57 @@ pub(crate) struct Predecessor {
     wire: Wire,
 }
 
-/// Asks the server on the port to hand over; `None` where it can't or does not. Its listener has to
-/// be one of `wanted`.
-pub(super) async fn ask(
-    locks: &LockDir,
-    port: u16,
-    wanted: &[SocketAddr],
-) -> Option<(ServerLock, TcpListener, Predecessor)> {
-    let mut wire = Wire::new(call(&locks.lock_path(port)).await?);
-    wire.send(&Message::Ask { version: VERSION }, &[])
-        .await
-        .ok()?;
-    let offered = timeout(PATIENCE, wire.receive()).await.ok()?.ok()??;
-    let (Message::Offer { version: VERSION }, beside) = offered else {
-        return None;
+/// What became of a question.
+pub(super) enum Answer {
+    /// Lock and port are ours.
+    Granted(Box<ServerLock>, TcpListener, Predecessor),
+    /// The server there does not hand over to us.
+    Refused,
+    /// Who was asked is no longer in charge: another may be.
+    Gone,
+}
+
+/// Asks the server on the port to hand over. Its listener has to be one of `wanted`.
+pub(super) async fn ask(locks: &LockDir, port: u16, wanted: &[SocketAddr]) -> Answer {
+    let mut wire = match call(&locks.lock_path(port)).await {
+        Ok(stream) => Wire::new(stream),
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => return Answer::Gone,
+        Err(_) => return Answer::Refused,
     };
-    let [lock, listener] = <[_; 2]>::try_from(beside).ok()?;
+    let asked = wire.send(&Message::Ask { version: VERSION }, &[]).await;
+    let offered = match timeout(PATIENCE, wire.receive()).await {
+        Ok(Ok(Some((Message::Offer { version: VERSION }, beside)))) if asked.is_ok() => beside,
+        Ok(Ok(None)) => return Answer::Gone,
+        _ => return Answer::Refused,
+    };
+    let Ok([lock, listener]) = <[_; 2]>::try_from(offered) else {
+        return Answer::Refused;
+    };
     let listener = TcpListener::from(listener);
-    let address = listener.local_addr().ok()?;
-    if !wanted.contains(&address) {
-        warn!("The server on port {port} listens on {address}, and is replaced with a gap");
-        return None;
+    match listener.local_addr() {
+        Ok(address) if wanted.contains(&address) => {}
+        Ok(address) => {
+            warn!("The server on port {port} listens on {address}, and is replaced with a gap");
+            return Answer::Refused;
+        }
+        Err(_) => return Answer::Refused,
     }
     let lock = match locks.take_over(port, lock) {
         Ok(lock) => lock,
         Err(e) => {
             warn!("{e}");
-            return None;
+            return Answer::Gone;
         }
     };
     let told = wire.send(&Message::Serving, &[]).await;
-    // Without an answer the file tells who is in charge: a holder that lives has named itself
-    // again before it turned away.
     let answer = timeout(PATIENCE, wire.receive()).await;
     if told.is_ok() && matches!(answer, Ok(Ok(Some((Message::Retired, _))))) {
         debug!("The server before us retires");
     } else if !names_us(locks, port) {
-        return None;
+        // It lives, and named itself again before it turned away.
+        return Answer::Gone;
     }
-    Some((lock, listener, Predecessor { wire }))
+    Answer::Granted(Box::new(lock), listener, Predecessor { wire })
 }
 
 fn names_us(locks: &LockDir, port: u16) -> bool {
