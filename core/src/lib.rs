@@ -52,6 +52,9 @@ mod process;
 mod stop;
 mod sys;
 
+/// The crate that the times in [`LockInfo`] and [`LockError`] are of.
+pub use chrono;
+
 #[cfg(unix)]
 pub use child_hook::ChildHook;
 pub use dir::{LOCK_DIR_ENV, LockDir, lock_dir, lock_path, read_lock_info};

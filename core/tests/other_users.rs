@@ -129,10 +129,9 @@ fn a_strangers_file_never_makes_root_signal_while_nobody_holds_it() {
     let mut bystander = bystander();
     for pid in [bystander.pid(), 1] {
         owned_by_nobody(dir.path(), &fresh(pid));
-        let options = StopOptions {
-            timeout: Duration::from_millis(100),
-            force: true,
-        };
+        let options = StopOptions::default()
+            .timeout(Duration::from_millis(100))
+            .force(true);
         let error = locks.stop_server(PORT, &options).unwrap_err();
         assert!(matches!(error, LockError::NotHolder { .. }), "{error}");
         assert!(error.to_string().contains(&pid.to_string()), "{error}");

@@ -628,10 +628,9 @@ mod windows {
     fn one_that_listens_is_terminated_by_force_alone() {
         let (dir, locks) = sandbox();
         let mut server = listening(dir.path(), "stubborn");
-        let mut options = StopOptions {
-            timeout: Duration::from_millis(50),
-            force: false,
-        };
+        let mut options = StopOptions::default()
+            .timeout(Duration::from_millis(50))
+            .force(false);
         let stopped = locks.stop_server(PORT, &options).unwrap();
         assert!(
             matches!(stopped, StopOutcome::TimedOut { .. }),
@@ -654,10 +653,7 @@ mod windows {
     fn one_that_does_not_listen_is_terminated_at_once() {
         let (dir, locks) = sandbox();
         let mut server = Actor::holding(dir.path());
-        let options = StopOptions {
-            timeout: PATIENCE,
-            force: false,
-        };
+        let options = StopOptions::default().timeout(PATIENCE).force(false);
         let stopped = locks.stop_server(PORT, &options).unwrap();
         assert!(
             matches!(stopped, StopOutcome::Stopped { forced: true, .. }),

@@ -114,7 +114,7 @@ fn holding(role: &str) -> (TempDir, LockDir, Actor) {
 }
 
 fn within(timeout: Duration, force: bool) -> StopOptions {
-    StopOptions { timeout, force }
+    StopOptions::default().timeout(timeout).force(force)
 }
 
 #[track_caller]
