@@ -141,10 +141,8 @@ async fn obtain(
         if let Some(obtained) = succeed(locks, port, args, shutdown).await? {
             return Ok(obtained);
         }
-        let options = StopOptions {
-            timeout: args.wait.unwrap_or(StopOptions::default().timeout),
-            ..StopOptions::default()
-        };
+        let mut options = StopOptions::default();
+        options.timeout = args.wait.unwrap_or(options.timeout);
         output::note(&format!(
             "Stopping server on port {port} {holder} to take its place..."
         ));

