@@ -1,5 +1,5 @@
 //! `llmlb serve`: the lock first, waited for or taken over, then a server under it. The server is
-//! another room's: `gateway` or `supervise`.
+//! another room's: `built_in` or `supervise`.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};

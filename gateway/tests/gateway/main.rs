@@ -7,6 +7,7 @@
 #![cfg(unix)]
 
 mod choosing;
+mod embedding;
 mod failing;
 mod live;
 mod passing;
