@@ -65,7 +65,7 @@ pub(super) async fn converse(
         let phases = phases.clone();
         async move {
             let mut answer = answer.await?;
-            let leaves = *phases.borrow() > Phase::Serving;
+            let leaves = matches!(*phases.borrow(), Phase::Retiring | Phase::Retired);
             if leaves && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
                 answer.headers_mut().insert(CONNECTION, CLOSE);
             }
@@ -78,7 +78,7 @@ pub(super) async fn converse(
         let mut given_up = phase.clone();
         let mut closing = pin!(phase.wait_for(|phase| *phase == Phase::Closing));
         let mut lingered = pin!(async {
-            let _ = given_up.wait_for(|phase| *phase >= Phase::Retired).await;
+            let _ = given_up.wait_for(|phase| *phase == Phase::Retired).await;
             sleep(LINGER).await;
         });
         let mut lingers = true;

@@ -62,10 +62,16 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, shared: &Shared) -
         connections.spawn(converse(socket, peer, app, http, phase, client));
     }
     drop(door);
+    let last = async {
+        while connections.join_next().await.is_some() {}
+        // Tunnels outlive their connections.
+        shared.life.wait_until_idle().await;
+    };
     tokio::select! {
-        // On their own they come to an end when the port has been given up.
-        () = async { while connections.join_next().await.is_some() {} } => return Ok(()),
+        biased;
         _ = phase.wait_for(|phase| *phase > Phase::Retired) => {}
+        // The port has been given up.
+        () = last => return Ok(()),
     }
     let finish = async {
         shared.life.wait_until_idle().await;
