@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -15,7 +16,7 @@ use std::thread;
 use common::{
     Actor, DEAD, PATIENCE, PORT, Stage, content, fresh, holder, lock_file, plant, temp_dir,
 };
-use llmlb_lock_core::{LockDir, LockError, ServerState};
+use llmlb_lock_core::{LockDir, LockError, LockInfo, ServerState};
 use tracing_subscriber::filter::LevelFilter;
 
 common::roles!(holder, reader);
@@ -110,23 +111,30 @@ fn a_reader_who_looks_is_not_taken_for_a_holder() {
 fn half_old_half_new_texts_are_never_read() {
     let dir = temp_dir();
     let locks = LockDir::new(dir.path());
+    // As every writer does, with blanks between two texts. Far apart, so that a reader meets the writer between them.
+    let spread = |text: String| text.replace(',', &format!(",{}", " ".repeat(1500)));
     let texts = [
         content(11111, "2026-01-11T11:11:11.111111Z"),
         content(22222, "2026-02-22T22:22:22.222222Z"),
     ];
-    let path = plant(dir.path(), &texts[0]);
+    let written = texts.clone().map(spread);
+    let path = plant(dir.path(), &written[0]);
     let file = OpenOptions::new().write(true).open(path).unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                for text in &texts {
+                for text in &written {
+                    file.write_all_at(&vec![b' '; text.len()], 0).unwrap();
                     file.write_all_at(text.as_bytes(), 0).unwrap();
                 }
             }
         });
-        for _ in 0..100_000 {
-            let info = locks.read_lock_info(PORT).unwrap().unwrap();
+        for _ in 0..10_000 {
+            // Its writer may be stopped for long between the two.
+            let Ok(Some(info)) = locks.read_lock_info(PORT) else {
+                continue;
+            };
             let text = serde_json::to_string(&info).unwrap();
             if !texts.contains(&text) {
                 done.store(true, Ordering::Relaxed);
@@ -135,6 +143,43 @@ fn half_old_half_new_texts_are_never_read() {
         }
         done.store(true, Ordering::Relaxed);
     });
+}
+
+#[test]
+fn what_a_hand_over_writes_is_never_half_of_two() {
+    let dir = temp_dir();
+    let mut lock = LockDir::new(dir.path()).acquire(PORT).unwrap();
+    let others = [0, 1].map(|_| Actor::new("holder", temp_dir().path()));
+    let file = File::open(lock.path()).unwrap();
+    let done = AtomicBool::new(false);
+    let (written, read) = thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut read = HashSet::new();
+            let mut buffer = [0; 512];
+            while !done.load(Ordering::Relaxed) {
+                let len = file.read_at(&mut buffer, 0).unwrap();
+                if let Ok(info) = serde_json::from_slice::<LockInfo>(&buffer[..len]) {
+                    read.insert(info);
+                }
+            }
+            read
+        });
+        let mut written = HashSet::from([lock.info().clone()]);
+        for _ in 0..2000 {
+            for other in &others {
+                lock.hand_over(other.pid()).unwrap();
+                written.insert(lock.info().clone());
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        (written, reader.join().unwrap())
+    });
+    assert!(!read.is_empty());
+    assert_eq!(
+        read.difference(&written).collect::<Vec<_>>(),
+        Vec::<&LockInfo>::new()
+    );
+    lock.adopt().unwrap();
 }
 
 /// What the lock file says each time something is logged.
