@@ -118,6 +118,8 @@ pub(crate) async fn serve(
                 _ = shutdown.recv() => {}
                 _ = successor.fate() => {}
             }
+            // It waits for the end of this process, not of this conversation.
+            std::mem::forget(successor);
             (None, predecessor)
         }
     };

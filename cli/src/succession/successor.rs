@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::process;
 use std::time::Duration;
 
-use llmlb_lock_core::{LockDir, ServerLock};
-use tokio::time::timeout;
+use llmlb_lock_core::{LockDir, ServerLock, is_process_running};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use super::door::call;
@@ -19,6 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub(crate) struct Predecessor {
     wire: Wire,
 }
+
+/// How long the end of a process may take that has closed all it had.
+const INSTANT: Duration = Duration::from_secs(1);
+const STEP: Duration = Duration::from_millis(1);
 
 /// What became of a question.
 pub(super) enum Answer {
@@ -88,5 +92,11 @@ impl Predecessor {
     /// Waits for its end.
     pub(crate) async fn gone(&mut self) {
         while let Ok(Some(_)) = self.wire.receive().await {}
+        // A process lets go of what it has an instant before it is gone.
+        let until = Instant::now() + INSTANT;
+        let running = || self.wire.peer().is_some_and(is_process_running);
+        while running() && Instant::now() < until {
+            sleep(STEP).await;
+        }
     }
 }

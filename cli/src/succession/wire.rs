@@ -53,6 +53,12 @@ impl Wire {
         }
     }
 
+    /// The process on the other side, where the system tells.
+    pub(super) fn peer(&self) -> Option<u32> {
+        let pid = self.stream.peer_cred().ok()?.pid()?;
+        u32::try_from(pid).ok()
+    }
+
     pub(super) async fn send(
         &self,
         message: &Message,
