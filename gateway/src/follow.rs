@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::info;
 
 use crate::backend::Backend;
+use crate::history::STEP;
 use crate::probe;
 use crate::set::BackendSet;
 use crate::shared::Shared;
@@ -36,12 +37,22 @@ pub(crate) async fn follow(shared: Arc<Shared>, mut sets: watch::Receiver<Backen
     apply(&shared, &first, &mut care, Some(&looked));
     drop(looked);
     let task = Task(tokio::spawn(async move {
+        let mut samples = interval(STEP);
+        samples.set_missed_tick_behavior(MissedTickBehavior::Skip);
         // Without a sender, the last set stays.
-        while sets.changed().await.is_ok() {
-            let set = sets.borrow_and_update().clone();
-            apply(&shared, &set, &mut care, None);
+        let mut followed = true;
+        loop {
+            tokio::select! {
+                changed = sets.changed(), if followed => match changed {
+                    Ok(()) => {
+                        let set = sets.borrow_and_update().clone();
+                        apply(&shared, &set, &mut care, None);
+                    }
+                    Err(_) => followed = false,
+                },
+                _ = samples.tick() => shared.sample(),
+            }
         }
-        std::future::pending().await
     }));
     // Ends when no sender is left.
     let _ = timeout(FIRST_LOOK, all_looked.recv()).await;

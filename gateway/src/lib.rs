@@ -57,6 +57,7 @@ mod choose;
 mod error;
 mod follow;
 mod gateway;
+mod history;
 mod life;
 mod limits;
 mod listen;
@@ -74,7 +75,9 @@ mod report;
 mod roster;
 mod set;
 mod shared;
+mod summary;
 mod url;
+mod usage;
 
 pub use auth::{ApiKey, ApiKeyError};
 pub use gateway::Gateway;

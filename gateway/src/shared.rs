@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::auth::ApiKey;
 use crate::backend::{Care, Thresholds};
+use crate::history::{History, Sample};
 use crate::life::Life;
 use crate::limits::Limits;
 use crate::live::Live;
@@ -24,6 +25,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
+    pub(crate) history: History,
     pub(crate) life: Life,
 }
 
@@ -43,6 +45,7 @@ impl Shared {
             description: Mutex::new(options.description.clone()),
             live: Live::new(care),
             metrics: Metrics::new().map_err(io::Error::other)?,
+            history: History::default(),
             life: Life::new(),
             limits: Limits::find(options.max_requests),
             options,
@@ -53,5 +56,20 @@ impl Shared {
         self.description
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps how things are for those who look later.
+    pub(crate) fn sample(&self) {
+        let all = self.metrics.summary().all;
+        self.history.push(Sample {
+            at: self.since.elapsed().as_secs_f64(),
+            in_flight: self.life.in_flight(),
+            requests: all.requests,
+            failures: all.failures,
+            tokens_in: all.tokens_in,
+            tokens_out: all.tokens_out,
+            first_token_sum: all.first_token_sum,
+            first_token_count: all.first_token_count,
+        });
     }
 }

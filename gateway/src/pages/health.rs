@@ -39,7 +39,7 @@ impl Serialize for Description<'_> {
 }
 
 #[derive(Serialize)]
-struct BackendHealth {
+pub(super) struct BackendHealth {
     url: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<String>,
@@ -52,7 +52,7 @@ struct BackendHealth {
 }
 
 impl BackendHealth {
-    fn of(backend: &Backend) -> Self {
+    pub(super) fn of(backend: &Backend) -> Self {
         let (state, problem) = backend.state();
         let models = backend.models();
         Self {
@@ -75,12 +75,28 @@ fn name(state: Condition, retired: bool) -> &'static str {
     }
 }
 
-pub(super) async fn handler(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    let (code, status) = if shared.life.is_serving() {
+pub(super) fn status(shared: &Shared) -> (StatusCode, &'static str) {
+    if shared.life.is_serving() {
         (StatusCode::OK, "ok")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting down")
-    };
+    }
+}
+
+/// `/ready`: whether requests are best sent here.
+pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let up = || shared.live.roster().members().iter().any(|b| b.is_up());
+    if !shared.life.is_ready() {
+        (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
+    } else if up() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "no backend is up\n")
+    }
+}
+
+pub(super) async fn handler(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let (code, status) = status(&shared);
     let all = shared.live.all();
     let backends: Vec<_> = all.iter().map(|b| BackendHealth::of(b)).collect();
     let options = &shared.options;

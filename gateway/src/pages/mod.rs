@@ -1,6 +1,7 @@
 //! What the gateway answers itself, and where: all else is passed on.
 
 mod health;
+mod live;
 mod metrics;
 mod models;
 
@@ -15,6 +16,7 @@ use crate::{admission, proxy};
 pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     let mut guarded = Router::new()
         .route("/metrics", get(metrics::handler))
+        .route("/llmlb/state", get(live::state))
         .route("/v1/models", get(models::list).fallback(proxy::handler))
         .route(
             "/v1/models/{*id}",
@@ -27,5 +29,7 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     }
     guarded
         .route("/health", get(health::handler))
+        .route("/ready", get(health::ready))
+        .route("/llmlb", get(live::page))
         .with_state(Arc::clone(shared))
 }
