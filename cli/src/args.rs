@@ -5,7 +5,9 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
-use crate::gateway::{ApiKey, BackendUrl, Options, Unrepeated};
+use llmlb_gateway::{ApiKey, BackendUrl, Options};
+
+use crate::unrepeated::Unrepeated;
 
 /// One LLM server per port, always: guard it, see it, stop it.
 #[derive(Debug, Parser)]

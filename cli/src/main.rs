@@ -2,13 +2,13 @@
 
 mod args;
 mod exit;
-mod gateway;
 mod output;
 mod serve;
 mod signals;
 mod status;
 mod stop;
 mod supervise;
+mod unrepeated;
 
 use std::env;
 use std::io::{self, IsTerminal};

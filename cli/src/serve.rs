@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use llmlb_gateway::Gateway;
 use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 use tracing::{info, warn};
 
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::gateway::Gateway;
 use crate::signals::Shutdown;
 use crate::{output, supervise};
 
