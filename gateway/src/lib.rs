@@ -8,6 +8,10 @@ mod error;
 mod health;
 mod listen;
 mod metrics;
+#[cfg(not(fuzzing))]
+mod model;
+#[cfg(fuzzing)]
+pub mod model;
 mod proxy;
 mod socket;
 
