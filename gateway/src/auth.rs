@@ -1,30 +1,42 @@
-//! The key that clients show, where one is asked for.
+//! Keys: what clients show, where one is asked for, and what backends are shown.
 
-use std::sync::Arc;
-
-use axum::extract::{Request, State};
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, HeaderName};
 use axum::http::{HeaderMap, HeaderValue};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
-use crate::Gateway;
-use crate::error::Refusal;
+/// How Anthropic's clients show a key.
+pub(crate) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// A secret that debug output leaves out.
 #[derive(Clone)]
 pub struct ApiKey(String);
 
+/// Why a text is no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiKeyError {
+    /// Nothing is written.
+    #[error("an empty key protects nothing")]
+    Empty,
+    /// It can't be sent as a bearer token.
+    #[error("a key is printable ASCII without spaces")]
+    Character,
+}
+
 impl ApiKey {
     /// Checks that it can be sent as a bearer token.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    ///
+    /// # Errors
+    ///
+    /// When it is empty, or has anything in it but printable ASCII without spaces. The error does
+    /// not repeat it.
+    pub fn parse(text: &str) -> Result<Self, ApiKeyError> {
         // Taken for "no key", an empty one would open what is meant to be closed.
         if text.is_empty() {
-            return Err("an empty key protects nothing".to_owned());
+            return Err(ApiKeyError::Empty);
         }
         if !text.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("a key is printable ASCII without spaces".to_owned());
+            return Err(ApiKeyError::Character);
         }
         Ok(Self(text.to_owned()))
     }
@@ -36,12 +48,15 @@ impl ApiKey {
     }
 
     /// Takes the same time for every wrong key of the right length.
-    fn is_shown_by(&self, headers: &HeaderMap) -> bool {
-        let mut values = headers.get_all(AUTHORIZATION).iter();
-        let (Some(value), None) = (values.next(), values.next()) else {
-            return false;
-        };
-        let Some((scheme, token)) = value.as_bytes().split_at_checked("Bearer ".len()) else {
+    pub(crate) fn is_shown_by(&self, headers: &HeaderMap) -> bool {
+        match only(headers, &X_API_KEY) {
+            Some(key) if bool::from(key.ct_eq(self.0.as_bytes())) => true,
+            _ => only(headers, &AUTHORIZATION).is_some_and(|value| self.is_borne_by(value)),
+        }
+    }
+
+    fn is_borne_by(&self, value: &[u8]) -> bool {
+        let Some((scheme, token)) = value.split_at_checked("Bearer ".len()) else {
             return false;
         };
         scheme.eq_ignore_ascii_case(b"Bearer ")
@@ -49,24 +64,18 @@ impl ApiKey {
     }
 }
 
-impl std::fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ApiKey(..)")
+/// A header's value, if it has one alone.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => Some(value.as_bytes()),
+        _ => None,
     }
 }
 
-/// Lets only those through who show the key.
-pub(crate) async fn require(
-    State(gateway): State<Arc<Gateway>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    match &gateway.options.api_key {
-        Some(key) if !key.is_shown_by(request.headers()) => {
-            gateway.metrics.refused(&Refusal::Unauthorized);
-            Refusal::Unauthorized.into_response()
-        }
-        _ => next.run(request).await,
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiKey(..)")
     }
 }
 
@@ -102,6 +111,25 @@ mod tests {
         }
         assert!(!shown(&[]));
         assert!(!shown(&["Bearer sk-1", "Bearer sk-2"]));
+    }
+
+    #[test]
+    fn there_are_two_ways_to_show_it() {
+        let key = ApiKey::parse("sk-1").unwrap();
+        let shown = |pairs: &[(HeaderName, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(name, HeaderValue::from_static(value));
+            }
+            key.is_shown_by(&headers)
+        };
+        assert!(shown(&[(X_API_KEY, "sk-1")]));
+        assert!(shown(&[
+            (X_API_KEY, "other"),
+            (AUTHORIZATION, "Bearer sk-1")
+        ]));
+        assert!(!shown(&[(X_API_KEY, "Bearer sk-1")]));
+        assert!(!shown(&[(X_API_KEY, "sk-1"), (X_API_KEY, "sk-1")]));
     }
 
     #[test]

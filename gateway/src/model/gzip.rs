@@ -72,7 +72,12 @@ impl Gzip {
         if read == 0 { data.len() } else { read }
     }
 
-    /// As far as it was read: there is no telling whether a search that ended early is over.
+    /// As far as it has been read.
+    pub(super) fn found_yet(&self) -> [Found; KEYS] {
+        self.decoder.get_ref().scan.found()
+    }
+
+    /// In the end: there is no telling whether a search that ended early is over.
     pub(super) fn found(&mut self) -> [Found; KEYS] {
         let failed = self.failed || self.decoder.try_finish().is_err();
         let scan = &self.decoder.get_ref().scan;

@@ -3,7 +3,12 @@
 //!
 //! Apart from passing requests on, as none of it needs a backend or a connection.
 
+mod answer;
 #[cfg(any(test, fuzzing))]
+#[cfg_attr(
+    test,
+    expect(unreachable_pub, reason = "only a fuzzer reaches it from outside")
+)]
 pub mod fuzzing;
 mod gzip;
 mod multipart;
@@ -16,6 +21,7 @@ use axum::http::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 use tokio::task::yield_now;
 
+pub(crate) use answer::Answer;
 use gzip::Gzip;
 use multipart::Multipart;
 pub(crate) use scan::Found;
@@ -27,6 +33,19 @@ pub(crate) struct Asked {
     pub(crate) model: Found,
     /// The ID of something that a backend has made.
     pub(crate) follows: Option<String>,
+}
+
+impl Asked {
+    /// This; and that where it says nothing.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            model: match self.model {
+                Found::Nothing => other.model,
+                model => model,
+            },
+            follows: self.follows.or(other.follows),
+        }
+    }
 }
 
 /// The keys that are looked for in a body, by the interface that its path belongs to.
@@ -119,8 +138,15 @@ impl Search {
     }
 
     /// Whether a model has been found in what has come; a later one would count instead.
-    pub(crate) fn has_model(&mut self) -> bool {
-        matches!(self.asked().model, Found::Text(_))
+    pub(crate) fn has_model(&self) -> bool {
+        let found = match &self.content {
+            Content::Json(scan) => scan.found(),
+            Content::Gzip(gzip) => gzip.found_yet(),
+            Content::Form(form) => return matches!(form.found(), Found::Text(_)),
+            Content::Sealed => return false,
+        };
+        let models = found.iter().take(self.keys.models);
+        models.into_iter().any(|f| matches!(f, Found::Text(_)))
     }
 
     /// What has been found.

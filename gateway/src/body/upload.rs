@@ -1,0 +1,101 @@
+//! A request's body on its way to a backend: what was kept of it, again if need be, and the rest.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::pace::Pace;
+
+/// What is sent to a backend.
+pub(crate) struct Upload {
+    start: Bytes,
+    trailers: Option<HeaderMap>,
+    rest: Option<Body>,
+    pace: Pace,
+    pause: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+impl Upload {
+    pub(super) fn new(
+        start: Bytes,
+        trailers: Option<HeaderMap>,
+        rest: Option<Body>,
+        pace: Pace,
+    ) -> Self {
+        Self {
+            start,
+            trailers,
+            rest,
+            pace,
+            pause: None,
+        }
+    }
+
+    pub(crate) fn empty() -> Self {
+        Self::new(Bytes::new(), None, None, Pace::default())
+    }
+
+    fn came(&mut self, frame: Option<&Frame<Bytes>>) {
+        if let Some((since, _)) = self.pause.take() {
+            self.pace.waited(since.elapsed());
+        }
+        let data = frame.and_then(Frame::data_ref);
+        self.pace.read(data.map_or(0, Bytes::len));
+    }
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if !self.start.is_empty() {
+            let start = std::mem::take(&mut self.start);
+            return Poll::Ready(Some(Ok(Frame::data(start))));
+        }
+        let Some(rest) = &mut self.rest else {
+            let trailers = self.trailers.take().map(Frame::trailers);
+            return Poll::Ready(trailers.map(Ok));
+        };
+        if let Poll::Ready(frame) = Pin::new(rest).poll_frame(context) {
+            self.came(frame.as_ref().and_then(|frame| frame.as_ref().ok()));
+            return Poll::Ready(frame);
+        }
+        let patience = self.pace.patience();
+        let now = || (Instant::now(), Box::pin(sleep(patience)));
+        let (_, pause) = self.pause.get_or_insert_with(now);
+        ready!(pause.as_mut().poll(context));
+        Poll::Ready(Some(Err(axum::Error::new(std::io::Error::from(
+            std::io::ErrorKind::TimedOut,
+        )))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.start.is_empty()
+            && self.trailers.is_none()
+            && self.rest.as_ref().is_none_or(|rest| rest.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let start = self.start.len() as u64;
+        let rest = self.rest.as_ref().map(Body::size_hint).unwrap_or_default();
+        let mut hint = SizeHint::new();
+        hint.set_lower(start + rest.lower());
+        match (&self.rest, rest.upper()) {
+            // Trailers follow chunks alone.
+            _ if self.trailers.is_some() => {}
+            (None, _) => hint.set_exact(start),
+            (Some(_), Some(upper)) => hint.set_upper(start + upper),
+            (Some(_), None) => {}
+        }
+        hint
+    }
+}
