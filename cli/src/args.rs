@@ -1,3 +1,6 @@
+//! What can be typed: commands, options, their checks and their help. Apart from the commands, which
+//! so get values that make sense.
+
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;

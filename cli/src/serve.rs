@@ -1,4 +1,5 @@
-//! `llmlb serve`: the lock, then the port or the command; waiting and replacing.
+//! `llmlb serve`: the lock first, waited for or taken over, then a server under it. The server is
+//! another room's: `built_in` or `supervise`.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};

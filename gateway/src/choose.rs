@@ -49,22 +49,15 @@ pub(crate) enum Choice<T> {
 pub(crate) fn choose<T>(candidates: impl Iterator<Item = (T, Candidate)>, now: u64) -> Choice<T> {
     let mut best: Option<(T, Candidate)> = None;
     let mut full = false;
-    for (who, candidate) in candidates {
-        match candidate.standing {
-            Standing::Ready => {}
-            Standing::Full => {
-                full = true;
-                continue;
-            }
-            Standing::Out => continue,
-        }
-        if best
-            .as_ref()
-            .is_none_or(|(_, best)| order(&candidate, best, now).is_lt())
-        {
-            best = Some((who, candidate));
-        }
-    }
+    // From within: a chain of iterators is slow to be pulled at.
+    candidates.for_each(|(who, candidate)| match candidate.standing {
+        Standing::Ready => match &best {
+            Some((_, least)) if order(&candidate, least, now).is_ge() => {}
+            _ => best = Some((who, candidate)),
+        },
+        Standing::Full => full = true,
+        Standing::Out => {}
+    });
     match best {
         Some((who, _)) => Choice::Chosen(who),
         None if full => Choice::Full,

@@ -59,10 +59,12 @@ fn apply(
         info!("Backend {} is no longer one", backend.name);
         care.remove(&backend.name);
     }
-    for backend in change.added {
-        let name = backend.name.clone();
-        let task = look_after(Arc::clone(shared), backend, looked.cloned());
-        care.insert(name, Task(tokio::spawn(task)));
+    // Not only those that are new: another source may have been followed before.
+    for backend in shared.live.roster().members() {
+        care.entry(backend.name.clone()).or_insert_with(|| {
+            let (shared, backend) = (Arc::clone(shared), Arc::clone(backend));
+            Task(tokio::spawn(look_after(shared, backend, looked.cloned())))
+        });
     }
 }
 

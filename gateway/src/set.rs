@@ -6,7 +6,7 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use crate::auth::ApiKey;
-use crate::backend::BackendUrl;
+use crate::url::BackendUrl;
 
 /// One backend, as its owner wants it to be used. Its URL is what tells it from others.
 #[derive(Debug, Clone)]

@@ -4,7 +4,6 @@ mod condition;
 mod connection;
 pub(crate) mod models;
 mod pool;
-mod url;
 
 use std::io;
 use std::sync::Arc;
@@ -19,10 +18,10 @@ pub(crate) use condition::{State, Thresholds};
 pub(crate) use connection::{Connection, keep_alive};
 pub(crate) use models::Models;
 use pool::Pool;
-pub use url::{BackendUrl, BackendUrlError};
 
 use crate::choose::Standing;
 use crate::set::BackendSpec;
+use crate::url::BackendUrl;
 
 /// How backends are looked after, whichever they are.
 #[derive(Debug, Clone)]

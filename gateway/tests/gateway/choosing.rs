@@ -100,8 +100,8 @@ fn what_is_no_json_goes_anywhere() {
         "",
         "model",
         "[1]",
-        "{\"model\":",
-        "{\"model\":1}",
+        "{\"mod",
+        "{model:1}",
         "--x\r\nmodel",
     ] {
         let mut both: Vec<_> = (0..2)

@@ -1,0 +1,80 @@
+//! Bodies that are on their way.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Backend, Gateway, chat, often, request};
+
+#[test]
+fn who_sends_slowly_keeps_nobody_out() {
+    let backend = Backend::named("fine", &[]);
+    let gateway = Gateway::with(&[backend.url()], often().max_requests(4));
+    let head = "POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{";
+    let mut slow: Vec<_> = (0..20)
+        .map(|_| {
+            let mut client = gateway.connect();
+            client.send(head);
+            client
+        })
+        .collect();
+    for _ in 0..10 {
+        for client in &mut slow {
+            client.send(" ");
+        }
+        assert_eq!(gateway.chat("m").body, b"fine");
+        // In two pieces, and so on its way for a while itself.
+        let mut client = gateway.connect();
+        let whole = request("POST", "/v1/x", "", &chat("m"));
+        let (first, second) = whole.split_at(whole.len() - 5);
+        client.send(first);
+        client.send(second);
+        assert_eq!(client.message().unwrap().body, b"fine");
+    }
+    assert_eq!(backend.requests().len(), 20);
+}
+
+#[test]
+fn there_is_a_limit_to_bodies_on_their_way() {
+    let backend = Backend::named("fine", &[]);
+    let gateway = Gateway::with(&[backend.url()], often().max_requests(1));
+    let head = "POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{";
+    let mut slow = Vec::new();
+    let refused = loop {
+        assert!(slow.len() < 1000, "there is none");
+        let mut client = gateway.connect();
+        client.send(head);
+        slow.push(client);
+        // One whose body is here needs no room among them, one in pieces does.
+        assert_eq!(gateway.chat("m").body, b"fine");
+        let mut client = gateway.connect();
+        client.send("POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{");
+        client.finish_sending();
+        if let Some(answer) = client.message()
+            && answer.status() == 503
+        {
+            break answer;
+        }
+    };
+    assert_eq!(refused.error_code(), "overloaded");
+    assert!(refused.header("retry-after").is_some());
+    drop(slow);
+}
+
+/// Each piece was looked through again with all before it: this took more than ten seconds.
+#[test]
+fn blanks_in_single_bytes_are_no_burden() {
+    const BLANKS: usize = 300 << 10;
+    let backend = Backend::named("fine", &["m"]);
+    let gateway = Gateway::before(&[backend.url()]);
+    let mut client = gateway.connect();
+    let head = "POST /v1/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.send(head);
+    client.send("1\r\n \r\n".repeat(BLANKS));
+    let body = chat("m");
+    let last = format!("{:x}\r\n{}\r\n0\r\n\r\n", body.len(), String::from_utf8(body).unwrap());
+    client.send(last);
+    let since = Instant::now();
+    assert_eq!(client.message().unwrap().body, b"fine");
+    // Many times what it takes, on a busy machine too.
+    assert!(since.elapsed() < Duration::from_secs(20));
+    assert_eq!(backend.requests()[0].body.len(), BLANKS + chat("m").len());
+}
