@@ -36,14 +36,25 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// This; and that where it says nothing.
-    pub(crate) fn or(self, other: Self) -> Self {
+    /// By a path and a query alone.
+    pub(crate) fn by_uri(uri: &Uri) -> Self {
+        let model = match model_in_path(uri.path()) {
+            Some(model) => Found::Text(model.into_owned()),
+            None => model_in_query(uri.query().unwrap_or_default()),
+        };
+        let follows = made_in_path(uri.path()).map(|id| decoded(id).into_owned());
+        Self { model, follows }
+    }
+
+    /// What the body asks for, where it says so: servers read it there.
+    pub(crate) fn unless(self, body: Self) -> Self {
         Self {
-            model: match self.model {
-                Found::Nothing => other.model,
-                model => model,
+            model: match (self.model, body.model) {
+                (model, Found::Nothing) => model,
+                (Found::Text(model), Found::Unreadable) => Found::Text(model),
+                (_, model) => model,
             },
-            follows: self.follows.or(other.follows),
+            follows: body.follows.or(self.follows),
         }
     }
 }
@@ -194,16 +205,6 @@ fn is_json(headers: &HeaderMap) -> bool {
         let value = value.to_str().unwrap_or_default().to_ascii_lowercase();
         value.contains("json")
     })
-}
-
-/// What the path and the query ask for, which need no body.
-pub(crate) fn asked_by_uri(uri: &Uri) -> Asked {
-    Asked {
-        model: model_in_path(uri.path())
-            .map(|model| Found::Text(model.into_owned()))
-            .unwrap_or_else(|| model_in_query(uri.query().unwrap_or_default())),
-        follows: made_in_path(uri.path()).map(|id| decoded(id).into_owned()),
-    }
 }
 
 /// The ID in `/v1/models/ID`.
@@ -359,7 +360,7 @@ mod tests {
 
     #[test]
     fn paths_and_queries_are_decoded() {
-        let model = |uri: &'static str| asked_by_uri(&Uri::from_static(uri)).model;
+        let model = |uri: &'static str| Asked::by_uri(&Uri::from_static(uri)).model;
         for (uri, name) in [
             ("/v1/models/meta/llama", "meta/llama"),
             ("/v1/models/meta%2Fllama", "meta/llama"),
@@ -388,7 +389,7 @@ mod tests {
             ("/v1/chat/completions", None),
         ] {
             let uri: Uri = path.parse().unwrap();
-            assert_eq!(asked_by_uri(&uri).follows.as_deref(), id, "{path}");
+            assert_eq!(Asked::by_uri(&uri).follows.as_deref(), id, "{path}");
         }
         assert!(makes("/v1/files") && makes("/v1/batches/b") && !makes("/v1/chat/completions"));
     }

@@ -91,7 +91,7 @@ async fn receive(
     if headers::ask_for_upgrade(request.headers()) && request.version() == Version::HTTP_11 {
         flight.upgrade = Some(hyper::upgrade::on(&mut request));
     }
-    let asked = model::asked_by_uri(request.uri());
+    let asked = Asked::by_uri(request.uri());
     let mut search = Search::new(path.path(), request.headers());
     let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
     let (mut parts, body) = request.into_parts();
@@ -118,7 +118,7 @@ async fn receive(
         headers: parts.headers,
         body,
     };
-    Ok((outgoing, asked.or(search.asked())))
+    Ok((outgoing, asked.unless(search.asked())))
 }
 
 /// What is said when no place was to be had, the last of those tried having had this problem.

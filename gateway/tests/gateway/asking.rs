@@ -144,7 +144,7 @@ fn a_model_that_cannot_be_read_is_not_guessed() {
         ("", br#"{"model":1}"#),
         ("", br#"{"model":"#),
         ("Content-Encoding: br\r\n", b"whatever"),
-        ("Content-Encoding: gzip\r\n", &packed[..packed.len() - 9]),
+        ("Content-Encoding: gzip\r\n", &packed[..packed.len() / 2]),
         ("Content-Encoding: gzip\r\n", &chat("small")),
         ("Content-Encoding: gzip\r\n", &bomb),
     ];

@@ -28,7 +28,9 @@ fn maker(name: &'static str) -> Backend {
         if request.header("accept") == Some("text/event-stream") {
             wire.send(STREAM);
             let event = format!(r#"{{"type":"response.created","response":{{"id":"{id}"}}}}"#);
-            wire.send(chunk(&format!("event: response.created\ndata: {event}\n\n")));
+            wire.send(chunk(&format!(
+                "event: response.created\ndata: {event}\n\n"
+            )));
             wire.send(chunk("data: {}\n\n"));
             wire.send("0\r\n\r\n");
         } else {
@@ -52,7 +54,13 @@ fn who(answer: &Message) -> String {
 fn what_was_made_is_asked_for_where_it_was() {
     let backends = [maker("a"), maker("b")];
     let gateway = Gateway::before(&backends.each_ref().map(Backend::url));
-    for kind in ["responses", "files", "batches", "conversations", "fine_tuning"] {
+    for kind in [
+        "responses",
+        "files",
+        "batches",
+        "conversations",
+        "fine_tuning",
+    ] {
         let path = match kind {
             "fine_tuning" => "/v1/fine_tuning".to_owned() + "/jobs",
             kind => format!("/v1/{kind}"),
@@ -78,9 +86,17 @@ fn bodies_follow_up_too_and_streams_make_something() {
     let gateway = Gateway::before(&backends.each_ref().map(Backend::url));
     for _ in 0..3 {
         let stream = "Accept: text/event-stream\r\n";
-        let made = gateway.connect().ask("POST", "/v1/responses", stream, b"{\"model\":\"m\"}");
+        let made = gateway
+            .connect()
+            .ask("POST", "/v1/responses", stream, b"{\"model\":\"m\"}");
         let text = String::from_utf8(made.body).unwrap();
-        let made = text.split("\"id\":\"").nth(1).unwrap().split('"').next().unwrap();
+        let made = text
+            .split("\"id\":\"")
+            .nth(1)
+            .unwrap()
+            .split('"')
+            .next()
+            .unwrap();
         for _ in 0..3 {
             let body = format!(r#"{{"model":"m","previous_response_id":"{made}"}}"#);
             let next = gateway

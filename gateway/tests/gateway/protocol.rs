@@ -22,7 +22,10 @@ fn what_may_be_read_in_two_ways_is_refused_in_the_usual_form() {
     let many: String = (0..200).map(|n| format!("X-{n}: 1\r\n")).collect();
     for (request, status) in [
         ("GET /v1/x HTTP/1.1\r\n\r\n".to_owned(), 400),
-        ("GET /v1/x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(), 400),
+        (
+            "GET /v1/x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(),
+            400,
+        ),
         ("GET /health HTTP/1.1\r\n\r\n".to_owned(), 400),
         (
             "POST /v1/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
@@ -34,12 +37,21 @@ fn what_may_be_read_in_two_ways_is_refused_in_the_usual_form() {
             400,
         ),
         ("GET /v1/x HTTP/1.1\nHost: h\n\n".to_owned(), 400),
-        ("GET /v1/x HTTP/1.1\r\nHost: h\r\nX: y\n\r\n".to_owned(), 400),
+        (
+            "GET /v1/x HTTP/1.1\r\nHost: h\r\nX: y\n\r\n".to_owned(),
+            400,
+        ),
         ("nonsense\r\n\r\n".to_owned(), 400),
         (format!("GET /{long} HTTP/1.1\r\nHost: h\r\n\r\n"), 414),
         (format!("GET / HTTP/1.1\r\nHost: h\r\n{many}\r\n"), 431),
-        ("POST /health HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n".to_owned(), 405),
-        ("DELETE /metrics HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(), 405),
+        (
+            "POST /health HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            405,
+        ),
+        (
+            "DELETE /metrics HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(),
+            405,
+        ),
     ] {
         let answer = raw(&gateway, &request);
         let beginning = &request[..request.len().min(100)];
@@ -64,7 +76,10 @@ fn a_later_head_on_a_connection_is_checked_as_well_and_data_is_not() {
     assert_eq!(backend.requests()[1].body, b"\n\n");
     client.send("GET /v1/x HTTP/1.1\nHost: h\n\n");
     let answer = client.message().unwrap();
-    assert_eq!((answer.status(), answer.error_code()), (400, "malformed_request".to_owned()));
+    assert_eq!(
+        (answer.status(), answer.error_code()),
+        (400, "malformed_request".to_owned())
+    );
     assert!(client.is_at_end());
 }
 
@@ -73,7 +88,12 @@ fn a_base_is_a_fence() {
     let backend = Backend::named("fine", &[]);
     let bare = Gateway::with(&[backend.url()], once());
     let based = Gateway::with(&[backend.url() + "/base"], once());
-    for path in ["/../other", "/v1/%2e%2e/%2e%2e/other", "/v1/..%2f..%2fother", "/./x"] {
+    for path in [
+        "/../other",
+        "/v1/%2e%2e/%2e%2e/other",
+        "/v1/..%2f..%2fother",
+        "/./x",
+    ] {
         let answer = based.get(path);
         assert_eq!(answer.status(), 400, "{path}");
         assert_eq!(answer.error_code(), "malformed_request");
@@ -82,7 +102,11 @@ fn a_base_is_a_fence() {
     let long = format!("/{}", "x".repeat(65_530));
     assert_eq!(based.get(&long).status(), 414);
     assert_eq!(based.get("/v1/a..b/.c").status(), 200);
-    let paths: Vec<_> = backend.requests().into_iter().map(|r| r.first_line).collect();
+    let paths: Vec<_> = backend
+        .requests()
+        .into_iter()
+        .map(|r| r.first_line)
+        .collect();
     let last = paths.last().unwrap();
     assert_eq!(last, "GET /base/v1/a..b/.c HTTP/1.1");
     assert_eq!(paths.len(), 5);
@@ -155,7 +179,10 @@ fn trailers_pass_both_ways() {
         assert_eq!(head.status(), 200);
         assert_eq!(head.header("trailer"), Some("X-Took"));
         let said = String::from_utf8(client.chunk().unwrap()).unwrap();
-        assert!(said.eq_ignore_ascii_case(&format!("{body} X-Sum: 42")), "{said}");
+        assert!(
+            said.eq_ignore_ascii_case(&format!("{body} X-Sum: 42")),
+            "{said}"
+        );
         let end = trailers(&mut client);
         assert_eq!(end.to_ascii_lowercase(), "0\r\nx-took: 7\r\n\r\n");
     }
@@ -164,7 +191,11 @@ fn trailers_pass_both_ways() {
 #[test]
 fn browsers_may_ask_whether_they_may_ask() {
     let backend = Backend::start(&["m"], |_, wire| {
-        wire.send(answer("204 No Content", "Access-Control-Allow-Origin: *\r\n", ""));
+        wire.send(answer(
+            "204 No Content",
+            "Access-Control-Allow-Origin: *\r\n",
+            "",
+        ));
         Next::Read
     });
     let gateway = Gateway::with(&[backend.url()], often().api_key(Some(key())));
@@ -194,7 +225,9 @@ fn a_key_may_be_shown_in_two_ways_and_stays_here() {
     let gateway = Gateway::with(&[backend.url()], often().api_key(Some(key())));
     let ask = |headers: &str| {
         let mut client = gateway.connect();
-        client.ask("POST", "/v1/messages", headers, &chat("m")).status()
+        client
+            .ask("POST", "/v1/messages", headers, &chat("m"))
+            .status()
     };
     assert_eq!(ask("x-api-key: sk-1\r\n"), 200);
     assert_eq!(ask("Authorization: Bearer sk-1\r\n"), 200);
@@ -206,7 +239,8 @@ fn a_key_may_be_shown_in_two_ways_and_stays_here() {
     // Where none is asked for, it is the backend's.
     let open = Gateway::with(&[backend.url()], often());
     let headers = "x-api-key: sk-mine\r\n";
-    open.connect().ask("POST", "/v1/messages", headers, &chat("m"));
+    open.connect()
+        .ask("POST", "/v1/messages", headers, &chat("m"));
     let seen = backend.requests().pop().unwrap();
     assert_eq!(seen.header("x-api-key"), Some("sk-mine"));
 }

@@ -70,7 +70,11 @@ fn blanks_in_single_bytes_are_no_burden() {
     client.send(head);
     client.send("1\r\n \r\n".repeat(BLANKS));
     let body = chat("m");
-    let last = format!("{:x}\r\n{}\r\n0\r\n\r\n", body.len(), String::from_utf8(body).unwrap());
+    let last = format!(
+        "{:x}\r\n{}\r\n0\r\n\r\n",
+        body.len(),
+        String::from_utf8(body).unwrap()
+    );
     client.send(last);
     let since = Instant::now();
     assert_eq!(client.message().unwrap().body, b"fine");
