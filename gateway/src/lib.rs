@@ -66,6 +66,7 @@ mod made;
 pub mod measure;
 mod metrics;
 mod model;
+mod ollama;
 mod options;
 mod pages;
 mod peer;

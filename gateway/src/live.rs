@@ -141,6 +141,9 @@ impl Live {
                 let (now, turn) = take_turn(backend.turn(), desk.now, backend.weight());
                 desk.now = now;
                 backend.set_turn(turn);
+                if let Some(model) = wanted.model.filter(|model| backend.loaded.lacks(model)) {
+                    backend.loaded.expect(model);
+                }
                 Ok(Place::take(Arc::clone(backend)))
             }
             Choice::Full => Err(NoPlace::Full),
@@ -181,6 +184,9 @@ fn candidate(
         fit,
         standing,
         affine: wanted.affine.is_some_and(|name| name == backend.name),
+        cold: wanted
+            .model
+            .is_some_and(|model| backend.loaded.lacks(model)),
         in_flight: backend.in_flight(),
         weight: backend.weight(),
         turn: backend.turn(),

@@ -3,6 +3,7 @@
 mod health;
 mod metrics;
 mod models;
+mod ollama;
 
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
             "/v1/models/{*id}",
             get(models::one).fallback(proxy::handler),
         )
+        .route("/api/tags", get(ollama::tags).fallback(proxy::handler))
+        .route("/api/ps", get(ollama::ps).fallback(proxy::handler))
         .fallback(proxy::handler);
     if shared.options.api_key.is_some() {
         let require = middleware::from_fn_with_state(Arc::clone(shared), admission::require_key);

@@ -12,6 +12,7 @@ mod embedding;
 mod failing;
 mod following;
 mod live;
+mod ollama;
 mod passing;
 mod protocol;
 mod support;
