@@ -43,7 +43,7 @@ impl Received {
             search.read(&piece, reading.kept()).await;
             let len = reading.kept().len();
             let more = needed && len < MOST;
-            if !search.goes_on() || len >= KEPT && !(more && !search.has_model()) {
+            if !search.goes_on() || len >= KEPT && (!more || search.has_model()) {
                 return Ok(reading.finish(true));
             }
             intake.keep(len, &mut reading.memory)?;

@@ -61,7 +61,7 @@ fn there_is_a_limit_to_bodies_on_their_way() {
 #[test]
 fn blanks_in_single_bytes_are_no_burden() {
     const FIRST: usize = 512 << 10;
-    const SINGLE: usize = 200 << 10;
+    const SINGLE: usize = 100 << 10;
     let backend = Backend::named("fine", &["m"]);
     let gateway = Gateway::before(&[backend.url()]);
     let mut client = gateway.connect();
