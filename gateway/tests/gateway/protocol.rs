@@ -243,6 +243,14 @@ fn a_key_may_be_shown_in_two_ways_and_stays_here() {
         .ask("POST", "/v1/messages", headers, &chat("m"));
     let seen = backend.requests().pop().unwrap();
     assert_eq!(seen.header("x-api-key"), Some("sk-mine"));
+    // Where it has one of its own, it is sent that alone.
+    let own = often().backend_api_key(Some(key()));
+    let own = Gateway::with(&[backend.url()], own);
+    own.connect()
+        .ask("POST", "/v1/messages", headers, &chat("m"));
+    let seen = backend.requests().pop().unwrap();
+    assert_eq!(seen.header("x-api-key"), None);
+    assert_eq!(seen.header("authorization"), Some("Bearer sk-1"));
 }
 
 #[test]
