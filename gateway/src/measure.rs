@@ -74,7 +74,7 @@ pub fn model_in(body: &[u8], piece: usize) -> Option<String> {
             return None;
         }
     }
-    match search.asked().model {
+    match search.asked(true).model {
         Found::Text(model) => Some(model),
         _ => None,
     }

@@ -94,6 +94,8 @@ enum Content {
     Form(Box<Multipart>),
     /// It may name a model, in a coding that is not known.
     Sealed,
+    /// It is a file, and names none.
+    File,
 }
 
 impl Search {
@@ -101,6 +103,7 @@ impl Search {
     pub(crate) fn new(path: &str, headers: &HeaderMap) -> Self {
         let keys = Keys::of(path);
         let content = match headers.get(CONTENT_ENCODING) {
+            _ if takes_files(path) => Content::File,
             None => plain(&keys, headers),
             Some(coding) => {
                 let several = headers.get_all(CONTENT_ENCODING).iter().nth(1).is_some();
@@ -135,7 +138,7 @@ impl Search {
                     }
                 }
             }
-            Content::Sealed => {}
+            Content::Sealed | Content::File => {}
         }
     }
 
@@ -144,7 +147,7 @@ impl Search {
         match &self.content {
             Content::Json(scan) => scan.kind() != Kind::Other,
             Content::Gzip(_) | Content::Form(_) => true,
-            Content::Sealed => false,
+            Content::Sealed | Content::File => false,
         }
     }
 
@@ -154,18 +157,28 @@ impl Search {
             Content::Json(scan) => scan.found(),
             Content::Gzip(gzip) => gzip.found_yet(),
             Content::Form(form) => return matches!(form.found(), Found::Text(_)),
-            Content::Sealed => return false,
+            Content::Sealed | Content::File => return false,
         };
         let models = found.iter().take(self.keys.models);
         models.into_iter().any(|f| matches!(f, Found::Text(_)))
     }
 
-    /// What has been found.
-    pub(crate) fn asked(&mut self) -> Asked {
+    /// What has been found in all of it, or in what was kept.
+    pub(crate) fn asked(&mut self, is_all: bool) -> Asked {
+        let mut asked = self.found();
+        // It may still come.
+        if !is_all && self.goes_on() && asked.model == Found::Nothing {
+            asked.model = Found::Unreadable;
+        }
+        asked
+    }
+
+    fn found(&mut self) -> Asked {
         let found = match &mut self.content {
             Content::Json(scan) => scan.found(),
             Content::Gzip(gzip) => gzip.found(),
             Content::Form(form) => [form.found(), Found::Nothing, Found::Nothing, Found::Nothing],
+            Content::File => Default::default(),
             Content::Sealed => {
                 let mut found: [Found; KEYS] = Default::default();
                 found[0] = Found::Unreadable;
@@ -186,6 +199,13 @@ impl Search {
         }
         asked
     }
+}
+
+/// Whether what is sent there is a file, however big, that is of no model.
+fn takes_files(path: &str) -> bool {
+    ["/v1/files", "/v1/uploads"]
+        .iter()
+        .any(|files| below(path, files).is_some())
 }
 
 fn plain(keys: &Keys, headers: &HeaderMap) -> Content {
@@ -280,7 +300,7 @@ mod tests {
         }
         let mut search = Search::new(path, &map);
         search.read(body, body).await;
-        search.asked()
+        search.asked(true)
     }
 
     #[tokio::test]

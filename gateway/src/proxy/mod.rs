@@ -112,13 +112,14 @@ async fn receive(
         let chunked = HeaderValue::from_static("chunked");
         parts.headers.insert(TRANSFER_ENCODING, chunked);
     }
+    let is_all = body.rest.is_none() || !needed;
     let outgoing = Outgoing {
         method: parts.method,
         path,
         headers: parts.headers,
         body,
     };
-    Ok((outgoing, asked.unless(search.asked())))
+    Ok((outgoing, asked.unless(search.asked(is_all))))
 }
 
 /// What is said when no place was to be had, the last of those tried having had this problem.

@@ -158,6 +158,29 @@ fn a_model_that_cannot_be_read_is_not_guessed() {
 }
 
 #[test]
+fn a_body_that_is_too_big_to_look_through_is_not_guessed_either() {
+    let (backends, gateway) = two();
+    let begin = |path: &str, headers: &str| {
+        let mut client = gateway.connect();
+        client.send(format!(
+            "POST {path} HTTP/1.1\r\nHost: h\r\n{headers}Content-Length: 100000000\r\n\r\n"
+        ));
+        client
+    };
+    let mut client = begin("/v1/x", "");
+    client.send("{\"input\":\"");
+    client.send(vec![b'x'; 64 << 20]);
+    let answer = client.message().unwrap();
+    assert_eq!(answer.status(), 400);
+    assert_eq!(answer.error_code(), "unreadable_model");
+    assert!(backends.iter().all(|b| b.requests().is_empty()));
+    // A file has no model, and is not looked into.
+    let mut client = begin("/v1/files", &format!("{FORM}X-Raw: 1\r\n"));
+    client.send("--b\r\n");
+    assert_eq!(client.message().unwrap().status(), 200);
+}
+
+#[test]
 fn where_all_serve_the_same_there_is_nothing_to_guess() {
     let backends = [
         Backend::named("a", &["one", "two"]),
