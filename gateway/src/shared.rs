@@ -1,9 +1,10 @@
 //! What all parts of one gateway look at: its options, its backends, how far it has come.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use crate::auth::ApiKey;
@@ -17,9 +18,13 @@ use crate::made::Made;
 use crate::metrics::Metrics;
 use crate::options::Options;
 
+/// The owner's words, in the owner's order.
+type Description = Vec<(String, Value)>;
+
 pub(crate) struct Shared {
     pub(crate) since: Instant,
     pub(crate) options: Options,
+    description: Mutex<Description>,
     pub(crate) limits: Limits,
     /// For requests that are passed on.
     pub(crate) slots: Arc<Semaphore>,
@@ -45,6 +50,7 @@ impl Shared {
         let limits = Limits::find(options.max_requests);
         Ok(Self {
             since: Instant::now(),
+            description: Mutex::new(options.description.clone()),
             live: Live::new(care),
             metrics: Metrics::new().map_err(io::Error::other)?,
             life: Life::new(),
@@ -55,5 +61,11 @@ impl Shared {
             limits,
             options,
         })
+    }
+
+    pub(crate) fn description(&self) -> MutexGuard<'_, Description> {
+        self.description
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
