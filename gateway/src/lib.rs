@@ -62,14 +62,17 @@ mod life;
 mod limits;
 mod listen;
 mod live;
+mod made;
 #[doc(hidden)]
 pub mod measure;
 mod metrics;
 mod model;
+mod ollama;
 mod options;
 mod pages;
 mod peer;
 mod probe;
+mod protocol;
 mod proxy;
 mod report;
 mod roster;
@@ -78,6 +81,10 @@ mod shared;
 mod summary;
 mod url;
 mod usage;
+
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use model::fuzzing;
 
 pub use auth::{ApiKey, ApiKeyError};
 pub use gateway::Gateway;
