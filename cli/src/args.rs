@@ -124,6 +124,14 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "N", default_value = "1024", value_parser = positive)]
     max_requests: u32,
 
+    /// Log each request at its end, as a line of JSON on stderr
+    #[arg(long)]
+    access_log: bool,
+
+    /// How long to serve on after SIGTERM or SIGINT while /ready says no: for load balancers above
+    #[arg(long, value_name = "SECS", default_value = "0", value_parser = seconds)]
+    drain_delay: Duration,
+
     /// How long connecting to a backend may take
     #[arg(long, value_name = "SECS", default_value = "2", value_parser = seconds)]
     connect_timeout: Duration,
@@ -147,6 +155,7 @@ impl GatewayArgs {
             .api_key(self.api_key.clone())
             .backend_api_key(self.backend_api_key.clone())
             .max_requests(usize::try_from(self.max_requests).unwrap_or(usize::MAX))
+            .access_log(self.access_log)
             .connect_timeout(self.connect_timeout)
             .health_interval(self.health_interval)
             .health_rise(self.health_rise)
@@ -161,6 +170,10 @@ impl GatewayArgs {
             // An empty variable is one that is not set.
             file: file.filter(|path| !path.as_os_str().is_empty()),
         }
+    }
+
+    pub(crate) fn drain_delay(&self) -> Duration {
+        self.drain_delay
     }
 
     /// Whether clients have to show a key.

@@ -9,7 +9,7 @@ use llmlb_gateway::{Gateway, raise_descriptor_limit};
 use llmlb_lock_core::{LockInfo, ServerLock};
 use serde_json::{Map, Value};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::{info, warn};
 
 use crate::args::ServeArgs;
@@ -113,6 +113,12 @@ pub(crate) async fn serve(
     let (lock, mut predecessor) = match course {
         Course::Shutdown => {
             announce_shutdown();
+            gateway.leave_soon();
+            tokio::select! {
+                () = sleep(args.gateway.drain_delay()) => {}
+                _ = shutdown.recv() => {}
+                _ = &mut server => served = true,
+            }
             let (lock, predecessor) = succession.end();
             (Some(lock), predecessor)
         }

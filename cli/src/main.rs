@@ -21,9 +21,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
+use llmlb_gateway::ACCESS_LOG;
 use llmlb_lock_core::LOCK_DIR_ENV;
+use tracing::Metadata;
 use tracing::level_filters::{LevelFilter, ParseLevelFilterError};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -110,12 +113,23 @@ fn log(default: LevelFilter) {
     };
     let filter = filter.unwrap_or_else(|| Targets::new().with_default(default));
     let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let is_access = |metadata: &Metadata<'_>| metadata.target() == ACCESS_LOG;
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(colour)
-        .with_target(false);
+        .with_target(false)
+        .with_filter(filter_fn(move |metadata| !is_access(metadata)));
+    // Lines of JSON, for programs: nothing stands before them.
+    let access = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_level(false)
+        .with_target(false)
+        .with_filter(filter_fn(is_access));
     tracing_subscriber::registry()
         .with(layer)
+        .with(access)
         .with(filter)
         .init();
     if let Some(e) = mistake {

@@ -91,5 +91,6 @@ pub use gateway::Gateway;
 pub use limits::raise_descriptor_limit;
 pub use options::Options;
 pub use peer::ClientAddress;
+pub use report::ACCESS as ACCESS_LOG;
 pub use set::{BackendSet, BackendSpec};
 pub use url::{BackendUrl, BackendUrlError};

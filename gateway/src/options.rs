@@ -17,6 +17,7 @@ pub struct Options {
     pub(crate) health_interval: Duration,
     pub(crate) health_rise: u32,
     pub(crate) health_fall: u32,
+    pub(crate) access_log: bool,
     pub(crate) description: Vec<(String, Value)>,
     pub(crate) no_backends_hint: String,
 }
@@ -31,6 +32,7 @@ impl Default for Options {
             health_interval: Duration::from_secs(2),
             health_rise: 2,
             health_fall: 3,
+            access_log: false,
             description: Vec::new(),
             no_backends_hint: "no backends: none is configured".to_owned(),
         }
@@ -90,6 +92,14 @@ impl Options {
     #[must_use]
     pub fn health_fall(mut self, count: u32) -> Self {
         self.health_fall = count;
+        self
+    }
+
+    /// Whether each request is told of at its end: one line of JSON, as an event at level info with
+    /// the target [`ACCESS_LOG`](crate::ACCESS_LOG) (default: no).
+    #[must_use]
+    pub fn access_log(mut self, wanted: bool) -> Self {
+        self.access_log = wanted;
         self
     }
 

@@ -53,6 +53,11 @@ impl Roster {
         }
     }
 
+    /// Whether any backend lists the model.
+    pub(crate) fn lists(&self, model: &str) -> bool {
+        self.listed.contains_key(model)
+    }
+
     pub(crate) fn members(&self) -> &[Arc<Backend>] {
         &self.members
     }

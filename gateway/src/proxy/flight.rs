@@ -7,11 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::extract::Request;
-use axum::http::{StatusCode, Version};
+use axum::http::{Method, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Level, enabled};
 
+use super::tally::Tally;
+use super::trace::Trace;
 use crate::backend::Place;
 use crate::error::Refusal;
 use crate::peer::Peer;
@@ -25,9 +27,12 @@ pub(super) struct Flight {
     slot: Option<OwnedSemaphorePermit>,
     /// Its answer may tell of something that the backend has made.
     pub(super) makes: bool,
+    /// Where it asks for a model that is listed.
+    pub(super) tally: Option<Tally>,
     pub(super) started: Instant,
-    /// For the access log, if that is on.
-    line: Option<String>,
+    trace: Arc<Trace>,
+    /// For the log, if that is on: method, and path without the query, which may hold a key.
+    line: Option<(Method, String)>,
     pub(super) place: Option<Place>,
     pub(super) upgrade: Option<OnUpgrade>,
     pub(super) version: Version,
@@ -37,17 +42,19 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    pub(super) fn begin(shared: Arc<Shared>, request: &mut Request) -> Self {
+    pub(super) fn begin(shared: Arc<Shared>, request: &mut Request, trace: Arc<Trace>) -> Self {
         let peer = Peer::of(request);
         shared.life.enter();
         peer.busy.fetch_add(1, Ordering::AcqRel);
-        // Without the query, which may hold a key.
-        let line = || format!("{} {}", request.method(), request.uri().path());
+        let line = || (request.method().clone(), request.uri().path().to_owned());
+        let logged = shared.options.access_log || enabled!(Level::DEBUG);
         Self {
             slot: None,
             makes: false,
+            tally: None,
             started: Instant::now(),
-            line: enabled!(Level::DEBUG).then(line),
+            trace,
+            line: logged.then(line),
             place: None,
             upgrade: None,
             version: request.version(),
@@ -56,6 +63,13 @@ impl Flight {
             end: "",
             shared,
             peer,
+        }
+    }
+
+    /// A piece of its answer has come.
+    pub(super) fn tell(&mut self, data: &[u8]) {
+        if let Some((tally, place)) = self.tally.as_mut().zip(self.place.as_ref()) {
+            tally.piece(data, self.started, &place.name, &self.shared.metrics);
         }
     }
 
@@ -70,16 +84,20 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
+        let line = self.line.as_ref();
         report::ended(
-            &self.shared.metrics,
+            &self.shared,
             &Ended {
-                line: self.line.as_deref(),
+                id: self.trace.id(),
+                line: line.map(|(method, path)| (method.as_str(), path.as_str())),
                 peer: self.peer.address,
                 backend: self.place.as_ref().map(|place| place.name.as_str()),
                 status: self.status,
                 first_byte: self.first_byte,
                 total: self.started.elapsed(),
                 end: self.end,
+                model: self.tally.as_ref().map(Tally::model),
+                usage: self.tally.as_ref().and_then(Tally::usage),
             },
         );
         self.slot = None;

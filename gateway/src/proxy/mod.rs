@@ -4,6 +4,8 @@ mod attempt;
 mod flight;
 mod headers;
 mod relay;
+mod tally;
+mod trace;
 mod tunnel;
 
 use std::sync::Arc;
@@ -25,16 +27,25 @@ use crate::shared::Shared;
 use crate::{admission, model};
 use attempt::{Attempt, Outgoing, attempt, out_of_descriptors};
 use flight::Flight;
+use tally::Tally;
+use trace::Trace;
 
 pub(crate) async fn handler(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
-    let mut flight = Flight::begin(shared, &mut request);
-    match forward(&mut flight, request).await {
+    let trace = Arc::new(Trace::of(&mut request));
+    let mut flight = Flight::begin(shared, &mut request, Arc::clone(&trace));
+    let forwarded = forward(&mut flight, request).await;
+    let place = flight.place.as_ref();
+    let backend = place.map(|place| Arc::clone(place));
+    let mut response = match forwarded {
         Ok((response, connection)) => relay::relay(flight, response, connection),
         Err(refusal) => {
             flight.status = Some(refusal.status());
             refusal.into_response()
         }
-    }
+    };
+    let backend = backend.as_ref().map(|backend| backend.name.as_str());
+    trace.tell(response.headers_mut(), backend);
+    response
 }
 
 async fn forward(
@@ -55,6 +66,10 @@ async fn forward(
         }
         Found::Unreadable => None,
     };
+    flight.tally = model
+        .as_deref()
+        .filter(|model| shared.live.roster().lists(model))
+        .map(|model| Tally::new(model.into()));
     let wanted = Wanted {
         model: model.as_deref(),
         strict: admission::is_openai(&outgoing.path),

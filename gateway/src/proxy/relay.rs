@@ -51,6 +51,9 @@ pub(super) fn relay(
         return response.map(|_| Body::empty());
     }
     flight.end = "client left";
+    if let Some(tally) = &mut flight.tally {
+        tally.begin(parts.status, &parts.headers);
+    }
     let answer = if flight.makes {
         Answer::new(parts.status, &parts.headers)
     } else {
@@ -113,6 +116,9 @@ impl http_body::Body for Relay {
                 if let Some((flight, _)) = &mut relay.flight {
                     if let Some((answer, data)) = relay.answer.as_mut().zip(frame.data_ref()) {
                         note(flight, answer.read(data));
+                    }
+                    if let Some(data) = frame.data_ref() {
+                        flight.tell(data);
                     }
                     let started = flight.started;
                     flight.first_byte.get_or_insert_with(|| started.elapsed());

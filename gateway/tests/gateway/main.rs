@@ -15,5 +15,6 @@ mod live;
 mod ollama;
 mod passing;
 mod protocol;
+mod seen;
 mod support;
 mod uploads;
