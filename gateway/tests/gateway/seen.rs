@@ -198,3 +198,52 @@ fn the_page_is_whole_and_its_numbers_are_the_metrics() {
     assert_eq!(state["models"][0]["tokens_out"], 3);
     assert!(!state["history"].as_array().unwrap().is_empty());
 }
+
+/// The dashboard in docs/grafana.json asks for nothing that is not told, by no label that there is
+/// not.
+#[test]
+fn every_query_of_the_dashboard_finds_what_it_asks_for() {
+    let backend = streaming();
+    let dead = Port::reserve();
+    let gateway = Gateway::before(&[backend.url(), dead.url()]);
+    let stream = br#"{"model":"m","stream":true}"#;
+    assert_eq!(
+        gateway
+            .connect()
+            .ask("POST", "/v1/chat/completions", "", stream)
+            .status(),
+        200
+    );
+    let text = String::from_utf8(gateway.get("/metrics").body).unwrap();
+    let typed = |name: &str| {
+        text.contains(&format!("# TYPE {name} ")) && text.contains(&format!("# HELP {name} "))
+    };
+    let dashboard: serde_json::Value =
+        serde_json::from_str(include_str!("../../../docs/grafana.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().unwrap());
+    let mut asked = 0;
+    for query in targets.map(|target| target["expr"].as_str().unwrap()) {
+        let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for name in words.filter(|word| word.starts_with("llmlb_")) {
+            let family = name.strip_suffix("_bucket").unwrap_or(name);
+            // Families without a sample yet are not told by the text format.
+            let rare = ["llmlb_backend_failures_total", "llmlb_retries_total"].contains(&family);
+            assert!(rare || typed(family), "{query}: no {family}");
+            asked += 1;
+            for by in query.split("by (").skip(1) {
+                for label in by.split(')').next().unwrap().split(", ") {
+                    let labelled = format!("{label}=\"");
+                    let mut samples = text.lines().filter(|line| line.starts_with(name));
+                    assert!(
+                        rare || samples.any(|line| line.contains(&labelled)),
+                        "{query}: {label}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(asked >= 12, "{asked}");
+}
