@@ -43,7 +43,7 @@ impl Roster {
         }
         // Of those that say nothing nobody knows more than of each other.
         differ |= first.is_some() && !silent.is_empty();
-        let longest_base = members.iter().map(|b| b.url.base_len()).max();
+        let longest_base = members.iter().map(|b| b.url.base().len()).max();
         Self {
             members,
             listed,

@@ -103,11 +103,6 @@ impl BackendUrl {
         &self.base
     }
 
-    /// How much is put before a path.
-    pub(crate) fn base_len(&self) -> usize {
-        self.base.len()
-    }
-
     /// Where a request's path is found on the backend.
     pub(crate) fn uri(&self, path: &PathAndQuery) -> Uri {
         if self.base.is_empty() {
