@@ -5,6 +5,7 @@ mod built_in;
 mod exit;
 mod guard;
 mod output;
+mod own_address;
 mod serve;
 mod signals;
 mod status;
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => {
             log(LevelFilter::INFO);
-            serve::run(args)
+            serve::run(*args)
         }
         Command::Stop(args) => {
             log(LevelFilter::WARN);

@@ -66,6 +66,7 @@ pub mod measure;
 mod metrics;
 mod model;
 mod options;
+mod outlier;
 mod pages;
 mod peer;
 mod probe;
@@ -75,6 +76,8 @@ mod roster;
 mod set;
 mod shared;
 mod url;
+mod verdict;
+mod via;
 
 pub use auth::{ApiKey, ApiKeyError};
 pub use gateway::Gateway;

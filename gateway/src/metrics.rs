@@ -49,7 +49,10 @@ impl Metrics {
                 &["backend"],
             )?,
             up: IntGaugeVec::new(
-                Opts::new("llmlb_backend_up", "Whether the backend is up"),
+                Opts::new(
+                    "llmlb_backend_up",
+                    "Whether the backend is up, and not ejected",
+                ),
                 &["backend"],
             )?,
             first_byte: HistogramVec::new(
@@ -117,7 +120,7 @@ impl Metrics {
             let name = backend.name.as_str();
             let in_flight = i64::try_from(backend.in_flight()).unwrap_or(i64::MAX);
             self.in_flight.with_label_values(&[name]).set(in_flight);
-            let up = i64::from(backend.is_up());
+            let up = i64::from(backend.is_up() && !backend.is_ejected());
             self.up.with_label_values(&[name]).set(up);
         }
         let mut text = Vec::new();

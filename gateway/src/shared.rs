@@ -4,15 +4,16 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use axum::http::HeaderValue;
 use serde_json::Value;
 
-use crate::auth::ApiKey;
-use crate::backend::{Care, Thresholds};
+use crate::backend::Care;
 use crate::life::Life;
 use crate::limits::Limits;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::options::Options;
+use crate::via;
 
 /// The owner's words, in the owner's order.
 type Description = Vec<(String, Value)>;
@@ -20,6 +21,8 @@ type Description = Vec<(String, Value)>;
 pub(crate) struct Shared {
     pub(crate) since: Instant,
     pub(crate) options: Options,
+    /// What requests that came through here are known by.
+    pub(crate) via: HeaderValue,
     description: Mutex<Description>,
     pub(crate) limits: Limits,
     pub(crate) live: Live,
@@ -29,17 +32,11 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(options: Options) -> io::Result<Self> {
-        let thresholds = Thresholds {
-            rise: options.health_rise,
-            fall: options.health_fall,
-        };
-        let care = Care {
-            thresholds,
-            connect_timeout: options.connect_timeout,
-            key: options.backend_api_key.as_ref().and_then(ApiKey::header),
-        };
+        let via = via::name_for_this_gateway();
+        let care = Care::of(&options, via.clone());
         Ok(Self {
             since: Instant::now(),
+            via,
             description: Mutex::new(options.description.clone()),
             live: Live::new(care),
             metrics: Metrics::new().map_err(io::Error::other)?,

@@ -84,13 +84,16 @@ impl BackendUrl {
     }
 
     /// A name or an address, without brackets.
-    pub(crate) fn host(&self) -> &str {
+    #[must_use]
+    pub fn host(&self) -> &str {
         let host = self.authority.host();
         let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
         bare.unwrap_or(host)
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    /// Its port; 80 if it names none.
+    #[must_use]
+    pub fn port(&self) -> u16 {
         self.authority.port_u16().unwrap_or(80)
     }
 

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
 use super::PAUSE;
@@ -15,6 +16,8 @@ pub(crate) struct Upload {
     start: Bytes,
     rest: Option<Body>,
     pause: Option<Pin<Box<Sleep>>>,
+    /// Goes with it.
+    end: Option<oneshot::Sender<()>>,
 }
 
 impl Upload {
@@ -23,7 +26,15 @@ impl Upload {
             start,
             rest,
             pause: None,
+            end: None,
         }
+    }
+
+    /// What ends when all of it has been sent, or nobody sends it any more.
+    pub(crate) fn tell_end(&mut self) -> oneshot::Receiver<()> {
+        let (end, ended) = oneshot::channel();
+        self.end = Some(end);
+        ended
     }
 
     pub(crate) fn empty() -> Self {

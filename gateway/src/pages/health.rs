@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::ser::SerializeMap;
 use serde_json::Value;
 
 use crate::backend::{Backend, State as Condition};
+use crate::error::Refusal;
 use crate::shared::Shared;
+use crate::via;
 
 #[derive(Serialize)]
 struct Health<'a> {
@@ -58,7 +60,7 @@ impl BackendHealth {
         Self {
             url: backend.name.clone(),
             origin: backend.origin(),
-            state: name(state, backend.is_retired()),
+            state: name(state, backend.is_retired(), backend.is_ejected()),
             in_flight: backend.in_flight(),
             models: models.map(|models| models.names().map(str::to_owned).collect()),
             problem,
@@ -66,16 +68,21 @@ impl BackendHealth {
     }
 }
 
-fn name(state: Condition, retired: bool) -> &'static str {
+fn name(state: Condition, retired: bool, ejected: bool) -> &'static str {
     match state {
         _ if retired => "draining",
         Condition::Unknown => "unknown",
+        Condition::Up if ejected => "ejected",
         Condition::Up => "up",
         Condition::Down => "down",
     }
 }
 
-pub(super) async fn handler(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+pub(super) async fn handler(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    // So that a backend that is this very server is not taken for a good one.
+    if via::has_been_here(&headers, &shared.via) {
+        return Refusal::Loop.into_response();
+    }
     let (code, status) = if shared.life.is_serving() {
         (StatusCode::OK, "ok")
     } else {
@@ -93,5 +100,5 @@ pub(super) async fn handler(State(shared): State<Arc<Shared>>) -> impl IntoRespo
             .then_some(options.no_backends_hint.as_str()),
         backends,
     };
-    (code, Json(health).into_response())
+    (code, Json(health)).into_response()
 }

@@ -13,8 +13,9 @@ use tracing::{Level, enabled};
 
 use crate::backend::Place;
 use crate::peer::Peer;
-use crate::report::{self, Ended};
+use crate::report::{self, Ended, Reason};
 use crate::shared::Shared;
+use crate::verdict;
 
 pub(super) struct Flight {
     pub(super) shared: Arc<Shared>,
@@ -51,6 +52,20 @@ impl Flight {
             end: "",
             shared,
             peer,
+        }
+    }
+
+    /// It has been answered to the end.
+    pub(super) fn succeeded(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.succeeded();
+        }
+    }
+
+    /// Its backend failed it in the midst of the answer.
+    pub(super) fn failed(&mut self, reason: Reason, problem: &str) {
+        if let Some(place) = &mut self.place {
+            verdict::failed(&self.shared, place, reason, problem);
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Passes requests on to backends, and their answers back.
 
 mod attempt;
+mod deadline;
+mod dispatch;
 mod flight;
 mod headers;
 mod relay;
+mod repeat;
 mod tunnel;
 
 use std::borrow::Cow;
@@ -14,16 +17,14 @@ use axum::http::Version;
 use axum::http::header::AUTHORIZATION;
 use axum::http::uri::PathAndQuery;
 use axum::response::{IntoResponse, Response};
-use hyper::body::Incoming;
-use tracing::debug;
 
-use crate::backend::{Backend, Connection};
 use crate::body::Received;
 use crate::error::Refusal;
 use crate::live::{NoPlace, Wanted};
 use crate::shared::Shared;
-use crate::{admission, catalog, model};
-use attempt::{Attempt, Outgoing, attempt, out_of_descriptors};
+use crate::{admission, catalog, model, via};
+use attempt::Outgoing;
+use dispatch::{Answer, dispatch};
 use flight::Flight;
 
 pub(crate) async fn handler(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
@@ -37,41 +38,21 @@ pub(crate) async fn handler(State(shared): State<Arc<Shared>>, mut request: Requ
     }
 }
 
-async fn forward(
-    flight: &mut Flight,
-    request: Request,
-) -> Result<(hyper::Response<Incoming>, Connection), Refusal> {
+async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusal> {
+    if via::has_been_here(request.headers(), &flight.shared.via) {
+        return Err(Refusal::Loop);
+    }
     let path = admission::admit(&flight.shared, &request, flight.number)?;
     let mut outgoing = receive(flight, path, request).await?;
     let strict = admission::is_openai(&outgoing.path);
-    // Borrows the body, which may be taken below.
-    let model = model::named(outgoing.path.path(), &outgoing.body).map(Cow::into_owned);
+    // Borrows the body, which goes with the request below.
+    let model = model::named(outgoing.path.path(), outgoing.body()).map(Cow::into_owned);
     let wanted = Wanted {
         model: model.as_deref(),
         strict,
         affine: None,
     };
-    let shared = Arc::clone(&flight.shared);
-    let mut tried: Vec<Arc<Backend>> = Vec::new();
-    let mut problem = None;
-    loop {
-        let place = shared.live.take(&wanted, &tried);
-        let place = place.map_err(|none| refusal(&shared, none, problem.take(), wanted.model))?;
-        let backend = Arc::clone(&place);
-        flight.place = Some(place);
-        match attempt(&backend, &mut outgoing, flight.upgrade.is_some()).await? {
-            Attempt::Answered(response, connection) => return Ok((response, connection)),
-            Attempt::Unreachable(e) => {
-                let problem = &*problem.insert(format!("{}: {e}", backend.name));
-                debug!("Cannot connect to {problem}");
-                if !out_of_descriptors(&e) {
-                    backend.failed(e.to_string());
-                }
-                flight.place = None;
-                tried.push(backend);
-            }
-        }
-    }
+    dispatch(flight, &mut outgoing, &wanted).await
 }
 
 /// Reads what is to be kept of a request, and makes its headers the gateway's.
@@ -89,16 +70,13 @@ async fn receive(
         flight.peer.address,
         flight.upgrade.is_some(),
     );
+    via::add(&mut parts.headers, &flight.shared.via);
     if flight.shared.options.api_key.is_some() {
         // It is the gateway's, and no business of a backend's.
         parts.headers.remove(AUTHORIZATION);
     }
-    Ok(Outgoing {
-        method: parts.method,
-        path,
-        headers: parts.headers,
-        body: Received::read(body).await?,
-    })
+    let body = Received::read(body).await?;
+    Ok(Outgoing::new(parts.method, path, parts.headers, body))
 }
 
 /// What is said when no place was to be had, the last of those tried having had this problem.

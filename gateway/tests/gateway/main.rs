@@ -7,8 +7,14 @@
 #![cfg(unix)]
 
 mod choosing;
+mod deadlines;
+mod ejecting;
 mod embedding;
 mod failing;
+mod hanging;
 mod live;
+mod loops;
 mod passing;
+mod repeating;
+mod starting;
 mod support;

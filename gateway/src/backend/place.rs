@@ -1,0 +1,76 @@
+//! A request's place at a backend, and what its outcome says of the backend.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Backend;
+
+/// It is in flight there until this is dropped.
+pub(crate) struct Place {
+    backend: Arc<Backend>,
+    /// Since when the backend was last ejected, as it were.
+    era: u32,
+    /// It is to show whether the backend serves again.
+    trial: bool,
+    /// What it shows has been noted.
+    settled: bool,
+}
+
+impl Place {
+    pub(crate) fn take(backend: Arc<Backend>) -> Self {
+        let load = &backend.load;
+        load.in_flight.fetch_add(1, Ordering::Relaxed);
+        let trial = load.bars.take_trial();
+        if trial {
+            load.ejection.trial_begins();
+        }
+        Self {
+            era: load.ejection.era(),
+            trial,
+            settled: false,
+            backend,
+        }
+    }
+
+    /// It was answered well, to the end. Only the first outcome counts.
+    pub(crate) fn succeeded(&mut self) {
+        if !std::mem::replace(&mut self.settled, true) {
+            let load = &self.backend.load;
+            let name = &self.backend.name;
+            load.ejection.succeeded(name, self.era, &load.bars);
+        }
+    }
+
+    /// The backend failed it. Returns, if that is the first that is known of its outcome, whether it
+    /// was a trial.
+    pub(crate) fn failed(&mut self, problem: &str) -> Option<bool> {
+        if std::mem::replace(&mut self.settled, true) {
+            return None;
+        }
+        let load = &self.backend.load;
+        let name = &self.backend.name;
+        Some(
+            load.ejection
+                .failed_trial(name, self.era, problem, &load.bars),
+        )
+    }
+}
+
+impl std::ops::Deref for Place {
+    type Target = Arc<Backend>;
+
+    fn deref(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let load = &self.backend.load;
+        load.finished.fetch_add(1, Ordering::Relaxed);
+        load.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.trial && !self.settled {
+            load.ejection.trial_ends(self.era, &load.bars);
+        }
+    }
+}
