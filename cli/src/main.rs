@@ -1,9 +1,11 @@
 //! `llmlb`: guard a port and serve on it, see what runs, stop it.
 
 mod args;
+mod backends;
 mod built_in;
 mod exit;
 mod guard;
+mod hangup;
 mod output;
 mod own_address;
 mod serve;

@@ -6,13 +6,17 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 use llmlb_gateway::{BackendSet, BackendUrl};
 
-/// The backend that is reached at one of these addresses, which are to be listened on.
-pub(crate) fn among<'a>(
-    backends: &'a BackendSet,
-    listening: &[SocketAddr],
-) -> Option<&'a BackendUrl> {
+/// Refuses those of the backends that are reached at one of these addresses, which are to be listened
+/// on.
+pub(crate) fn refuse(backends: &BackendSet, listening: &[SocketAddr]) -> Result<(), String> {
     let urls = backends.iter().map(|spec| &spec.url);
-    urls.into_iter().find(|url| leads_to(url, listening))
+    match urls.into_iter().find(|url| leads_to(url, listening)) {
+        None => Ok(()),
+        Some(url) => Err(format!(
+            "the backend {url} is this very server: name the model server's own address, or choose \
+             another --port"
+        )),
+    }
 }
 
 fn leads_to(url: &BackendUrl, listening: &[SocketAddr]) -> bool {
@@ -55,7 +59,7 @@ mod tests {
     fn only_what_leads_back_here_is_found() {
         let found = |url: &str, listening: &str| {
             let backends = [url.parse::<BackendUrl>().unwrap()].into_iter().collect();
-            among(&backends, &[listening.parse().unwrap()]).is_some()
+            refuse(&backends, &[listening.parse().unwrap()]).is_err()
         };
         for url in [
             "http://127.0.0.1:8000",

@@ -11,7 +11,7 @@ use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
 use crate::signals::Shutdown;
-use crate::{built_in, output, own_address, supervise};
+use crate::{built_in, output, supervise};
 #[cfg(unix)]
 use crate::{built_in::Prepared, succession::Succession};
 
@@ -40,9 +40,6 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
         Some(listener) => local_port(listener)?,
         None => args.port,
     };
-    if args.command.is_empty() {
-        refuse_itself(&args, port)?;
-    }
     let lock = match obtain(&locks, port, &args, &mut shutdown).await? {
         Obtained::Lock(lock) => lock,
         #[cfg(unix)]
@@ -81,22 +78,6 @@ fn resolve(host: &str, port: u16) -> Result<(Vec<SocketAddr>, String), Failure> 
             Err(Failure::new(exit::FAILURE, message))
         }
     }
-}
-
-/// As a backend.
-fn refuse_itself(args: &ServeArgs, port: u16) -> Result<(), Failure> {
-    let backends = args.gateway.backends();
-    if backends.is_empty() {
-        return Ok(());
-    }
-    let (listening, wanted) = resolve(&args.host, port)?;
-    own_address::among(&backends, &listening).map_or(Ok(()), |url| {
-        let message = format!(
-            "the backend {url} is this very server, which is to listen on {wanted}: name the model \
-             server's own address, or choose another --port"
-        );
-        Err(Failure::new(exit::USAGE, message))
-    })
 }
 
 fn bind(host: &str, port: u16) -> Result<TcpListener, Failure> {
@@ -218,7 +199,7 @@ async fn succeed(
         return Ok(None);
     }
     let (wanted, _) = resolve(&args.host, port)?;
-    let prepared = match Prepared::new(args, shutdown).await? {
+    let prepared = match Prepared::new(args, &wanted, shutdown).await? {
         Ok(prepared) => Box::new(prepared),
         Err(signal) => return Ok(Some(Obtained::Interrupted(signal))),
     };

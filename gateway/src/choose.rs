@@ -72,10 +72,15 @@ pub(crate) fn choose<T>(candidates: impl Iterator<Item = (T, Candidate)>, now: u
 }
 
 fn order(a: &Candidate, b: &Candidate, now: u64) -> Ordering {
-    (a.fit, !a.affine, a.standing)
-        .cmp(&(b.fit, !b.affine, b.standing))
+    rank(a)
+        .cmp(&rank(b))
         .then_with(|| load(a, b).cmp(&load(b, a)))
         .then_with(|| a.turn.max(now).cmp(&b.turn.max(now)))
+}
+
+/// Fit, affinity and standing as one number, the lower the better.
+fn rank(candidate: &Candidate) -> u32 {
+    (candidate.fit as u32) << 16 | u32::from(!candidate.affine) << 8 | candidate.standing as u32
 }
 
 /// A's requests for each unit of weight, times both weights.

@@ -91,10 +91,16 @@ impl BackendUrl {
         bare.unwrap_or(host)
     }
 
-    /// Its port; 80 if it names none.
+    /// Its port, 80 where none is given.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.authority.port_u16().unwrap_or(80)
+    }
+
+    /// What comes before the path of each request: empty, or `/BASE`.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     /// Where a request's path is found on the backend.

@@ -1,8 +1,8 @@
-//! What keeps requests from a backend, as one word that is read for each request.
+//! What keeps requests from a backend, in two words that are read for each request.
 //!
 //! Apart, since those who set it (probes, the outcomes of requests) know nothing of each other.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// It is not known to be up.
 const DOWN: u8 = 1;
@@ -13,12 +13,21 @@ const TRIAL: u8 = 4;
 /// It said that it has enough for now.
 const COOLING: u8 = 8;
 
+/// A failure weighs twice what the one before it did, in requests in flight, up to this.
+pub(super) const HEAVIEST: u32 = 1 << 10;
+
 #[derive(Debug)]
-pub(crate) struct Bars(AtomicU8);
+pub(crate) struct Bars {
+    bits: AtomicU8,
+    penalty: AtomicU32,
+}
 
 impl Default for Bars {
     fn default() -> Self {
-        Self(AtomicU8::new(DOWN))
+        Self {
+            bits: AtomicU8::new(DOWN),
+            penalty: AtomicU32::new(0),
+        }
     }
 }
 
@@ -64,27 +73,50 @@ impl Bars {
 
     /// Whether this one is the trial: only one is told so.
     pub(crate) fn take_trial(&self) -> bool {
-        self.trial_is_due() && self.0.fetch_and(!TRIAL, Ordering::Relaxed) & TRIAL != 0
+        self.trial_is_due() && self.bits.fetch_and(!TRIAL, Ordering::Relaxed) & TRIAL != 0
     }
 
     /// Returns whether that is news.
     pub(crate) fn cool(&self) -> bool {
-        self.0.fetch_or(COOLING, Ordering::Relaxed) & COOLING == 0
+        self.bits.fetch_or(COOLING, Ordering::Relaxed) & COOLING == 0
     }
 
     pub(crate) fn warm_up(&self) {
         self.set(COOLING, false);
     }
 
+    /// Requests that it seems to have in flight besides, so that failing at once gains it nothing.
+    pub(crate) fn penalty(&self) -> usize {
+        self.penalty.load(Ordering::Relaxed) as usize
+    }
+
+    pub(crate) fn penalize(&self) {
+        let penalty = self.penalty.load(Ordering::Relaxed).max(1);
+        let doubled = (penalty * 2).min(HEAVIEST);
+        self.penalty.store(doubled, Ordering::Relaxed);
+    }
+
+    /// It goes in time, so that one that got nothing for it is tried again.
+    pub(crate) fn ease_penalty(&self) {
+        let penalty = self.penalty.load(Ordering::Relaxed);
+        if penalty > 0 {
+            self.penalty.store(penalty / 2, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn lift_penalty(&self) {
+        self.penalty.store(0, Ordering::Relaxed);
+    }
+
     fn bits(&self) -> u8 {
-        self.0.load(Ordering::Relaxed)
+        self.bits.load(Ordering::Relaxed)
     }
 
     fn set(&self, bits: u8, on: bool) {
         if on {
-            self.0.fetch_or(bits, Ordering::Relaxed);
+            self.bits.fetch_or(bits, Ordering::Relaxed);
         } else {
-            self.0.fetch_and(!bits, Ordering::Relaxed);
+            self.bits.fetch_and(!bits, Ordering::Relaxed);
         }
     }
 }

@@ -20,10 +20,6 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// Who served for as long as this, and for as long as it was left out, begins anew.
 const FORGIVEN: Duration = Duration::from_secs(60);
 
-/// A failure weighs as many requests in flight as there were in a row, doubled each time, up to
-/// this.
-const HEAVIEST: u32 = 1 << 10;
-
 /// All failed.
 const WHOLE: u32 = 1 << 16;
 
@@ -35,8 +31,6 @@ pub(crate) struct Ejection {
     first: Duration,
     /// Failures in a row.
     streak: AtomicU32,
-    /// Requests that it seems to have in flight besides, so that failing at once gains it nothing.
-    penalty: AtomicU32,
     good: AtomicU64,
     /// Of its requests lately, out of [`WHOLE`].
     failures: AtomicU32,
@@ -63,16 +57,11 @@ impl Ejection {
         Self {
             first,
             streak: AtomicU32::new(0),
-            penalty: AtomicU32::new(0),
             good: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             era: AtomicU32::new(0),
             history: Mutex::default(),
         }
-    }
-
-    pub(crate) fn penalty(&self) -> usize {
-        self.penalty.load(Ordering::Relaxed) as usize
     }
 
     pub(crate) fn good_answers(&self) -> u64 {
@@ -102,7 +91,7 @@ impl Ejection {
         }
         if self.streak.load(Ordering::Relaxed) > 0 {
             self.streak.store(0, Ordering::Relaxed);
-            self.penalty.store(0, Ordering::Relaxed);
+            bars.lift_penalty();
         }
         if bars.is_ejected() && era == self.era() {
             self.restore(name, bars);
@@ -110,12 +99,10 @@ impl Ejection {
     }
 
     /// A request failed there; the others had this many good answers by then.
-    pub(crate) fn failed(&self, others_good: u64) -> Record {
+    pub(crate) fn failed(&self, others_good: u64, bars: &Bars) -> Record {
         self.weigh(WHOLE);
         let streak = self.streak.fetch_add(1, Ordering::Relaxed) + 1;
-        let penalty = self.penalty.load(Ordering::Relaxed).max(1);
-        self.penalty
-            .store((penalty * 2).min(HEAVIEST), Ordering::Relaxed);
+        bars.penalize();
         let mut history = self.history();
         // Fewer than there were, if one of the others has gone.
         if streak == 1 || others_good < history.others_good {
@@ -194,9 +181,7 @@ impl Ejection {
 
     /// A probe found the process well, and a piece of an answer came last at this time.
     pub(crate) fn probed(&self, name: &str, last_piece: Instant, bars: &Bars) {
-        // Without a failure it goes, so that one that got nothing for it is tried again.
-        let penalty = self.penalty.load(Ordering::Relaxed);
-        self.penalty.store(penalty / 2, Ordering::Relaxed);
+        bars.ease_penalty();
         let history = self.history();
         let Some((until, _)) = history.ejected else {
             return;
@@ -242,6 +227,7 @@ fn for_how_long(first: Duration, times: u32) -> Duration {
 mod tests {
     use tokio::time::advance;
 
+    use super::super::bars::HEAVIEST;
     use super::*;
 
     const FIRST: Duration = Duration::from_secs(10);
@@ -256,7 +242,7 @@ mod tests {
         }
 
         fn eject(&self) {
-            self.0.failed(0);
+            self.0.failed(0, &self.1);
             self.0.eject("b", "broken", &self.1);
         }
 
@@ -351,17 +337,17 @@ mod tests {
     fn a_failure_weighs_until_a_success_or_some_good_probes() {
         let tested = Tested::new();
         for expected in [2, 4, 8] {
-            tested.0.failed(0);
-            assert_eq!(tested.0.penalty(), expected);
+            tested.0.failed(0, &tested.1);
+            assert_eq!(tested.1.penalty(), expected);
         }
         tested.probe(Instant::now());
-        assert_eq!(tested.0.penalty(), 4);
+        assert_eq!(tested.1.penalty(), 4);
         tested.succeed(0);
-        assert_eq!(tested.0.penalty(), 0);
+        assert_eq!(tested.1.penalty(), 0);
         for _ in 0..99 {
-            tested.0.failed(0);
+            tested.0.failed(0, &tested.1);
         }
-        assert_eq!(tested.0.penalty(), HEAVIEST as usize);
+        assert_eq!(tested.1.penalty(), HEAVIEST as usize);
         assert!(tested.0.failure_share() > 0.9);
         for _ in 0..99 {
             tested.succeed(0);

@@ -87,6 +87,7 @@ pub(crate) struct Backend {
     addresses: Addresses,
     settings: ArcSwap<Settings>,
     condition: Condition,
+    ejection: Ejection,
     busy: Busy,
     /// Told when it is down.
     fell: Notify,
@@ -101,14 +102,14 @@ pub(crate) struct Backend {
     last_probe: AtomicU64,
 }
 
-/// What is read of each backend for each request, side by side in memory.
+/// What is read of each backend for each request: one line of the processor's cache.
+#[repr(align(64))]
 struct Load {
     bars: Bars,
     in_flight: AtomicUsize,
     weight: AtomicU32,
     max: AtomicUsize,
     turn: AtomicU64,
-    ejection: Ejection,
     finished: AtomicU64,
 }
 
@@ -126,6 +127,7 @@ impl Backend {
             care: care.clone(),
             settings: ArcSwap::from_pointee(settings(spec.clone(), care)),
             condition: Condition::new(care.thresholds),
+            ejection: Ejection::new(care.ejection_time),
             busy: Busy::default(),
             fell: Notify::new(),
             models: ArcSwapOption::empty(),
@@ -136,7 +138,6 @@ impl Backend {
                 weight: AtomicU32::new(1),
                 max: AtomicUsize::new(usize::MAX),
                 turn: AtomicU64::new(0),
-                ejection: Ejection::new(care.ejection_time),
                 finished: AtomicU64::new(0),
             },
             since: Instant::now(),
@@ -196,7 +197,7 @@ impl Backend {
     /// And what is wrong with it.
     pub(crate) fn state(&self) -> (State, Option<String>) {
         let (state, problem) = self.condition.state();
-        (state, problem.or_else(|| self.load.ejection.problem()))
+        (state, problem.or_else(|| self.ejection.problem()))
     }
 
     /// Whether it only finishes what it has.
@@ -209,10 +210,10 @@ impl Backend {
         self.note(&self.last_probe);
         let load = &self.load;
         if self.condition.succeeded(&self.name, &load.bars) {
-            load.ejection.rose(&load.bars);
+            self.ejection.rose(&load.bars);
         }
         let last_piece = self.since + self.last_piece();
-        load.ejection.probed(&self.name, last_piece, &load.bars);
+        self.ejection.probed(&self.name, last_piece, &load.bars);
     }
 
     /// It was found out of order.
@@ -269,21 +270,21 @@ impl Backend {
 
     /// The others have this many good answers, and one of its own requests failed.
     pub(crate) fn request_failed(&self, others_good: u64) -> Record {
-        self.load.ejection.failed(others_good)
+        self.ejection.failed(others_good, &self.load.bars)
     }
 
     /// Returns whether that is news.
     pub(crate) fn eject(&self, problem: &str) -> bool {
         let load = &self.load;
-        load.ejection.eject(&self.name, problem, &load.bars)
+        self.ejection.eject(&self.name, problem, &load.bars)
     }
 
     pub(crate) fn good_answers(&self) -> u64 {
-        self.load.ejection.good_answers()
+        self.ejection.good_answers()
     }
 
     pub(crate) fn failure_share(&self) -> f64 {
-        self.load.ejection.failure_share()
+        self.ejection.failure_share()
     }
 
     /// It has enough for so long: others come first.
@@ -336,7 +337,7 @@ impl Backend {
 
     /// The requests that it has, and those that its failures weigh.
     pub(crate) fn burden(&self) -> usize {
-        self.in_flight() + self.load.ejection.penalty()
+        self.in_flight() + self.load.bars.penalty()
     }
 
     pub(crate) fn in_flight(&self) -> usize {

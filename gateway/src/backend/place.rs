@@ -22,10 +22,10 @@ impl Place {
         load.in_flight.fetch_add(1, Ordering::Relaxed);
         let trial = load.bars.take_trial();
         if trial {
-            load.ejection.trial_begins();
+            backend.ejection.trial_begins();
         }
         Self {
-            era: load.ejection.era(),
+            era: backend.ejection.era(),
             trial,
             settled: false,
             backend,
@@ -37,7 +37,7 @@ impl Place {
         if !std::mem::replace(&mut self.settled, true) {
             let load = &self.backend.load;
             let name = &self.backend.name;
-            load.ejection.succeeded(name, self.era, &load.bars);
+            self.backend.ejection.succeeded(name, self.era, &load.bars);
         }
     }
 
@@ -50,7 +50,8 @@ impl Place {
         let load = &self.backend.load;
         let name = &self.backend.name;
         Some(
-            load.ejection
+            self.backend
+                .ejection
                 .failed_trial(name, self.era, problem, &load.bars),
         )
     }
@@ -70,7 +71,7 @@ impl Drop for Place {
         load.finished.fetch_add(1, Ordering::Relaxed);
         load.in_flight.fetch_sub(1, Ordering::Relaxed);
         if self.trial && !self.settled {
-            load.ejection.trial_ends(self.era, &load.bars);
+            self.backend.ejection.trial_ends(self.era, &load.bars);
         }
     }
 }
