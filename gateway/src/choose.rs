@@ -52,35 +52,45 @@ pub(crate) enum Choice<T> {
 
 /// The best of them; of equals, the first.
 pub(crate) fn choose<T>(candidates: impl Iterator<Item = (T, Candidate)>, now: u64) -> Choice<T> {
-    let mut best: Option<(T, Candidate)> = None;
+    let mut best: Option<(T, Candidate, u32)> = None;
     let mut full = false;
     // From within: a chain of iterators is slow to be pulled at.
     candidates.for_each(|(who, candidate)| match candidate.standing {
-        Standing::Ready | Standing::Cooling | Standing::Ejected => match &best {
-            Some((_, least)) if order(&candidate, least, now).is_ge() => {}
-            _ => best = Some((who, candidate)),
-        },
+        Standing::Ready | Standing::Cooling | Standing::Ejected => {
+            let rank = rank(&candidate);
+            let is_better = match &best {
+                None => true,
+                Some((_, _, lowest)) if rank != *lowest => rank < *lowest,
+                Some((_, least, _)) => order(&candidate, least, now).is_lt(),
+            };
+            if is_better {
+                best = Some((who, candidate, rank));
+            }
+        }
         Standing::Full => full = true,
         Standing::Out => {}
     });
     match best {
-        Some((_, candidate)) if full && candidate.standing == Standing::Ejected => Choice::Full,
-        Some((who, _)) => Choice::Chosen(who),
+        Some((_, one, _)) if full && one.standing == Standing::Ejected => Choice::Full,
+        Some((who, ..)) => Choice::Chosen(who),
         None if full => Choice::Full,
         None => Choice::Nobody,
     }
 }
 
-fn order(a: &Candidate, b: &Candidate, now: u64) -> Ordering {
-    rank(a)
-        .cmp(&rank(b))
-        .then_with(|| load(a, b).cmp(&load(b, a)))
-        .then_with(|| a.turn.max(now).cmp(&b.turn.max(now)))
-}
-
 /// Fit, affinity and standing as one number, the lower the better.
 fn rank(candidate: &Candidate) -> u32 {
     (candidate.fit as u32) << 16 | u32::from(!candidate.affine) << 8 | candidate.standing as u32
+}
+
+/// Of two that rank alike.
+fn order(a: &Candidate, b: &Candidate, now: u64) -> Ordering {
+    let loads = if a.weight == b.weight {
+        a.in_flight.cmp(&b.in_flight)
+    } else {
+        load(a, b).cmp(&load(b, a))
+    };
+    loads.then_with(|| a.turn.max(now).cmp(&b.turn.max(now)))
 }
 
 /// A's requests for each unit of weight, times both weights.

@@ -38,14 +38,12 @@ impl Tried {
         self.who.push(backend);
     }
 
-    fn standing(&self, backend: &Arc<Backend>) -> Standing {
-        if self.who.iter().any(|tried| Arc::ptr_eq(tried, backend)) {
-            return Standing::Out;
-        }
-        match backend.standing() {
-            Standing::Cooling | Standing::Ejected if self.turned_away => Standing::Out,
-            standing => standing,
-        }
+    fn standing(&self, backend: &Arc<Backend>) -> (Standing, usize) {
+        let (standing, burden) = backend.standing();
+        let spared = matches!(standing, Standing::Cooling | Standing::Ejected);
+        let out = (spared && self.turned_away)
+            || self.who.iter().any(|tried| Arc::ptr_eq(tried, backend));
+        (if out { Standing::Out } else { standing }, burden)
     }
 }
 
@@ -185,7 +183,7 @@ impl Live {
         let members = roster.members().iter();
         for backend in members.filter(|backend| !Arc::ptr_eq(backend, one)) {
             others.good += backend.good_answers();
-            match backend.standing() {
+            match backend.standing().0 {
                 Standing::Out => continue,
                 _ if backend.is_ejected() => others.ejected += 1,
                 _ => {
@@ -204,11 +202,12 @@ impl Live {
 }
 
 fn candidate(backend: &Arc<Backend>, fit: Fit, wanted: &Wanted<'_>, tried: &Tried) -> Candidate {
+    let (standing, in_flight) = tried.standing(backend);
     Candidate {
         fit,
-        standing: tried.standing(backend),
+        standing,
         affine: wanted.affine.is_some_and(|name| name == backend.name),
-        in_flight: backend.burden(),
+        in_flight,
         weight: backend.weight(),
         turn: backend.turn(),
     }

@@ -12,6 +12,8 @@ const EJECTED: u8 = 2;
 const TRIAL: u8 = 4;
 /// It said that it has enough for now.
 const COOLING: u8 = 8;
+/// It failed requests lately, which weighs.
+const PENALIZED: u8 = 16;
 
 /// A failure weighs twice what the one before it did, in requests in flight, up to this.
 pub(super) const HEAVIEST: u32 = 1 << 10;
@@ -57,14 +59,16 @@ impl Bars {
         self.set(DOWN, down);
     }
 
-    /// Without a trial, until one is due.
+    /// Without a trial, until one is due. That is penalty enough.
     pub(crate) fn eject(&self) {
         self.set(EJECTED, true);
         self.set(TRIAL, false);
+        self.lift_penalty();
     }
 
     pub(crate) fn restore(&self) {
         self.set(EJECTED | TRIAL, false);
+        self.lift_penalty();
     }
 
     pub(crate) fn allow_trial(&self) {
@@ -92,20 +96,24 @@ impl Bars {
 
     pub(crate) fn penalize(&self) {
         let penalty = self.penalty.load(Ordering::Relaxed).max(1);
-        let doubled = (penalty * 2).min(HEAVIEST);
-        self.penalty.store(doubled, Ordering::Relaxed);
+        self.set_penalty((penalty * 2).min(HEAVIEST));
     }
 
     /// It goes in time, so that one that got nothing for it is tried again.
     pub(crate) fn ease_penalty(&self) {
         let penalty = self.penalty.load(Ordering::Relaxed);
         if penalty > 0 {
-            self.penalty.store(penalty / 2, Ordering::Relaxed);
+            self.set_penalty(penalty / 2);
         }
     }
 
     pub(crate) fn lift_penalty(&self) {
-        self.penalty.store(0, Ordering::Relaxed);
+        self.set_penalty(0);
+    }
+
+    fn set_penalty(&self, penalty: u32) {
+        self.penalty.store(penalty, Ordering::Relaxed);
+        self.set(PENALIZED, penalty > 0);
     }
 
     fn bits(&self) -> u8 {

@@ -160,6 +160,7 @@ impl Ejection {
             return;
         }
         info!("Backend {name} serves again: a request on trial was answered");
+        self.streak.store(0, Ordering::Relaxed);
         history.trial = None;
         history.returned = Some((Instant::now(), for_how_long(self.first, history.times)));
         bars.restore();

@@ -83,12 +83,13 @@ pub(crate) struct Backend {
     pub(crate) url: BackendUrl,
     pub(crate) host_header: HeaderValue,
     pub(crate) pool: Arc<Pool>,
-    pub(crate) care: Care,
+    /// Boxed, as are others that are seldom read: so those that are read often stay close together.
+    pub(crate) care: Box<Care>,
     addresses: Addresses,
     settings: ArcSwap<Settings>,
     condition: Condition,
-    ejection: Ejection,
-    busy: Busy,
+    ejection: Box<Ejection>,
+    busy: Box<Busy>,
     /// Told when it is down.
     fell: Notify,
     /// None when it does not say. Outlasts being down.
@@ -124,11 +125,11 @@ impl Backend {
             addresses: Addresses::of(url.host(), url.port()),
             url,
             pool: Arc::default(),
-            care: care.clone(),
+            care: Box::new(care.clone()),
             settings: ArcSwap::from_pointee(settings(spec.clone(), care)),
             condition: Condition::new(care.thresholds),
-            ejection: Ejection::new(care.ejection_time),
-            busy: Busy::default(),
+            ejection: Box::new(Ejection::new(care.ejection_time)),
+            busy: Box::default(),
             fell: Notify::new(),
             models: ArcSwapOption::empty(),
             retired: AtomicBool::new(false),
@@ -311,33 +312,34 @@ impl Backend {
         news
     }
 
-    pub(crate) fn standing(&self) -> Standing {
+    /// Whether it may be given a request; and the requests that it has, with those that its failures
+    /// weigh.
+    pub(crate) fn standing(&self) -> (Standing, usize) {
         let bars = &self.load.bars;
         if bars.none() {
-            return self.free();
+            let in_flight = self.in_flight();
+            return (self.free(in_flight), in_flight);
         }
-        if bars.is_down() {
+        let in_flight = self.in_flight();
+        let free = self.free(in_flight);
+        let standing = if bars.is_down() {
             Standing::Out
         } else if bars.is_ejected() && !bars.trial_is_due() {
             Standing::Ejected
         } else if bars.is_cooling() {
-            self.free().max(Standing::Cooling)
+            free.max(Standing::Cooling)
         } else {
-            self.free()
-        }
+            free
+        };
+        (standing, in_flight + bars.penalty())
     }
 
-    fn free(&self) -> Standing {
-        if self.in_flight() >= self.load.max.load(Ordering::Relaxed) {
+    fn free(&self, in_flight: usize) -> Standing {
+        if in_flight >= self.load.max.load(Ordering::Relaxed) {
             Standing::Full
         } else {
             Standing::Ready
         }
-    }
-
-    /// The requests that it has, and those that its failures weigh.
-    pub(crate) fn burden(&self) -> usize {
-        self.in_flight() + self.load.bars.penalty()
     }
 
     pub(crate) fn in_flight(&self) -> usize {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Backend;
 
-/// It is in flight there until this is dropped.
+/// It is in flight there until this is dropped, or given back.
 pub(crate) struct Place {
     backend: Arc<Backend>,
     /// Since when the backend was last ejected, as it were.
@@ -14,6 +14,8 @@ pub(crate) struct Place {
     trial: bool,
     /// What it shows has been noted.
     settled: bool,
+    /// It is given back, and only remembers whose it was.
+    over: bool,
 }
 
 impl Place {
@@ -28,6 +30,7 @@ impl Place {
             era: backend.ejection.era(),
             trial,
             settled: false,
+            over: false,
             backend,
         }
     }
@@ -47,13 +50,21 @@ impl Place {
         if std::mem::replace(&mut self.settled, true) {
             return None;
         }
+        let (ejection, name) = (&self.backend.ejection, &self.backend.name);
+        Some(ejection.failed_trial(name, self.era, problem, &self.backend.load.bars))
+    }
+
+    /// Gives it back before the flight is over.
+    pub(crate) fn give_back(&mut self) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
         let load = &self.backend.load;
-        let name = &self.backend.name;
-        Some(
-            self.backend
-                .ejection
-                .failed_trial(name, self.era, problem, &load.bars),
-        )
+        load.finished.fetch_add(1, Ordering::Relaxed);
+        load.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.trial && !self.settled {
+            self.backend.ejection.trial_ends(self.era, &load.bars);
+        }
     }
 }
 
@@ -67,11 +78,6 @@ impl std::ops::Deref for Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let load = &self.backend.load;
-        load.finished.fetch_add(1, Ordering::Relaxed);
-        load.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if self.trial && !self.settled {
-            self.backend.ejection.trial_ends(self.era, &load.bars);
-        }
+        self.give_back();
     }
 }

@@ -64,8 +64,10 @@ pub(super) async fn dispatch(
                     return Ok((response, connection));
                 }
                 tried.turned_away = true;
-                let place = flight.place.take();
-                spare = place.map(|place| (place, (response, connection)));
+                spare = flight.place.take().map(|mut place| {
+                    place.give_back();
+                    (place, (response, connection))
+                });
                 report::sent_again(&backend.name, Again::TurnedAway);
             }
             Attempt::Unreachable(e) => {
