@@ -1,5 +1,6 @@
 //! How long a backend may take, where there is a limit.
 
+use std::thread;
 use std::time::Duration;
 
 use crate::support::{Backend, Gate, Gateway, Next, STREAM, answer, chat, chunk, often, request};
@@ -59,6 +60,10 @@ fn an_answer_that_pauses_too_long_is_broken_off() {
 
 #[test]
 fn an_upload_takes_its_time_and_a_stream_that_flows_does_not_end() {
+    // Each lasts longer than the limit in all, and pauses for much less.
+    const LIMIT: Duration = Duration::from_secs(3);
+    const PAUSE: Duration = Duration::from_millis(500);
+    const PIECES: usize = 7;
     let backend = Backend::start(&[], |request, wire| {
         if request.header("x-raw").is_some() {
             while wire.chunk().is_some_and(|data| !data.is_empty()) {}
@@ -66,24 +71,29 @@ fn an_upload_takes_its_time_and_a_stream_that_flows_does_not_end() {
             return Next::Read;
         }
         wire.send(STREAM);
-        for _ in 0..6 {
-            std::thread::sleep(Duration::from_millis(100));
+        for _ in 0..PIECES {
+            thread::sleep(PAUSE);
             wire.send(chunk("data"));
         }
         wire.send("0\r\n\r\n");
         Next::Read
     });
-    let limit = Some(Duration::from_millis(500));
-    let options = often().first_byte_timeout(limit).stream_idle_timeout(limit);
+    let options = often()
+        .first_byte_timeout(Some(LIMIT))
+        .stream_idle_timeout(Some(LIMIT));
     let gateway = Gateway::with(&[backend.url()], options);
-    let mut client = gateway.connect();
-    client.send("POST /v1/files HTTP/1.1\r\nHost: h\r\nX-Raw: 1\r\n");
-    client.send("Transfer-Encoding: chunked\r\n\r\n");
-    for _ in 0..6 {
-        client.send(chunk("part"));
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    client.send("0\r\n\r\n");
-    assert_eq!(client.message().unwrap().body, b"taken");
-    assert_eq!(gateway.get("/v1/stream").body, b"data".repeat(6));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = gateway.connect();
+            client.send("POST /v1/files HTTP/1.1\r\nHost: h\r\nX-Raw: 1\r\n");
+            client.send("Transfer-Encoding: chunked\r\n\r\n");
+            for _ in 0..PIECES {
+                client.send(chunk("part"));
+                thread::sleep(PAUSE);
+            }
+            client.send("0\r\n\r\n");
+            assert_eq!(client.message().unwrap().body, b"taken");
+        });
+        assert_eq!(gateway.get("/v1/stream").body, b"data".repeat(PIECES));
+    });
 }

@@ -101,8 +101,8 @@ fn one_of_three_that_fails_every_request_costs_a_few_and_no_more() {
         let gateway = Gateway::before(&backends.each_ref().map(Backend::url));
         gateway.wait_for_states(&["up", "up", "up"]);
         let first = lost(&gateway, 8, 25);
-        // Those that it had when it was found out come on top.
-        assert!(first <= 12, "{way:?}: {first} of 200 were lost");
+        // Before the others have answered anything, it is only weighed.
+        assert!(first <= 25, "{way:?}: {first} of 200 were lost");
         gateway.wait_for_states(&["ejected", "up", "up"]);
         let health = gateway.health();
         assert!(health["backends"][0]["problem"].is_string(), "{health}");
