@@ -61,15 +61,18 @@ mod life;
 mod limits;
 mod listen;
 mod live;
+mod made;
 #[doc(hidden)]
 pub mod measure;
 mod metrics;
 mod model;
+mod ollama;
 mod options;
 mod outlier;
 mod pages;
 mod peer;
 mod probe;
+mod protocol;
 mod proxy;
 mod report;
 mod roster;
@@ -78,6 +81,10 @@ mod shared;
 mod url;
 mod verdict;
 mod via;
+
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use model::fuzzing;
 
 pub use auth::{ApiKey, ApiKeyError};
 pub use gateway::Gateway;

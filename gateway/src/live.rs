@@ -38,11 +38,14 @@ impl Tried {
         self.who.push(backend);
     }
 
+    fn has(&self, backend: &Arc<Backend>) -> bool {
+        self.who.iter().any(|tried| Arc::ptr_eq(tried, backend))
+    }
+
     fn standing(&self, backend: &Arc<Backend>) -> (Standing, usize) {
         let (standing, burden) = backend.standing();
         let spared = matches!(standing, Standing::Cooling | Standing::Ejected);
-        let out = (spared && self.turned_away)
-            || self.who.iter().any(|tried| Arc::ptr_eq(tried, backend));
+        let out = (spared && self.turned_away) || self.has(backend);
         (if out { Standing::Out } else { standing }, burden)
     }
 }
@@ -151,13 +154,18 @@ impl Live {
         let mut desk = self.desk();
         let roster = self.roster.load();
         let eligible = roster.eligible(wanted.model, wanted.strict);
-        let candidates =
-            eligible.map(|(backend, fit)| (backend, candidate(backend, fit, wanted, tried)));
+        let maker = maker(&roster, wanted, tried);
+        let candidates = eligible
+            .filter(|(backend, _)| maker.is_none_or(|maker| Arc::ptr_eq(maker, backend)))
+            .map(|(backend, fit)| (backend, candidate(backend, fit, wanted, tried)));
         match choose(candidates, desk.now) {
             Choice::Chosen(backend) => {
                 let (now, turn) = take_turn(backend.turn(), desk.now, backend.weight());
                 desk.now = now;
                 backend.set_turn(turn);
+                if let Some(model) = wanted.model.filter(|model| backend.loaded.lacks(model)) {
+                    backend.loaded.expect(model);
+                }
                 Ok(Place::take(Arc::clone(backend)))
             }
             Choice::Full => Err(NoPlace::Full),
@@ -201,12 +209,23 @@ impl Live {
     }
 }
 
+/// Who made what this follows up on, if it is there: no other will do, then.
+fn maker<'a>(roster: &'a Roster, wanted: &Wanted<'_>, tried: &Tried) -> Option<&'a Arc<Backend>> {
+    let name = wanted.affine?;
+    let mut eligible = roster.eligible(wanted.model, wanted.strict);
+    let (maker, _) = eligible.find(|(backend, _)| backend.name == name)?;
+    (maker.is_up() && !tried.has(maker)).then_some(maker)
+}
+
 fn candidate(backend: &Arc<Backend>, fit: Fit, wanted: &Wanted<'_>, tried: &Tried) -> Candidate {
     let (standing, in_flight) = tried.standing(backend);
     Candidate {
         fit,
         standing,
         affine: wanted.affine.is_some_and(|name| name == backend.name),
+        cold: wanted
+            .model
+            .is_some_and(|model| backend.loaded.lacks(model)),
         in_flight,
         weight: backend.weight(),
         turn: backend.turn(),

@@ -55,7 +55,7 @@ pub(crate) async fn look(live: &Live, backend: &Backend) {
 }
 
 /// Why there is no answer.
-enum Silence {
+pub(crate) enum Silence {
     /// It took the connection, and then nothing came.
     Total,
     /// The same, but answers to requests came.
@@ -101,7 +101,11 @@ async fn probe(backend: &Backend) -> Result<(), Silence> {
     Ok(())
 }
 
-async fn get(backend: &Backend, path: &'static str) -> Result<(StatusCode, Bytes), Silence> {
+/// Asks it for something, on a connection of its own.
+pub(crate) async fn get(
+    backend: &Backend,
+    path: &'static str,
+) -> Result<(StatusCode, Bytes), Silence> {
     let connection = backend.connect().await;
     let connection = connection.map_err(|e| Silence::None(Trouble::connecting(&e)))?;
     let begun = Instant::now();

@@ -1,16 +1,20 @@
 //! What all parts of one gateway look at: its options, its backends, how far it has come.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use axum::http::HeaderValue;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use crate::backend::Care;
+use crate::body::Intake;
+use crate::catalog::Catalogs;
 use crate::life::Life;
 use crate::limits::Limits;
 use crate::live::Live;
+use crate::made::Made;
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::via;
@@ -25,6 +29,11 @@ pub(crate) struct Shared {
     pub(crate) via: HeaderValue,
     description: Mutex<Description>,
     pub(crate) limits: Limits,
+    /// For requests that are passed on.
+    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) intake: Intake,
+    pub(crate) made: Made,
+    pub(crate) catalogs: Catalogs,
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
     pub(crate) life: Life,
@@ -34,6 +43,7 @@ impl Shared {
     pub(crate) fn new(options: Options) -> io::Result<Self> {
         let via = via::name_for_this_gateway();
         let care = Care::of(&options, via.clone());
+        let limits = Limits::find(options.max_requests);
         Ok(Self {
             since: Instant::now(),
             via,
@@ -41,7 +51,11 @@ impl Shared {
             live: Live::new(care),
             metrics: Metrics::new().map_err(io::Error::other)?,
             life: Life::new(),
-            limits: Limits::find(options.max_requests),
+            slots: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
+            intake: Intake::new(limits.uploads()),
+            made: Made::new(),
+            catalogs: Catalogs::default(),
+            limits,
             options,
         })
     }

@@ -6,6 +6,7 @@ mod busy;
 mod condition;
 mod connection;
 mod ejection;
+mod loaded;
 pub(crate) mod models;
 mod place;
 mod pool;
@@ -27,6 +28,7 @@ use condition::Condition;
 pub(crate) use condition::{State, Thresholds, Trouble};
 pub(crate) use connection::{Connection, keep_alive};
 use ejection::Ejection;
+use loaded::Loaded;
 pub(crate) use models::Models;
 pub(crate) use place::Place;
 use pool::Pool;
@@ -94,6 +96,7 @@ pub(crate) struct Backend {
     fell: Notify,
     /// None when it does not say. Outlasts being down.
     models: ArcSwapOption<Models>,
+    pub(crate) loaded: Loaded,
     retired: AtomicBool,
     load: Load,
     since: Instant,
@@ -132,6 +135,7 @@ impl Backend {
             busy: Box::default(),
             fell: Notify::new(),
             models: ArcSwapOption::empty(),
+            loaded: Loaded::default(),
             retired: AtomicBool::new(false),
             load: Load {
                 bars: Bars::default(),

@@ -8,8 +8,9 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::ser::SerializeMap;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::admission;
 use crate::backend::{Backend, State as Condition};
 use crate::error::Refusal;
 use crate::shared::Shared;
@@ -88,6 +89,10 @@ pub(super) async fn handler(State(shared): State<Arc<Shared>>, headers: HeaderMa
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting down")
     };
+    if !admission::shows_key(&shared, &headers) {
+        // Who may not ask for more may know that it serves.
+        return (code, Json(json!({ "status": status }))).into_response();
+    }
     let all = shared.live.all();
     let backends: Vec<_> = all.iter().map(|b| BackendHealth::of(b)).collect();
     let options = &shared.options;

@@ -8,8 +8,8 @@ use axum::http::{HeaderMap, Method};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
-use super::deadline;
 use super::repeat::may_be_repeated;
+use super::{deadline, headers};
 use crate::backend::{Backend, Connection};
 use crate::body::{Received, Upload};
 use crate::error::Refusal;
@@ -42,10 +42,6 @@ impl Outgoing {
         }
     }
 
-    pub(super) fn body(&self) -> &Received {
-        &self.body
-    }
-
     /// As it is sent to this one; and, if that is asked for, what tells when all of it is. What is
     /// not kept of the body goes with it.
     fn request(
@@ -53,16 +49,17 @@ impl Outgoing {
         backend: &Backend,
         told: bool,
     ) -> (hyper::Request<Upload>, Option<oneshot::Receiver<()>>) {
-        let mut body = Upload::new(self.body.start.clone(), self.body.rest.take());
+        let mut body = self.body.upload();
         let uploaded = told.then(|| body.tell_end());
         let mut request = hyper::Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = backend.url.uri(&self.path);
         *request.headers_mut() = self.headers.clone();
-        let headers = request.headers_mut();
-        headers.insert(HOST, backend.host_header.clone());
+        let sent = request.headers_mut();
+        sent.insert(HOST, backend.host_header.clone());
         if let Some(key) = backend.key() {
-            headers.insert(AUTHORIZATION, key);
+            headers::remove_keys(sent);
+            sent.insert(AUTHORIZATION, key);
         }
         (request, uploaded)
     }

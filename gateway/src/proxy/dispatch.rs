@@ -59,7 +59,9 @@ pub(super) async fn dispatch(
                 if let Some(time) = has_enough {
                     backend.cool(time);
                 }
-                let again = outgoing.whole && !upgrade && !tried.turned_away;
+                // What only one has made, no other can answer for.
+                let anyone = wanted.affine.is_none();
+                let again = anyone && outgoing.whole && !upgrade && !tried.turned_away;
                 if has_enough.is_none() || !again {
                     return Ok((response, connection));
                 }

@@ -20,6 +20,7 @@ use super::headers;
 use super::tunnel::tunnel;
 use crate::backend::Connection;
 use crate::error::Refusal;
+use crate::model::Answer;
 use crate::report::Reason;
 
 /// Passes an answer on, and keeps the flight until its end.
@@ -55,11 +56,17 @@ pub(super) fn relay(
         return response.map(|_| Body::empty());
     }
     flight.end = "client left";
+    let answer = if flight.makes {
+        Answer::new(parts.status, &parts.headers)
+    } else {
+        None
+    };
     // The server speaks its own version of HTTP to the client.
     parts.version = Version::HTTP_11;
     let mut relay = Relay {
         pauses: Pauses::limited(&flight.shared.options),
         body,
+        answer,
         flight: Some((flight, connection)),
     };
     if relay.body.is_end_stream() {
@@ -72,6 +79,8 @@ pub(super) fn relay(
 struct Relay {
     body: Incoming,
     pauses: Pauses,
+    /// What may be told in it.
+    answer: Option<Answer>,
     /// Until its end. Dropped before, it ends the connection, and so the backend's work.
     flight: Option<(Flight, Connection)>,
 }
@@ -99,6 +108,15 @@ impl Relay {
     }
 }
 
+/// Before the client gets to know it: it may ask at once.
+fn note(flight: &Flight, made: Vec<String>) {
+    for id in made {
+        if let Some(place) = &flight.place {
+            flight.shared.made.note(&id, place);
+        }
+    }
+}
+
 impl http_body::Body for Relay {
     type Data = Bytes;
     type Error = BoxError;
@@ -113,9 +131,13 @@ impl http_body::Body for Relay {
             return Poll::Ready(Some(Err(problem.into())));
         };
         match &frame {
-            Some(Ok(_)) => {
-                self.pauses.end();
-                if let Some((flight, _)) = &mut self.flight {
+            Some(Ok(frame)) => {
+                let relay = &mut *self;
+                relay.pauses.end();
+                if let Some((flight, _)) = &mut relay.flight {
+                    if let Some((answer, data)) = relay.answer.as_mut().zip(frame.data_ref()) {
+                        note(flight, answer.read(data));
+                    }
                     let started = flight.started;
                     flight.first_byte.get_or_insert_with(|| started.elapsed());
                     if let Some(place) = &flight.place {
