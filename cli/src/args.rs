@@ -140,13 +140,27 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "SECS", default_value = "2", value_parser = interval)]
     health_interval: Duration,
 
-    /// How many good looks in a row bring a backend up
+    /// How many good looks in a row bring a backend up that had failed
     #[arg(long, value_name = "N", default_value = "2", value_parser = positive)]
     health_rise: u32,
 
     /// How many failures in a row bring a backend down
     #[arg(long, value_name = "N", default_value = "3", value_parser = positive)]
     health_fall: u32,
+
+    /// How long a backend that does one thing at a time may work without a word before it is taken
+    /// for hung
+    #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
+    busy_timeout: Duration,
+
+    /// How long a backend may take, once it has a request, to begin with its answer; without, for
+    /// ever
+    #[arg(long, value_name = "SECS", value_parser = interval)]
+    first_byte_timeout: Option<Duration>,
+
+    /// How long an answer may pause before it is broken off; without, for ever
+    #[arg(long, value_name = "SECS", value_parser = interval)]
+    stream_idle_timeout: Option<Duration>,
 }
 
 impl GatewayArgs {
@@ -160,6 +174,9 @@ impl GatewayArgs {
             .health_interval(self.health_interval)
             .health_rise(self.health_rise)
             .health_fall(self.health_fall)
+            .busy_timeout(self.busy_timeout)
+            .first_byte_timeout(self.first_byte_timeout)
+            .stream_idle_timeout(self.stream_idle_timeout)
             .no_backends_hint("no backends: start llmlb serve with --backend URL")
     }
 

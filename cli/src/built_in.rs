@@ -2,7 +2,7 @@
 //! servers before and after it on the same port.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use llmlb_gateway::{Gateway, raise_descriptor_limit};
@@ -17,6 +17,7 @@ use crate::backends::Follower;
 use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, notify_ready};
 use crate::hangup::Hangups;
+use crate::own_address;
 use crate::signals::Shutdown;
 use crate::succession::{Course, Predecessor, Succession};
 
@@ -30,17 +31,24 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// Looks at the backends, which takes a second at most. Or the signal that came first.
+    /// Looks at the backends, which takes a second at most. Or the signal that came first. It is to
+    /// listen on these addresses.
     pub(crate) async fn new(
         args: &ServeArgs,
+        listening: &[SocketAddr],
         shutdown: &mut Shutdown,
     ) -> Result<Result<Self, i32>, Failure> {
         raise_descriptor_limit();
         let gateway = Gateway::new(args.gateway.options()).map_err(failed)?;
-        let sources = args.gateway.sources();
+        let (sources, listening) = (args.gateway.sources(), listening.to_vec());
         let look_around = async {
             // Files and names may take their time.
-            let backends = spawn_blocking(move || Follower::start(sources)).await;
+            let start = move || {
+                let backends = Follower::start(sources)?;
+                own_address::refuse(&backends.sets().borrow(), &listening)?;
+                Ok::<_, String>(backends)
+            };
+            let backends = spawn_blocking(start).await;
             let backends = backends.map_err(|e| Failure::new(exit::FAILURE, e))?;
             let backends = backends.map_err(|e| Failure::new(exit::USAGE, e))?;
             gateway.follow(backends.sets()).await;
@@ -62,7 +70,8 @@ pub(crate) async fn run(
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     // Those who connect wait meanwhile.
-    let Ok(prepared) = Prepared::new(args, &mut shutdown).await? else {
+    let listening = [listener.local_addr().map_err(failed)?];
+    let Ok(prepared) = Prepared::new(args, &listening, &mut shutdown).await? else {
         announce_shutdown();
         lock.release()?;
         return Ok(exit::OK);

@@ -7,6 +7,7 @@ mod exit;
 mod guard;
 mod hangup;
 mod output;
+mod own_address;
 mod serve;
 mod signals;
 mod status;

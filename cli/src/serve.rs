@@ -199,7 +199,7 @@ async fn succeed(
         return Ok(None);
     }
     let (wanted, _) = resolve(&args.host, port)?;
-    let prepared = match Prepared::new(args, shutdown).await? {
+    let prepared = match Prepared::new(args, &wanted, shutdown).await? {
         Ok(prepared) => Box::new(prepared),
         Err(signal) => return Ok(Some(Obtained::Interrupted(signal))),
     };

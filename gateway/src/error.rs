@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{CONNECTION, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+
+/// Tells OpenAI's clients, which send again what got a 5xx unless they are told not to.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// A request that goes no further.
 #[derive(Debug)]
@@ -45,6 +48,10 @@ pub(crate) enum Refusal {
     Unreachable(String, Duration),
     /// The backend took the request and did not answer it.
     Broken(String),
+    /// The backend took the request and did not answer it in time.
+    TooLate(String),
+    /// It has been here before.
+    Loop,
     /// All that could serve it have as many as they may have.
     Full,
     /// As many are in flight as may be.
@@ -67,6 +74,8 @@ impl Refusal {
             Self::PathTooLong => StatusCode::URI_TOO_LONG,
             Self::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
             Self::Unreachable(..) | Self::Broken(_) => StatusCode::BAD_GATEWAY,
+            Self::TooLate(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Loop => StatusCode::LOOP_DETECTED,
             Self::NoBackends(_)
             | Self::Full
             | Self::AllDown(_)
@@ -94,6 +103,8 @@ impl Refusal {
             Self::AllDown(_) => "backends_down",
             Self::Unreachable(..) => "backend_unreachable",
             Self::Broken(_) => "backend_failed",
+            Self::TooLate(_) => "backend_timeout",
+            Self::Loop => "loop_detected",
             Self::Full | Self::Overloaded | Self::TooManyUploads => "overloaded",
             Self::Draining => "shutting_down",
         }
@@ -123,6 +134,12 @@ impl Refusal {
             Self::AllDown(_) => "no backend that could serve this is up".to_owned(),
             Self::Unreachable(problem, _) => format!("no backend can be reached: {problem}"),
             Self::Broken(problem) => format!("the backend did not answer: {problem}"),
+            Self::TooLate(problem) => format!("the backend is too slow: {problem}"),
+            Self::Loop => {
+                "this request has come back to where it came from: a backend is this very \
+                           server, or has it among its own backends"
+                    .to_owned()
+            }
             Self::Full => {
                 "every backend that could serve this has as many requests as it may".to_owned()
             }
@@ -189,6 +206,10 @@ impl IntoResponse for Refusal {
             headers.insert(RETRY_AFTER, seconds.into());
         }
         match self {
+            // It may have died of it, and so would the next.
+            Self::Broken(_) | Self::Loop => {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
             Self::Unauthorized => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }

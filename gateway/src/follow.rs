@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::info;
 
 use crate::backend::Backend;
@@ -84,12 +84,12 @@ async fn look_after(
     backend: Arc<Backend>,
     mut looked: Option<mpsc::Sender<()>>,
 ) {
-    let interval = shared.options.health_interval;
     loop {
-        probe::look(&shared.live, &backend, interval).await;
+        let begun = Instant::now();
+        probe::look(&shared.live, &backend).await;
         ollama::look(&backend).await;
         drop(looked.take());
         backend.pool.prune();
-        sleep(interval).await;
+        backend.rest(begun).await;
     }
 }

@@ -69,6 +69,7 @@ mod metrics;
 mod model;
 mod ollama;
 mod options;
+mod outlier;
 mod pages;
 mod peer;
 mod probe;
@@ -81,6 +82,9 @@ mod shared;
 mod summary;
 mod url;
 mod usage;
+mod verdict;
+mod via;
+mod warnings;
 
 #[cfg(fuzzing)]
 #[doc(hidden)]

@@ -52,19 +52,16 @@ impl Made {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use axum::http::HeaderValue;
 
     use super::*;
-    use crate::backend::{Care, Thresholds};
+    use crate::backend::Care;
+    use crate::options::Options;
     use crate::set::BackendSpec;
 
     #[test]
     fn the_ones_used_last_are_known_and_no_more_than_there_is_room_for() {
-        let care = Care {
-            thresholds: Thresholds { rise: 1, fall: 1 },
-            connect_timeout: Duration::from_secs(1),
-            key: None,
-        };
+        let care = Care::of(&Options::new(), HeaderValue::from_static("1.1 test"));
         let spec = BackendSpec::new("http://b".parse().unwrap());
         let backend = Arc::new(Backend::new(spec, &care));
         let made = Made::new();

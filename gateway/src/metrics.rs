@@ -60,7 +60,7 @@ impl Metrics {
             )?,
             up: made.gauges(
                 "llmlb_backend_up",
-                "Whether the backend is up",
+                "Whether the backend is up, and not ejected",
                 &["backend"],
             )?,
             first_byte: made.histograms(
@@ -191,7 +191,7 @@ impl Metrics {
             let name = backend.name.as_str();
             let in_flight = i64::try_from(backend.in_flight()).unwrap_or(i64::MAX);
             self.in_flight.with_label_values(&[name]).set(in_flight);
-            let up = i64::from(backend.is_up());
+            let up = i64::from(backend.is_up() && !backend.is_ejected());
             self.up.with_label_values(&[name]).set(up);
         }
         let mut text = Vec::new();

@@ -1,4 +1,5 @@
-//! What is told of a request when it has ended: to the metrics, and to the log.
+//! What is told of requests, to the metrics and to the log: each failure of a backend, each time that
+//! a request is sent again, and each end.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,11 +7,94 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
-use crate::metrics::CLIENT_LEFT;
+use crate::backend::Backend;
+use crate::metrics::{CLIENT_LEFT, Metrics};
 use crate::shared::Shared;
 use crate::usage::Usage;
+
+/// What a backend did to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// It took no connection.
+    Connect,
+    /// It broke before it answered, or answered what is no HTTP.
+    Reset,
+    /// It answered with a 5xx that says it is in trouble.
+    Answer,
+    /// Its answer broke off.
+    BrokenStream,
+    /// It took too long to begin, or to go on.
+    Timeout,
+}
+
+impl Reason {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Reset => "reset",
+            Self::Answer => "answer",
+            Self::BrokenStream => "broken stream",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// Why a request is sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// A pooled connection had died: to the same backend.
+    Stale,
+    /// No connection was to be had: to another one.
+    Unreachable,
+    /// It said that it has enough: to another one.
+    TurnedAway,
+}
+
+impl Again {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Stale => "its pooled connection was dead",
+            Self::Unreachable => "it could not be reached",
+            Self::TurnedAway => "it had enough",
+        }
+    }
+}
+
+/// A request failed at this backend. A warning tells of it, but not of each of many.
+pub(crate) fn failed(metrics: &Metrics, backend: &Backend, reason: Reason, problem: &str) {
+    metrics.failed(&backend.name, reason.as_str());
+    let held_back = match reason {
+        // It costs nothing: the request goes elsewhere, or its refusal says why.
+        Reason::Connect => None,
+        _ => backend.warnings.take(),
+    };
+    let (name, reason) = (&backend.name, reason.as_str());
+    match held_back {
+        Some(0) => warn!("Backend {name} failed a request ({reason}): {problem}"),
+        Some(more) => warn!(
+            "Backend {name} failed a request ({reason}), and {more} before it of which nothing \
+             was said: {problem}"
+        ),
+        None => debug!("Backend {name} failed a request ({reason}): {problem}"),
+    }
+}
+
+/// A backend is left out for a while, of which a warning has told.
+pub(crate) fn ejected(metrics: &Metrics, backend: &str) {
+    metrics.failed(backend, "ejected");
+    debug!("Backend {backend} gets no requests for now");
+}
+
+/// A request that this backend did not serve is sent again.
+pub(crate) fn sent_again(metrics: &Metrics, backend: &str, why: Again) {
+    metrics.retried(backend);
+    debug!(
+        "A request to backend {backend} is sent again: {}",
+        why.as_str()
+    );
+}
 
 pub(crate) struct Ended<'a> {
     pub(crate) id: &'a str,

@@ -4,11 +4,11 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use axum::http::HeaderValue;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use crate::auth::ApiKey;
-use crate::backend::{Care, Thresholds};
+use crate::backend::Care;
 use crate::body::Intake;
 use crate::catalog::Catalogs;
 use crate::history::{History, Sample};
@@ -18,6 +18,7 @@ use crate::live::Live;
 use crate::made::Made;
 use crate::metrics::Metrics;
 use crate::options::Options;
+use crate::via;
 
 /// The owner's words, in the owner's order.
 type Description = Vec<(String, Value)>;
@@ -25,6 +26,8 @@ type Description = Vec<(String, Value)>;
 pub(crate) struct Shared {
     pub(crate) since: Instant,
     pub(crate) options: Options,
+    /// What requests that came through here are known by.
+    pub(crate) via: HeaderValue,
     description: Mutex<Description>,
     pub(crate) limits: Limits,
     /// For requests that are passed on.
@@ -40,18 +43,12 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(options: Options) -> io::Result<Self> {
-        let thresholds = Thresholds {
-            rise: options.health_rise,
-            fall: options.health_fall,
-        };
-        let care = Care {
-            thresholds,
-            connect_timeout: options.connect_timeout,
-            key: options.backend_api_key.as_ref().and_then(ApiKey::header),
-        };
+        let via = via::name_for_this_gateway();
+        let care = Care::of(&options, via.clone());
         let limits = Limits::find(options.max_requests);
         Ok(Self {
             since: Instant::now(),
+            via,
             description: Mutex::new(options.description.clone()),
             live: Live::new(care),
             metrics: Metrics::new().map_err(io::Error::other)?,

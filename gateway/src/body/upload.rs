@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::pace::Pace;
@@ -18,6 +19,8 @@ pub(crate) struct Upload {
     rest: Option<Body>,
     pace: Pace,
     pause: Option<(Instant, Pin<Box<Sleep>>)>,
+    /// Goes with it.
+    end: Option<oneshot::Sender<()>>,
 }
 
 impl Upload {
@@ -33,7 +36,15 @@ impl Upload {
             rest,
             pace,
             pause: None,
+            end: None,
         }
+    }
+
+    /// What ends when all of it has been sent, or nobody sends it any more.
+    pub(crate) fn tell_end(&mut self) -> oneshot::Receiver<()> {
+        let (end, ended) = oneshot::channel();
+        self.end = Some(end);
+        ended
     }
 
     pub(crate) fn empty() -> Self {

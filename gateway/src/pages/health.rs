@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 
 use crate::admission;
 use crate::backend::{Backend, State as Condition};
+use crate::error::Refusal;
 use crate::shared::Shared;
+use crate::via;
 
 #[derive(Serialize)]
 struct Health<'a> {
@@ -59,7 +61,7 @@ impl BackendHealth {
         Self {
             url: backend.name.clone(),
             origin: backend.origin(),
-            state: name(state, backend.is_retired()),
+            state: name(state, backend.is_retired(), backend.is_ejected()),
             in_flight: backend.in_flight(),
             models: models.map(|models| models.names().map(str::to_owned).collect()),
             problem,
@@ -67,10 +69,11 @@ impl BackendHealth {
     }
 }
 
-fn name(state: Condition, retired: bool) -> &'static str {
+fn name(state: Condition, retired: bool, ejected: bool) -> &'static str {
     match state {
         _ if retired => "draining",
         Condition::Unknown => "unknown",
+        Condition::Up if ejected => "ejected",
         Condition::Up => "up",
         Condition::Down => "down",
     }
@@ -97,6 +100,10 @@ pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoRespons
 }
 
 pub(super) async fn handler(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    // So that a backend that is this very server is not taken for a good one.
+    if via::has_been_here(&headers, &shared.via) {
+        return Refusal::Loop.into_response();
+    }
     let (code, status) = status(&shared);
     if !admission::shows_key(&shared, &headers) {
         // Who may not ask for more may know that it serves.

@@ -17,8 +17,9 @@ use super::trace::Trace;
 use crate::backend::Place;
 use crate::error::Refusal;
 use crate::peer::Peer;
-use crate::report::{self, Ended};
+use crate::report::{self, Ended, Reason};
 use crate::shared::Shared;
+use crate::verdict;
 
 pub(super) struct Flight {
     pub(super) shared: Arc<Shared>,
@@ -70,6 +71,20 @@ impl Flight {
     pub(super) fn tell(&mut self, data: &[u8]) {
         if let Some((tally, place)) = self.tally.as_mut().zip(self.place.as_ref()) {
             tally.piece(data, self.started, &place.name, &self.shared.metrics);
+        }
+    }
+
+    /// It has been answered to the end.
+    pub(super) fn succeeded(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.succeeded();
+        }
+    }
+
+    /// Its backend failed it in the midst of the answer.
+    pub(super) fn failed(&mut self, reason: Reason, problem: &str) {
+        if let Some(place) = &mut self.place {
+            verdict::failed(&self.shared, place, reason, problem);
         }
     }
 

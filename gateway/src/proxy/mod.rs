@@ -1,9 +1,12 @@
 //! Passes requests on to backends, and their answers back.
 
 mod attempt;
+mod deadline;
+mod dispatch;
 mod flight;
 mod headers;
 mod relay;
+mod repeat;
 mod tally;
 mod trace;
 mod tunnel;
@@ -15,17 +18,15 @@ use axum::http::header::TRANSFER_ENCODING;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Version};
 use axum::response::{IntoResponse, Response};
-use hyper::body::Incoming;
-use tracing::debug;
 
-use crate::backend::{Backend, Connection};
 use crate::body::Received;
 use crate::error::Refusal;
 use crate::live::{NoPlace, Wanted};
 use crate::model::{Asked, Found, Search};
 use crate::shared::Shared;
-use crate::{admission, model};
-use attempt::{Attempt, Outgoing, attempt, out_of_descriptors};
+use crate::{admission, model, via};
+use attempt::Outgoing;
+use dispatch::{Answer, dispatch};
 use flight::Flight;
 use tally::Tally;
 use trace::Trace;
@@ -48,10 +49,10 @@ pub(crate) async fn handler(State(shared): State<Arc<Shared>>, mut request: Requ
     response
 }
 
-async fn forward(
-    flight: &mut Flight,
-    request: Request,
-) -> Result<(hyper::Response<Incoming>, Connection), Refusal> {
+async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusal> {
+    if via::has_been_here(request.headers(), &flight.shared.via) {
+        return Err(Refusal::Loop);
+    }
     let path = admission::admit(&flight.shared, &request)?;
     flight.makes = model::makes(path.path());
     let (mut outgoing, asked) = receive(flight, path, request).await?;
@@ -75,26 +76,7 @@ async fn forward(
         strict: admission::is_openai(&outgoing.path),
         affine: maker.as_ref().map(|maker| maker.name.as_str()),
     };
-    let mut tried: Vec<Arc<Backend>> = Vec::new();
-    let mut problem = None;
-    loop {
-        let place = shared.live.take(&wanted, &tried);
-        let place = place.map_err(|none| refusal(&shared, none, problem.take(), wanted.model))?;
-        let backend = Arc::clone(&place);
-        flight.place = Some(place);
-        match attempt(&backend, &mut outgoing, flight.upgrade.is_some()).await? {
-            Attempt::Answered(response, connection) => return Ok((response, connection)),
-            Attempt::Unreachable(e) => {
-                let problem = &*problem.insert(format!("{}: {e}", backend.name));
-                debug!("Cannot connect to {problem}");
-                if !out_of_descriptors(&e) {
-                    backend.failed(e.to_string());
-                }
-                flight.place = None;
-                tried.push(backend);
-            }
-        }
-    }
+    dispatch(flight, &mut outgoing, &wanted).await
 }
 
 /// Reads what is to be kept of a request, and makes its headers the gateway's.
@@ -116,6 +98,7 @@ async fn receive(
         flight.upgrade.is_some(),
     );
     let shared = &flight.shared;
+    via::add(&mut parts.headers, &shared.via);
     if shared.options.api_key.is_some() {
         // It is the gateway's, and no business of a backend's.
         headers::remove_keys(&mut parts.headers);
@@ -128,12 +111,7 @@ async fn receive(
         parts.headers.insert(TRANSFER_ENCODING, chunked);
     }
     let is_all = body.rest.is_none() || !needed;
-    let outgoing = Outgoing {
-        method: parts.method,
-        path,
-        headers: parts.headers,
-        body,
-    };
+    let outgoing = Outgoing::new(parts.method, path, parts.headers, body);
     Ok((outgoing, asked.unless(search.asked(is_all))))
 }
 

@@ -8,13 +8,19 @@
 
 mod asking;
 mod choosing;
+mod deadlines;
+mod ejecting;
 mod embedding;
 mod failing;
 mod following;
+mod hanging;
 mod live;
+mod loops;
 mod ollama;
 mod passing;
 mod protocol;
+mod repeating;
 mod seen;
+mod starting;
 mod support;
 mod uploads;
