@@ -14,10 +14,14 @@ fn pid_in(line: &str) -> u32 {
 
 /// llmlb, and the server and the worker that it runs.
 fn family(sandbox: &Sandbox, port: u16) -> (Running, [u32; 2]) {
+    family_of(sandbox, port, "graceful=0")
+}
+
+fn family_of(sandbox: &Sandbox, port: u16, manners: &str) -> (Running, [u32; 2]) {
     let port = port.to_string();
     let command = ["serve", "--port", &port, "--", GUINEA, "{port}"];
     let mut llmlb = sandbox.llmlb(command);
-    let mut llmlb = Running::start(llmlb.args(["graceful=0", "worker"]));
+    let mut llmlb = Running::start(llmlb.args([manners, "worker"]));
     let (mut server, mut worker) = (0, 0);
     while server == 0 || worker == 0 {
         let line = llmlb.expect_output("");
@@ -50,12 +54,23 @@ fn a_server_ends_gracefully_and_what_it_leaves_behind_with_it() {
     let port = free_port();
     let (llmlb, children) = family(&sandbox, port);
     sandbox.run(["stop", "--port", &port.to_string()]).expect(0);
+    // Nothing is waited for: stopped means that all of it has ended.
+    assert_eq!(children.map(is_alive), [false; 2]);
     llmlb.finish().expect(0);
-    for child in children {
-        wait_until("the child to end", || (!is_alive(child)).then_some(()));
-    }
     assert!(!sandbox.lock_file(port).exists());
     sandbox.serve(port);
+}
+
+#[test]
+fn a_forced_stop_says_stopped_when_all_that_the_server_started_has_ended() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let (llmlb, children) = family_of(&sandbox, port, "stubborn");
+    let stop = ["stop", "-p", &port.to_string(), "-t", "0.1", "--force"];
+    let stopped = sandbox.run(stop).expect(0);
+    assert_eq!(children.map(is_alive), [false; 2]);
+    assert!(stopped.stdout.contains("killed"), "{stopped:?}");
+    llmlb.finish().expect(1);
 }
 
 #[test]

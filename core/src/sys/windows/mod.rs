@@ -9,6 +9,7 @@
 mod directory;
 mod file;
 mod handle;
+mod job;
 mod owner;
 mod process;
 mod result;
@@ -17,6 +18,7 @@ mod token;
 
 pub(crate) use directory::Directory;
 pub(crate) use file::LockFile;
+pub use job::ServerJob;
 pub(crate) use owner::owned_alike;
 pub(crate) use process::{ProcessHandle, process, terminate};
 pub use stop_event::StopEvent;

@@ -10,6 +10,7 @@ use windows_sys::Win32::System::Threading::{
 };
 
 use super::handle::{creation_time, no_process, open_exact, open_live, wait, wait_until};
+use super::job::ServerJob;
 use super::result::succeeded;
 use super::stop_event;
 use crate::sys::Process;
@@ -46,6 +47,8 @@ pub(crate) struct ProcessHandle {
     pid: u32,
     handle: OwnedHandle,
     created: u64,
+    /// The server that it runs.
+    job: Option<ServerJob>,
 }
 
 impl ProcessHandle {
@@ -56,6 +59,7 @@ impl ProcessHandle {
             pid,
             handle,
             created,
+            job: ServerJob::of(pid, created),
         }))
     }
 
@@ -76,18 +80,24 @@ impl ProcessHandle {
         Ok(())
     }
 
-    /// Ends it. A process that is gone already is no error.
+    /// Ends it with the server that it runs. A process that is gone already is no error.
     pub(crate) fn kill(&self) -> io::Result<()> {
         // SAFETY: the handle is open, and was opened with the right to terminate.
         match succeeded(unsafe { TerminateProcess(self.handle.as_raw_handle(), KILLED) }) {
-            Err(_) if wait(&self.handle, 0)? => Ok(()),
-            result => result,
+            Err(_) if wait(&self.handle, 0)? => {}
+            result => result?,
         }
+        self.job.as_ref().map_or(Ok(()), ServerJob::terminate)
     }
 
-    /// Waits for its end. False when `timeout` ran out first.
+    /// Waits for its end and that of the server that it runs. False when `timeout` ran out first.
     pub(crate) fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        wait_until(&self.handle, Instant::now().checked_add(timeout))
+        let deadline = Instant::now().checked_add(timeout);
+        if !wait_until(&self.handle, deadline)? {
+            return Ok(false);
+        }
+        let job = self.job.as_ref();
+        job.map_or(Ok(true), |job| job.wait_until(deadline))
     }
 }
 
