@@ -12,6 +12,20 @@ fn pid_in(line: &str) -> u32 {
     line.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
+/// The server and its worker, in whatever order they say that they are there.
+fn pids(running: &mut Running) -> [u32; 2] {
+    let (mut server, mut worker) = (0, 0);
+    while server == 0 || worker == 0 {
+        let line = running.expect_output("");
+        if line.starts_with("worker") {
+            worker = pid_in(&line);
+        } else if line.starts_with("ready") {
+            server = pid_in(&line);
+        }
+    }
+    [server, worker]
+}
+
 /// llmlb, and the server and the worker that it runs.
 fn family(sandbox: &Sandbox, port: u16) -> (Running, [u32; 2]) {
     family_of(sandbox, port, "graceful=0")
@@ -22,15 +36,7 @@ fn family_of(sandbox: &Sandbox, port: u16, manners: &str) -> (Running, [u32; 2])
     let command = ["serve", "--port", &port, "--", GUINEA, "{port}"];
     let mut llmlb = sandbox.llmlb(command);
     let mut llmlb = Running::start(llmlb.args([manners, "worker"]));
-    let (mut server, mut worker) = (0, 0);
-    while server == 0 || worker == 0 {
-        let line = llmlb.expect_output("");
-        if line.starts_with("worker") {
-            worker = pid_in(&line);
-        } else if line.starts_with("ready") {
-            server = pid_in(&line);
-        }
-    }
+    let [server, worker] = pids(&mut llmlb);
     assert!(is_alive(server) && is_alive(worker));
     (llmlb, [server, worker])
 }
@@ -101,6 +107,20 @@ fn a_holder_that_does_not_listen_is_terminated_at_once_and_that_is_said() {
     assert!(stopped.stdout.contains(&terminated), "{stopped:?}");
     assert!(!sandbox.lock_file(port).exists());
     holder.finish().expect(1);
+}
+
+#[test]
+fn stopped_means_that_nothing_lives_in_the_job_of_a_server_that_has_ended_itself() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut holder = Command::new(GUINEA);
+    holder.args([&port.to_string(), "lock", "graceful=0", "job"]);
+    let mut holder = Running::start(holder.env("LLMLB_LOCK_DIR", sandbox.path()));
+    let [_, worker] = pids(&mut holder);
+    let stop = ["stop", "-p", &port.to_string(), "-t", "0.1", "--force"];
+    sandbox.run(stop).expect(0);
+    assert!(!is_alive(worker));
+    holder.finish().expect(0);
 }
 
 #[test]
