@@ -10,6 +10,7 @@ mod directory;
 mod file;
 mod handle;
 mod job;
+mod listed;
 mod owner;
 mod process;
 mod result;

@@ -5,12 +5,11 @@ use std::os::windows::io::{AsRawHandle, OwnedHandle};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use windows_sys::Win32::System::Threading::{
-    PROCESS_SYNCHRONIZE, PROCESS_TERMINATE, TerminateProcess,
-};
+use windows_sys::Win32::System::Threading::{PROCESS_TERMINATE, TerminateProcess};
 
-use super::handle::{creation_time, no_process, open_exact, open_live, wait, wait_until};
+use super::handle::{no_process, open_live, wait, wait_until};
 use super::job::ServerJob;
+use super::listed;
 use super::result::succeeded;
 use super::stop_event;
 use crate::sys::Process;
@@ -23,17 +22,39 @@ fn to_utc(filetime: u64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(since_1970 / 10)
 }
 
+/// What can be told of a process. Not being able to tell is neither of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// With its creation time, in 100 ns since 1601: with its id, no other process has it, before
+    /// a reboot or after.
+    Alive {
+        created: u64,
+    },
+    Dead,
+    CannotTell,
+}
+
+/// Whether a process lives, and which one it is. `pid` must be from 1 to `i32::MAX`.
+pub(crate) fn life(pid: u32) -> Life {
+    match open_live(pid, 0) {
+        Ok(Some((_, created))) => Life::Alive { created },
+        Ok(None) => Life::Dead,
+        // Somebody else's, or none at all.
+        Err(_) => match listed::creation_time(pid) {
+            Ok(Some(created)) => Life::Alive { created },
+            Ok(None) => Life::Dead,
+            Err(_) => Life::CannotTell,
+        },
+    }
+}
+
 /// Looks one process up. `None` for none, or one that has ended. `pid` must be from 1 to
 /// `i32::MAX`.
 pub(crate) fn process(pid: u32) -> Option<Process> {
-    let started = match open_exact(pid, PROCESS_SYNCHRONIZE) {
-        Ok(handle) => {
-            let handle = handle.filter(|handle| matches!(wait(handle, 0), Ok(false)))?;
-            creation_time(&handle).ok().and_then(to_utc)
-        }
-        // Somebody else's then. Ids are multiples of four.
-        Err(_) if pid.is_multiple_of(4) => None,
-        Err(_) => return None,
+    let started = match life(pid) {
+        Life::Alive { created } => to_utc(created),
+        Life::Dead => return None,
+        Life::CannotTell => None,
     };
     Some(Process {
         started,
@@ -107,4 +128,28 @@ pub(crate) fn terminate(pid: i32) -> io::Result<()> {
     ProcessHandle::open(pid)?
         .ok_or_else(|| no_process(pid))?
         .kill()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_tells_the_same_time_of_a_process_as_its_handle() {
+        let own = std::process::id();
+        let Life::Alive { created } = life(own) else {
+            panic!("this process lives");
+        };
+        assert_eq!(listed::creation_time(own).unwrap(), Some(created));
+        assert_eq!(listed::creation_time(own + 1).unwrap(), None);
+    }
+
+    #[test]
+    fn what_may_not_be_opened_is_not_taken_for_older_than_it_is() {
+        // The system's own process, which nobody opens, or wine's first.
+        let Life::Alive { created } = life(4) else {
+            return; // wine has none of this id
+        };
+        assert!(process(4).unwrap().started.is_some(), "{created}");
+    }
 }
