@@ -139,7 +139,7 @@ def acquire(port: int, timeout: float | None = None) -> ServerLock:
         ...
     llmlb_lock.LockTimeout: Server already running on port 8000 (PID: ..., started: ...)
     <BLANKLINE>
-    To stop: llmlb stop --port 8000
+    To stop: ... -m llmlb_lock stop --port 8000
     Or:      kill -TERM ...
     >>> lock.release()
     """
@@ -208,7 +208,8 @@ def stop_server(port: int, timeout: float = 5.0, force: bool = False) -> StopOut
     """Stops the server that guards `port`; waits until it has ended and its file is gone.
 
     It gets SIGTERM, only if it can be shown to hold the lock; after `timeout` seconds, with
-    `force`, SIGKILL. On Windows its `StopEvent` is set; one that has none is terminated at once. Returns Stopped, NotRunning, StaleCleaned or TimedOut, to `match` on.
+    `force`, SIGKILL. On Windows its `StopEvent` is set; one that has none is terminated at once.
+    Returns Stopped, NotRunning, StaleCleaned or TimedOut, to `match` on.
 
     >>> stop_server(8000)
     NotRunning()
