@@ -124,6 +124,20 @@ fn stopped_means_that_nothing_lives_in_the_job_of_a_server_that_has_ended_itself
 }
 
 #[test]
+fn a_command_that_goes_to_the_background_is_ended_and_that_is_a_failure() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let port_ = port.to_string();
+    let command = ["serve", "--port", &port_, "--", GUINEA, "{port}", "daemon"];
+    let mut llmlb = Running::start(&mut sandbox.llmlb(command));
+    let daemon = pid_in(&llmlb.expect_output("worker"));
+    llmlb.expect_log("a COMMAND has to stay in the foreground");
+    llmlb.finish().expect(1);
+    assert!(!is_alive(daemon));
+    assert!(!sandbox.lock_file(port).exists());
+}
+
+#[test]
 fn placeholders_and_environment_tell_the_command_where() {
     let sandbox = Sandbox::new();
     let port = free_port();

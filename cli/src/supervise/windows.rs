@@ -23,6 +23,9 @@ use crate::signals::Shutdown;
 /// How long what was killed may take to be gone, as processes inside a driver do.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long what belongs to a server that has ended by itself, such as its console, may outlive it.
+const SETTLE: Duration = Duration::from_millis(200);
+
 pub(crate) async fn run(
     mut lock: ServerLock,
     args: &ServeArgs,
@@ -72,7 +75,11 @@ pub(crate) async fn run(
         }
     };
     // A COMMAND that went to the background was to serve, and does so no longer.
-    let escaped = deadline.is_none() && !job.processes().map_err(failed)?.is_empty();
+    let escaped = deadline.is_none()
+        && emptied(&job, SETTLE, false)
+            .await
+            .map_err(failed)?
+            .is_some();
     if escaped {
         warn!(
             "The server left processes behind, ending them: a COMMAND has to stay in the foreground"
@@ -80,7 +87,7 @@ pub(crate) async fn run(
     }
     // A process counts as a member of its job until nobody has it open.
     drop(child);
-    match empty(&job).await.map_err(failed)? {
+    match emptied(&job, GRACE, true).await.map_err(failed)? {
         None => lock.release()?,
         // It has the lock, which it inherited: the file says so, and stays.
         Some(left) => {
@@ -96,17 +103,18 @@ pub(crate) async fn run(
     })
 }
 
-/// Ends all in the job, and waits until nothing of it lives. One that still does after a while is
-/// told.
-async fn empty(job: &ServerJob) -> io::Result<Option<u32>> {
+/// Waits until nothing in the job lives. One that still does after `patience` is told.
+async fn emptied(job: &ServerJob, patience: Duration, kill: bool) -> io::Result<Option<u32>> {
     let started = Instant::now();
     let mut step = Duration::from_micros(200);
     while let Some(&pid) = job.processes()?.first() {
-        if started.elapsed() >= GRACE {
+        if started.elapsed() >= patience {
             return Ok(Some(pid));
         }
-        // Again and again: one may have been started meanwhile.
-        job.terminate()?;
+        if kill {
+            // Again and again: one may have been started meanwhile.
+            job.terminate()?;
+        }
         sleep(step).await;
         step = (step * 2).min(Duration::from_millis(10));
     }

@@ -155,6 +155,11 @@ mod windows {
             job.add(worker.as_handle()).unwrap();
             job
         });
+        if has("daemon") {
+            let own = env::current_exe().unwrap();
+            Command::new(own).arg("sleep").spawn().unwrap();
+            exit(0);
+        }
         for name in args.iter().filter_map(|arg| arg.strip_prefix("env=")) {
             println!("{name}={}", env::var(name).unwrap_or_default());
         }
