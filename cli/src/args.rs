@@ -78,7 +78,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     pub(crate) wait: Option<Duration>,
 
-    /// Stop the present holder gracefully (within --wait, 5 seconds by default) and take its place
+    /// Take the present holder's place: from a load balancer to a load balancer without closing the
+    /// port, else by stopping it gracefully (within --wait, 5 seconds by default)
     #[arg(long)]
     pub(crate) replace: bool,
 

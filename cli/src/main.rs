@@ -9,6 +9,7 @@ mod serve;
 mod signals;
 mod status;
 mod stop;
+mod succession;
 mod supervise;
 mod unrepeated;
 

@@ -12,6 +12,7 @@ use super::job::ServerJob;
 use super::listed;
 use super::result::succeeded;
 use super::stop_event;
+use crate::record::Identity;
 use crate::sys::Process;
 
 /// What `taskkill /F` ends a process with.
@@ -22,44 +23,35 @@ fn to_utc(filetime: u64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(since_1970 / 10)
 }
 
-/// What can be told of a process. Not being able to tell is neither of the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Life {
-    /// With its creation time, in 100 ns since 1601: with its id, no other process has it, before
-    /// a reboot or after.
-    Alive {
-        created: u64,
-    },
-    Dead,
-    CannotTell,
-}
-
-/// Whether a process lives, and which one it is. `pid` must be from 1 to `i32::MAX`.
-pub(crate) fn life(pid: u32) -> Life {
-    match open_live(pid, 0) {
-        Ok(Some((_, created))) => Life::Alive { created },
-        Ok(None) => Life::Dead,
+/// Looks one process up. `None` for none, or one that has ended; an error where it can't be told.
+/// `pid` must be from 1 to `i32::MAX`.
+pub(crate) fn process(pid: u32) -> io::Result<Option<Process>> {
+    let created = match open_live(pid, 0) {
+        Ok(found) => found.map(|(_, created)| created),
         // Somebody else's, or none at all.
-        Err(_) => match listed::creation_time(pid) {
-            Ok(Some(created)) => Life::Alive { created },
-            Ok(None) => Life::Dead,
-            Err(_) => Life::CannotTell,
-        },
-    }
+        Err(_) => listed::creation_time(pid)?,
+    };
+    Ok(created.map(|created| Process {
+        started: to_utc(created),
+        parent: 0, // only of use where the holders of a lock can be told
+        start: created,
+        owner: None,
+    }))
 }
 
-/// Looks one process up. `None` for none, or one that has ended. `pid` must be from 1 to
-/// `i32::MAX`.
-pub(crate) fn process(pid: u32) -> Option<Process> {
-    let started = match life(pid) {
-        Life::Alive { created } => to_utc(created),
-        Life::Dead => return None,
-        Life::CannotTell => None,
-    };
-    Some(Process {
-        started,
-        parent: 0, // only of use where the holders of a lock can be told
-    })
+/// That of a process which was created at `start`.
+pub(crate) fn identity(start: u64) -> io::Result<Option<Identity>> {
+    Ok(Some(Identity {
+        creation_time: Some(start),
+        ..Identity::default()
+    }))
+}
+
+pub(crate) fn own_identity() -> io::Result<Option<Identity>> {
+    match process(std::process::id())? {
+        Some(own) => identity(own.start),
+        None => Ok(None),
+    }
 }
 
 /// A process that can't turn into another one: its id is not given away while this is open.
@@ -137,19 +129,9 @@ mod tests {
     #[test]
     fn the_list_tells_the_same_time_of_a_process_as_its_handle() {
         let own = std::process::id();
-        let Life::Alive { created } = life(own) else {
-            panic!("this process lives");
-        };
-        assert_eq!(listed::creation_time(own).unwrap(), Some(created));
+        let start = process(own).unwrap().unwrap().start;
+        assert_eq!(listed::creation_time(own).unwrap(), Some(start));
         assert_eq!(listed::creation_time(own + 1).unwrap(), None);
-    }
-
-    #[test]
-    fn what_may_not_be_opened_is_not_taken_for_older_than_it_is() {
-        // The system's own process, which nobody opens, or wine's first.
-        let Life::Alive { created } = life(4) else {
-            return; // wine has none of this id
-        };
-        assert!(process(4).unwrap().started.is_some(), "{created}");
+        assert!(process(own + 1).unwrap().is_none());
     }
 }
