@@ -49,7 +49,8 @@ def test_a_lock_names_this_process(port: int, lock_directory: Path) -> None:
         millisecond = datetime.timedelta(milliseconds=1)
         assert before - millisecond <= lock.info.started_at <= after + millisecond
         assert lock.path == lock_directory / f"serve_{port}.lock"
-        assert lock.path.read_text() == lock.info.to_json()
+        # The identity that stands behind the three fields is core's alone.
+        assert lock.path.read_text().startswith(lock.info.to_json().removesuffix("}"))
         assert llmlb_lock.read_lock_info(port) == lock.info
         assert llmlb_lock.list_all_locks() == [lock.info]
     assert not lock.locked
