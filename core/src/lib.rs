@@ -69,4 +69,4 @@ pub use lock::ServerLock;
 pub use process::{is_process_running, stop_process};
 pub use stop::{GUARDED_PORT_ENV, StopOptions, StopOutcome, stop_server};
 #[cfg(windows)]
-pub use sys::StopEvent;
+pub use sys::{ServerJob, StopEvent};

@@ -29,9 +29,9 @@ pub(crate) use untold::*;
 #[allow(unsafe_code)]
 mod windows;
 #[cfg(windows)]
-pub use windows::StopEvent;
-#[cfg(windows)]
 pub(crate) use windows::*;
+#[cfg(windows)]
+pub use windows::{ServerJob, StopEvent};
 
 use std::io;
 use std::path::Path;
