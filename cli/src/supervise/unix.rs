@@ -1,19 +1,19 @@
 //! The server leads a process group and takes the lock over.
 
-use std::cell::Cell;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use llmlb_lock_core::{LockError, ServerLock};
 use nix::errno::Errno;
-use nix::sys::signal::{self, SigHandler, SigSet, Signal, killpg, raise};
+use nix::sys::signal::{self, SigHandler, Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+use nix::unistd::Pid;
 use tokio::signal::unix::SignalKind;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
+use super::terminal::Terminal;
 use super::{cannot_run, command, notify_ready};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
@@ -68,6 +68,7 @@ pub(crate) async fn run(
             Some(WaitStatus::Stopped(..)) => {
                 if let Some(terminal) = &terminal {
                     terminal.stop_with(server);
+                    send(server, Signal::SIGCONT);
                 }
             }
             Some(status) => break status,
@@ -275,67 +276,6 @@ impl PassedOn {
             () = quit.1.recv() => quit.0,
             () = usr1.1.recv() => usr1.0,
             () = usr2.1.recv() => usr2.0,
-        }
-    }
-}
-
-/// The terminal that llmlb was started on, in the foreground. The server's group gets it, so that
-/// it can read, and that Ctrl-C reaches it once and directly.
-struct Terminal {
-    own: Pid,
-    /// Whether the server has it from us, and the shell has not taken it back.
-    given: Cell<bool>,
-}
-
-impl Terminal {
-    fn find() -> Option<Self> {
-        let stdin = io::stdin();
-        let own = getpgrp();
-        let foreground = stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(own);
-        foreground.then_some(Self {
-            own,
-            given: Cell::new(false),
-        })
-    }
-
-    fn give_to(&self, server: Pid) {
-        self.set_foreground(server);
-        self.given.set(true);
-    }
-
-    /// Not from anybody else: in the background the terminal belongs to the shell.
-    fn take_back(&self, server: Pid) {
-        let given = self.given.replace(false);
-        let holder = tcgetpgrp(io::stdin());
-        // A server that is an interactive shell gives it to groups of its own, and may be gone.
-        let orphaned = holder.is_ok_and(|group| killpg(group, None) == Err(Errno::ESRCH));
-        if given && (holder == Ok(server) || orphaned) {
-            self.set_foreground(self.own);
-        }
-    }
-
-    fn set_foreground(&self, group: Pid) {
-        // Without this, asking from the background would stop us.
-        let mut blocked = SigSet::empty();
-        blocked.add(Signal::SIGTTOU);
-        let restore = blocked.thread_block().is_ok();
-        if let Err(e) = tcsetpgrp(io::stdin(), group) {
-            debug!("Cannot give the terminal to process group {group}: {e}");
-        }
-        if restore {
-            let _ = blocked.thread_unblock();
-        }
-    }
-
-    /// Ctrl-Z stopped the server: stop as well, for the shell to notice, and go on together.
-    fn stop_with(&self, server: Pid) {
-        self.take_back(server);
-        // Comes back when the shell continues us; at once where no shell could.
-        if raise(Signal::SIGTSTP).is_ok() {
-            if tcgetpgrp(io::stdin()) == Ok(self.own) {
-                self.give_to(server);
-            }
-            send(server, Signal::SIGCONT);
         }
     }
 }
