@@ -13,6 +13,8 @@ use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
 
 #[cfg(unix)]
+mod ended;
+#[cfg(unix)]
 mod terminal;
 #[cfg(unix)]
 mod unix;
