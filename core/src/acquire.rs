@@ -12,11 +12,10 @@ use crate::info::{Content, LockInfo};
 use crate::lock::{ServerLock, write_info};
 use crate::process::{is_consistent, is_holder};
 use crate::sys::{Attempt, Directory, LockFile};
+use crate::wait::{self, Over};
 
-/// How often a waiter tries for the lock: one system call each time.
+/// The longest pause before looking again for who can't be waited on, or can't be named.
 const WAIT_STEP: Duration = Duration::from_millis(7);
-/// Once in how many tries a waiter looks whether it waits for the right file.
-const CHECK_STEPS: u32 = 50;
 
 impl LockDir {
     /// Guards `port`. Does not wait for another holder to leave.
@@ -47,7 +46,8 @@ impl LockDir {
     }
 
     /// [`acquire_timeout`](Self::acquire_timeout), ended by `interrupted` when that returns true.
-    /// It is called every few milliseconds, and only while waiting.
+    /// It is called at least every 100 milliseconds, after each signal that this thread handles,
+    /// and only while waiting.
     ///
     /// # Errors
     ///
@@ -64,7 +64,7 @@ impl LockDir {
         // A timeout too long for the clock is one without end.
         let deadline = Instant::now().checked_add(timeout);
         let mut unclear: Option<Unclear> = None;
-        let mut pause = |step: Duration| {
+        let pause = |step: Duration, interrupted: &mut dyn FnMut() -> bool| {
             if interrupted() {
                 return Err(LockError::Interrupted { port });
             }
@@ -89,7 +89,7 @@ impl LockDir {
                         if expired() {
                             return Err(LockError::already_running(info));
                         }
-                        pause(5 * WAIT_STEP)?;
+                        pause(5 * WAIT_STEP, &mut interrupted)?;
                         unclear = None;
                         continue;
                     }
@@ -103,39 +103,41 @@ impl LockDir {
             };
             if let Some(file) = waiting {
                 let bytes = file.read().map_err(LockError::AcquireFailed)?;
-                if let Content::Holder(info) = Content::parse(&bytes, port)
-                    && is_holder(&info, &file)
-                {
-                    if expired() {
-                        return Err(LockError::already_running(info));
+                let named = match Content::parse(&bytes, port) {
+                    Content::Holder(info) if is_holder(&info, &file) => Some(info),
+                    _ => None,
+                };
+                let settled = match named {
+                    Some(info) if expired() => return Err(LockError::already_running(info)),
+                    Some(_) => {
+                        unclear = None;
+                        true
                     }
-                    // Whatever we lock here is looked at anew: the holder removes the file.
+                    // Nobody will be named any more, as a dead server's child holds it perhaps.
+                    None => unclear.as_ref().is_some_and(Unclear::is_settled) && !expired(),
+                };
+                if settled {
                     let path = self.lock_path(port);
-                    let mut steps = 0_u32;
-                    while !expired() && !file.retry().map_err(LockError::AcquireFailed)? {
-                        pause(WAIT_STEP)?;
-                        steps = steps.wrapping_add(1);
-                        // A file that was removed under its holder is no longer worth a wait.
-                        if steps.is_multiple_of(CHECK_STEPS)
-                            && !file.is_at(&path).map_err(LockError::AcquireFailed)?
-                        {
-                            break;
-                        }
+                    let over = wait::for_holder(&file, &path, deadline, &mut interrupted);
+                    if over.map_err(LockError::AcquireFailed)? == Over::Interrupted {
+                        return Err(LockError::Interrupted { port });
                     }
+                    // All is looked at anew: the holder removes the file, and somebody may have
+                    // moved the directory.
                     file.unlock();
-                    unclear = None;
+                    directory = self.open_or_create()?;
                     continue;
                 }
             }
             // Someone is starting, stopping or recovering this very moment.
             let unclear = unclear.get_or_insert_with(Unclear::now);
-            if expired() && unclear.since.elapsed() >= SETTLE {
+            if expired() && unclear.is_settled() {
                 return Err(LockError::HeldByUnknown {
                     port,
                     path: self.lock_path(port),
                 });
             }
-            pause(unclear.next_pause())?;
+            pause(unclear.next_pause(), &mut interrupted)?;
         }
     }
 
@@ -197,6 +199,11 @@ impl Unclear {
             since: Instant::now(),
             pause: Duration::from_micros(50),
         }
+    }
+
+    /// It has lasted longer than starting, stopping or recovering takes.
+    fn is_settled(&self) -> bool {
+        self.since.elapsed() >= SETTLE
     }
 
     fn next_pause(&mut self) -> Duration {

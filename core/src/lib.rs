@@ -51,6 +51,7 @@ mod lock;
 mod process;
 mod stop;
 mod sys;
+mod wait;
 
 #[cfg(unix)]
 pub use child_hook::ChildHook;

@@ -3,9 +3,11 @@
 mod handle;
 mod holders;
 mod process;
+mod watch;
 
 pub(crate) use handle::ProcessHandle;
 pub(crate) use holders::{
     holders, holds, is_straggler, leads_group, owned_alike, stragglers, taker,
 };
 pub(crate) use process::process;
+pub(crate) use watch::Watch;
