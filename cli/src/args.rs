@@ -1,3 +1,6 @@
+//! What can be typed: commands, options, their checks and their help. Apart from the commands, which
+//! so get values that make sense.
+
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
@@ -5,7 +8,9 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
-use crate::gateway::{ApiKey, BackendUrl, Options, Unrepeated};
+use llmlb_gateway::{ApiKey, BackendUrl, Options};
+
+use crate::unrepeated::Unrepeated;
 
 /// One LLM server per port, always: guard it, see it, stop it.
 #[derive(Debug, Parser)]

@@ -1,3 +1,6 @@
+//! `llmlb serve`: the lock first, waited for or taken over, then a server under it. The server is
+//! another room's: `gateway` or `supervise`.
+
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -5,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use llmlb_gateway::Gateway;
 use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 use tracing::{info, warn};
 
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::gateway::Gateway;
 use crate::signals::{Shutdown, die_of};
 use crate::{output, supervise};
 

@@ -7,8 +7,6 @@ use std::path::PathBuf;
 use chrono::{DateTime, SecondsFormat, Utc};
 use thiserror::Error;
 
-use crate::info::LockInfo;
-
 /// Everything that can go wrong with a server lock.
 ///
 /// Messages name the port or the path and say what to do next.
@@ -122,14 +120,6 @@ pub enum LockError {
 }
 
 impl LockError {
-    pub(crate) fn already_running(holder: LockInfo) -> Self {
-        Self::AlreadyRunning {
-            port: holder.port,
-            pid: holder.pid,
-            started_at: holder.started_at,
-        }
-    }
-
     /// The operating system's error number, where one caused this error.
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {

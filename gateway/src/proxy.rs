@@ -26,12 +26,12 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Level, debug, enabled};
 
-use super::backend::{Backend, NoPlace, Place};
-use super::body::{Received, Upload};
-use super::connection::Connection;
-use super::error::Refusal;
-use super::metrics::CLIENT_LEFT;
-use super::{Gateway, Phase};
+use crate::backend::{Backend, NoPlace, Place};
+use crate::body::{Received, Upload};
+use crate::connection::Connection;
+use crate::error::Refusal;
+use crate::metrics::CLIENT_LEFT;
+use crate::{Gateway, Phase};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -41,17 +41,17 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 
 /// Whose connection a request came on.
 #[derive(Clone)]
-pub(super) struct Peer {
-    pub(super) address: SocketAddr,
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
     /// How many of its requests are in flight.
-    pub(super) busy: Arc<AtomicUsize>,
+    pub(crate) busy: Arc<AtomicUsize>,
     /// Its last answer broke off, and only the way in which the connection ends can tell.
-    pub(super) broken: Arc<AtomicBool>,
+    pub(crate) broken: Arc<AtomicBool>,
     /// The room it takes: also as a tunnel, which outlasts the connection's HTTP.
-    pub(super) _permit: Arc<OwnedSemaphorePermit>,
+    pub(crate) _permit: Arc<OwnedSemaphorePermit>,
 }
 
-pub(super) async fn handler(
+pub(crate) async fn handler(
     State(gateway): State<Arc<Gateway>>,
     Extension(peer): Extension<Peer>,
     request: Request,
@@ -229,7 +229,7 @@ fn out_of_descriptors(e: &std::io::Error) -> bool {
 }
 
 /// A request from its arrival until its answer has gone out, or nobody waits for it any more.
-pub(super) struct Flight {
+pub(crate) struct Flight {
     gateway: Arc<Gateway>,
     peer: Peer,
     /// It was this many in flight when it came, itself included.
@@ -494,7 +494,7 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 }
 
 /// The ID in `/v1/models/ID`.
-pub(super) fn model_in_path(path: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn model_in_path(path: &str) -> Option<Cow<'_, str>> {
     let id = path.strip_prefix("/v1/models/")?;
     (!id.is_empty()).then(|| percent_decoded(id))
 }

@@ -27,8 +27,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
-pub(crate) use auth::{ApiKey, Unrepeated};
-pub(crate) use backend::BackendUrl;
+pub use auth::ApiKey;
+pub use backend::BackendUrl;
 use backend::{Backend, Backends, Thresholds};
 use listen::Limits;
 use metrics::Metrics;
@@ -36,17 +36,23 @@ use proxy::Peer;
 
 /// What it is told to do.
 #[derive(Debug, Clone)]
-pub(crate) struct Options {
-    pub(crate) backends: Vec<BackendUrl>,
+pub struct Options {
+    /// Where requests are passed on to.
+    pub backends: Vec<BackendUrl>,
     /// What clients have to show.
-    pub(crate) api_key: Option<ApiKey>,
+    pub api_key: Option<ApiKey>,
     /// What backends are shown.
-    pub(crate) backend_api_key: Option<ApiKey>,
-    pub(crate) max_requests: usize,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) health_interval: Duration,
-    pub(crate) health_rise: u32,
-    pub(crate) health_fall: u32,
+    pub backend_api_key: Option<ApiKey>,
+    /// How many requests may be in flight.
+    pub max_requests: usize,
+    /// How long connecting to a backend may take.
+    pub connect_timeout: Duration,
+    /// How often to look whether a backend is up.
+    pub health_interval: Duration,
+    /// How many good looks in a row bring a backend up.
+    pub health_rise: u32,
+    /// How many failures in a row bring a backend down.
+    pub health_fall: u32,
 }
 
 /// How far it has come. Only ever moves on.
@@ -61,7 +67,8 @@ enum Phase {
     Cut,
 }
 
-pub(crate) struct Gateway {
+/// A load balancer.
+pub struct Gateway {
     info: LockInfo,
     since: Instant,
     options: Options,
@@ -76,7 +83,8 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn new(info: LockInfo, options: Options) -> io::Result<Arc<Self>> {
+    /// One that serves nobody yet.
+    pub fn new(info: LockInfo, options: Options) -> io::Result<Arc<Self>> {
         let thresholds = Thresholds {
             rise: options.health_rise,
             fall: options.health_fall,
@@ -104,17 +112,17 @@ impl Gateway {
     }
 
     /// Whether there is nowhere to pass requests on to.
-    pub(crate) fn has_no_backends(&self) -> bool {
+    pub fn has_no_backends(&self) -> bool {
         self.backends.all().is_empty()
     }
 
     /// Begins to watch the backends, and waits (not for long) until their state is known.
-    pub(crate) async fn look_around(self: &Arc<Self>) {
+    pub async fn look_around(self: &Arc<Self>) {
         health::watch(self).await;
     }
 
     /// Serves until [drained](Self::drain) or [cut off](Self::cut).
-    pub(crate) async fn serve(self: &Arc<Self>, listener: TcpListener) -> io::Result<()> {
+    pub async fn serve(self: &Arc<Self>, listener: TcpListener) -> io::Result<()> {
         let mut guarded = Router::new()
             .route("/metrics", get(metrics::handler))
             .route("/v1/models", get(models).fallback(proxy::handler))
@@ -131,12 +139,12 @@ impl Gateway {
     }
 
     /// Takes no more, and lets what is in flight finish.
-    pub(crate) fn drain(&self) {
+    pub fn drain(&self) {
         self.phase.send_replace(Phase::Draining);
     }
 
     /// Ends what is in flight.
-    pub(crate) fn cut(&self) {
+    pub fn cut(&self) {
         self.phase.send_replace(Phase::Cut);
     }
 

@@ -12,10 +12,10 @@ use http_body_util::{BodyExt, Limited};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::Gateway;
-use super::backend::{Backend, Models};
-use super::body::Upload;
-use super::connection::Connection;
+use crate::Gateway;
+use crate::backend::{Backend, Models};
+use crate::body::Upload;
+use crate::connection::Connection;
 
 /// How long a backend may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(1);
 const LIST: usize = 4 << 20;
 
 /// Begins to watch, and returns when every backend has been looked at or time is up.
-pub(super) async fn watch(gateway: &Arc<Gateway>) {
+pub(crate) async fn watch(gateway: &Arc<Gateway>) {
     let (looked, mut all_looked) = mpsc::channel::<()>(1);
     for backend in gateway.backends.all() {
         let backend = Arc::clone(backend);
@@ -149,7 +149,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::gateway::backend::{Backends, State, Thresholds};
+    use crate::backend::{Backends, State, Thresholds};
 
     /// A backend that accepts connections and says nothing, on a clock that jumps.
     async fn mute() -> (TcpListener, Backend) {

@@ -13,11 +13,11 @@ use serde::Serialize;
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::connection::{Connection, Pool};
+use crate::connection::{Connection, Pool};
 
 /// `http://HOST[:PORT][/BASE]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct BackendUrl {
+pub struct BackendUrl {
     authority: Authority,
     base: String,
 }
@@ -67,11 +67,11 @@ impl fmt::Display for BackendUrl {
 
 /// The models a backend lists.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Models(Vec<(String, Value)>);
+pub(crate) struct Models(Vec<(String, Value)>);
 
 impl Models {
     /// Reads the answer to `GET /v1/models`.
-    pub(super) fn parse(body: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         let mut list: Value = serde_json::from_slice(body).ok()?;
         let Some(Value::Array(entries)) = list.get_mut("data").map(Value::take) else {
             return None;
@@ -83,11 +83,11 @@ impl Models {
         Some(Self(named.collect()))
     }
 
-    pub(super) fn entries(&self) -> &[(String, Value)] {
+    pub(crate) fn entries(&self) -> &[(String, Value)] {
         &self.0
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(id, _)| id.as_str())
     }
 
@@ -100,7 +100,7 @@ impl Models {
 
 /// Whether a backend serves a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fit {
+pub(crate) enum Fit {
     Listed,
     /// It does not say what it serves.
     Unknown,
@@ -109,7 +109,7 @@ pub(super) enum Fit {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum State {
+pub(crate) enum State {
     /// Not looked at yet.
     Unknown,
     Up,
@@ -128,16 +128,16 @@ struct Health {
 
 /// How many times in a row it takes to be believed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Thresholds {
-    pub(super) rise: u32,
-    pub(super) fall: u32,
+pub(crate) struct Thresholds {
+    pub(crate) rise: u32,
+    pub(crate) fall: u32,
 }
 
-pub(super) struct Backend {
+pub(crate) struct Backend {
     /// As metrics and logs call it.
-    pub(super) name: String,
-    pub(super) host_header: HeaderValue,
-    pub(super) pool: Arc<Pool>,
+    pub(crate) name: String,
+    pub(crate) host_header: HeaderValue,
+    pub(crate) pool: Arc<Pool>,
     host: String,
     port: u16,
     base: String,
@@ -152,7 +152,7 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    pub(super) fn new(url: &BackendUrl, thresholds: Thresholds, connect_timeout: Duration) -> Self {
+    pub(crate) fn new(url: &BackendUrl, thresholds: Thresholds, connect_timeout: Duration) -> Self {
         let host = url.authority.host();
         let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
         let host_header = HeaderValue::from_str(url.authority.as_str());
@@ -179,12 +179,12 @@ impl Backend {
         }
     }
 
-    pub(super) async fn connect(&self) -> io::Result<Connection> {
+    pub(crate) async fn connect(&self) -> io::Result<Connection> {
         Connection::open(&self.host, self.port, self.connect_timeout).await
     }
 
     /// Where a request's path is found on the backend.
-    pub(super) fn uri(&self, path: &PathAndQuery) -> Uri {
+    pub(crate) fn uri(&self, path: &PathAndQuery) -> Uri {
         if self.base.is_empty() {
             return path.clone().into();
         }
@@ -192,11 +192,11 @@ impl Backend {
         joined.unwrap_or_else(|_| path.clone()).into()
     }
 
-    pub(super) fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
     }
 
-    pub(super) fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
 
@@ -204,20 +204,20 @@ impl Backend {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn state(&self) -> (State, Option<String>) {
+    pub(crate) fn state(&self) -> (State, Option<String>) {
         let health = self.health();
         (health.state, health.problem.clone())
     }
 
-    pub(super) fn models(&self) -> Option<Arc<Models>> {
+    pub(crate) fn models(&self) -> Option<Arc<Models>> {
         self.health().models.clone()
     }
 
-    pub(super) fn set_models(&self, models: Option<Models>) {
+    pub(crate) fn set_models(&self, models: Option<Models>) {
         self.health().models = models.map(Arc::new);
     }
 
-    pub(super) fn fit(&self, model: Option<&str>) -> Fit {
+    pub(crate) fn fit(&self, model: Option<&str>) -> Fit {
         let Some(model) = model else {
             return Fit::Listed;
         };
@@ -229,7 +229,7 @@ impl Backend {
     }
 
     /// It was found in order.
-    pub(super) fn succeeded(&self) {
+    pub(crate) fn succeeded(&self) {
         let mut health = self.health();
         health.streak = match health.state {
             State::Up => 0,
@@ -246,7 +246,7 @@ impl Backend {
     }
 
     /// It was found out of order.
-    pub(super) fn failed(&self, problem: String) {
+    pub(crate) fn failed(&self, problem: String) {
         let mut health = self.health();
         health.streak = match health.state {
             State::Down => 0,
@@ -263,20 +263,20 @@ impl Backend {
     }
 
     /// Notes that a piece of an answer has come.
-    pub(super) fn answering(&self) {
+    pub(crate) fn answering(&self) {
         let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_byte.store(now.max(1), Ordering::Relaxed);
     }
 
     /// Whether a piece of an answer came within this time.
-    pub(super) fn answered_within(&self, time: Duration) -> bool {
+    pub(crate) fn answered_within(&self, time: Duration) -> bool {
         let last = Duration::from_millis(self.last_byte.load(Ordering::Relaxed));
         !last.is_zero() && self.since.elapsed().saturating_sub(last) < time
     }
 }
 
 /// A request's place at a backend: it is in flight there until this is dropped.
-pub(super) struct Place(Arc<Backend>);
+pub(crate) struct Place(Arc<Backend>);
 
 impl std::ops::Deref for Place {
     type Target = Arc<Backend>;
@@ -294,7 +294,7 @@ impl Drop for Place {
 
 /// Why there is no place for a request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum NoPlace {
+pub(crate) enum NoPlace {
     /// Backends that might serve it are down, or have been tried.
     Unavailable,
     /// No backend serves this model.
@@ -302,27 +302,27 @@ pub(super) enum NoPlace {
 }
 
 /// All backends.
-pub(super) struct Backends {
+pub(crate) struct Backends {
     all: Vec<Arc<Backend>>,
     /// Whose turn it is, among equals. Held while choosing, so that a burst spreads out.
     turn: Mutex<usize>,
 }
 
 impl Backends {
-    pub(super) fn new(all: Vec<Arc<Backend>>) -> Self {
+    pub(crate) fn new(all: Vec<Arc<Backend>>) -> Self {
         Self {
             all,
             turn: Mutex::new(0),
         }
     }
 
-    pub(super) fn all(&self) -> &[Arc<Backend>] {
+    pub(crate) fn all(&self) -> &[Arc<Backend>] {
         &self.all
     }
 
     /// Takes a place at the backend with the fewest requests in flight that serves this model,
     /// leaving out those that were `tried`. Not `strict`, any will do when none serves it.
-    pub(super) fn choose(
+    pub(crate) fn choose(
         &self,
         model: Option<&str>,
         strict: bool,

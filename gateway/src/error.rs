@@ -10,7 +10,7 @@ use serde_json::json;
 
 /// A request that goes no further.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// There is nothing at this path, nor a backend that might know it.
     NoSuchPath(String),
     /// Started without `--backend`.
@@ -38,7 +38,7 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    pub(super) fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::NoSuchPath(_) | Self::NoSuchModel(..) => StatusCode::NOT_FOUND,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,

@@ -2,7 +2,7 @@
 //! to `stream`, 200 chunks, MILLIS apart.
 //!
 //! ```sh
-//! cargo run --release -p llmlb --example model-server -- PORT [MILLIS]
+//! cargo run --release -p llmlb-gateway --example model-server -- PORT [MILLIS]
 //! ```
 
 use std::convert::Infallible;

@@ -20,13 +20,13 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::io::InspectReader;
 
-use super::body::Upload;
+use crate::body::Upload;
 
 /// Below the shortest time a model server is known to keep an idle connection (llama.cpp: 5 s).
 const IDLE: Duration = Duration::from_secs(4);
 
 /// Finds out about an end that vanished without a word, be it in a minute.
-pub(super) fn keep_alive(stream: &TcpStream) {
+pub(crate) fn keep_alive(stream: &TcpStream) {
     let probes = TcpKeepalive::new()
         .with_time(Duration::from_secs(30))
         .with_interval(Duration::from_secs(10))
@@ -36,7 +36,7 @@ pub(super) fn keep_alive(stream: &TcpStream) {
 }
 
 /// Ends with its last owner, whatever it is in the midst of.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     sender: SendRequest<Upload>,
     driver: JoinHandle<()>,
     used: bool,
@@ -51,16 +51,16 @@ impl Drop for Connection {
 }
 
 /// Why a request got no answer.
-pub(super) struct SendError {
-    pub(super) error: hyper::Error,
+pub(crate) struct SendError {
+    pub(crate) error: hyper::Error,
     /// A used connection had died meanwhile, as idle ones do: nobody has answered, try a new one.
-    pub(super) stale: bool,
+    pub(crate) stale: bool,
     /// None of it can have arrived.
-    pub(super) unsent: bool,
+    pub(crate) unsent: bool,
 }
 
 impl Connection {
-    pub(super) async fn open(host: &str, port: u16, patience: Duration) -> io::Result<Self> {
+    pub(crate) async fn open(host: &str, port: u16, patience: Duration) -> io::Result<Self> {
         let connect = TcpStream::connect((host, port));
         let stream = match timeout(patience, connect).await {
             Ok(result) => result?,
@@ -90,7 +90,7 @@ impl Connection {
         })
     }
 
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &mut self,
         request: Request<Upload>,
     ) -> Result<Response<Incoming>, SendError> {
@@ -115,11 +115,11 @@ impl Connection {
 
 /// Idle connections to one backend.
 #[derive(Default)]
-pub(super) struct Pool(Mutex<Vec<(Connection, Instant)>>);
+pub(crate) struct Pool(Mutex<Vec<(Connection, Instant)>>);
 
 impl Pool {
     /// The one used last, which is the likeliest to live.
-    pub(super) fn take(&self) -> Option<Connection> {
+    pub(crate) fn take(&self) -> Option<Connection> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((connection, since)) = idle.pop() {
             if since.elapsed() < IDLE && connection.sender.is_ready() {
@@ -130,7 +130,7 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer has been read to its end.
-    pub(super) fn put(self: Arc<Self>, mut connection: Connection) {
+    pub(crate) fn put(self: Arc<Self>, mut connection: Connection) {
         if connection.sender.is_ready() {
             self.push(connection);
         } else if !connection.sender.is_closed() {
@@ -148,7 +148,7 @@ impl Pool {
     }
 
     /// Closes those that have become too old to use.
-    pub(super) fn prune(&self) {
+    pub(crate) fn prune(&self) {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|(connection, since)| since.elapsed() < IDLE && connection.sender.is_ready());
     }

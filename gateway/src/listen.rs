@@ -23,9 +23,9 @@ use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tracing::warn;
 
-use super::proxy::Peer;
-use super::socket::{Shared, Socket};
-use super::{Gateway, Phase};
+use crate::proxy::Peer;
+use crate::socket::{Shared, Socket};
+use crate::{Gateway, Phase};
 
 /// How long a client may take to send a request's head, and how long it may idle before that.
 const HEAD: Duration = Duration::from_secs(30);
@@ -46,7 +46,7 @@ const RESERVE: usize = 64;
 const SLACK: usize = 32;
 
 /// Serves until told to drain, then until nothing is in flight, or told to cut off what is.
-pub(super) async fn serve(listener: TcpListener, app: Router, gateway: &Gateway) -> io::Result<()> {
+pub(crate) async fn serve(listener: TcpListener, app: Router, gateway: &Gateway) -> io::Result<()> {
     allow_for_bursts(&listener);
     let mut phase = gateway.phase.subscribe();
     let mut door = Door {
@@ -299,16 +299,16 @@ fn allow_for_bursts(_: &TcpListener) {}
 
 /// How much is served at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// In flight; each may hold a connection to a client and one to a backend.
-    pub(super) requests: usize,
+    pub(crate) requests: usize,
     /// Connections of clients.
     clients: usize,
 }
 
 impl Limits {
     /// As much as is wanted, or the process may have descriptors for.
-    pub(super) fn find(wanted: usize) -> Self {
+    pub(crate) fn find(wanted: usize) -> Self {
         let Some(descriptors) = raise_descriptor_limit() else {
             return Self {
                 requests: wanted,
@@ -358,7 +358,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::gateway::body::Received;
+    use crate::body::Received;
 
     /// Serves one client, on a clock that jumps whenever all wait for it.
     async fn served(app: Router) -> TcpStream {

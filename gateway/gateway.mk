@@ -21,5 +21,5 @@ test-gateway-e2e: cli $(GATEWAY_VENV)/ready
 	fi
 
 bench-gateway:
-	$(CARGO) build --release -p llmlb --bin llmlb --example model-server
+	$(CARGO) build --release -p llmlb --bin llmlb -p llmlb-gateway --example model-server
 	$(PYTHON) examples/gateway/bench.py $(TARGET)/release/llmlb $(TARGET)/release/examples/model-server

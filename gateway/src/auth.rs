@@ -1,6 +1,5 @@
 //! The key that clients show, where one is asked for.
 
-use std::ffi::OsStr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -8,21 +7,18 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use clap::builder::TypedValueParser;
-use clap::error::ErrorKind;
-use clap::{Arg, Command};
 use subtle::ConstantTimeEq;
 
-use super::Gateway;
-use super::error::Refusal;
+use crate::Gateway;
+use crate::error::Refusal;
 
 /// A secret that debug output leaves out.
 #[derive(Clone)]
-pub(crate) struct ApiKey(String);
+pub struct ApiKey(String);
 
 impl ApiKey {
     /// Checks that it can be sent as a bearer token.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         // Taken for "no key", an empty one would open what is meant to be closed.
         if text.is_empty() {
             return Err("an empty key protects nothing".to_owned());
@@ -33,7 +29,7 @@ impl ApiKey {
         Ok(Self(text.to_owned()))
     }
 
-    pub(super) fn header(&self) -> Option<HeaderValue> {
+    pub(crate) fn header(&self) -> Option<HeaderValue> {
         let mut value = HeaderValue::try_from(format!("Bearer {}", self.0)).ok()?;
         value.set_sensitive(true);
         Some(value)
@@ -53,32 +49,6 @@ impl ApiKey {
     }
 }
 
-/// Parses an argument, and does not repeat it when that fails: it may be secret.
-#[derive(Clone)]
-pub(crate) struct Unrepeated<F>(pub(crate) F);
-
-impl<T, F> TypedValueParser for Unrepeated<F>
-where
-    T: Clone + Send + Sync + 'static,
-    F: Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static,
-{
-    type Value = T;
-
-    fn parse_ref(
-        &self,
-        command: &Command,
-        arg: Option<&Arg>,
-        value: &OsStr,
-    ) -> Result<T, clap::Error> {
-        let text = value.to_str().ok_or_else(|| "it is not UTF-8".to_owned());
-        text.and_then(&self.0).map_err(|problem| {
-            let name = arg.map(Arg::to_string).unwrap_or_default();
-            let message = format!("invalid value for '{name}': {problem}\n");
-            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
-        })
-    }
-}
-
 impl std::fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ApiKey(..)")
@@ -86,7 +56,7 @@ impl std::fmt::Debug for ApiKey {
 }
 
 /// Lets only those through who show the key.
-pub(super) async fn require(
+pub(crate) async fn require(
     State(gateway): State<Arc<Gateway>>,
     request: Request,
     next: Next,

@@ -11,13 +11,13 @@ use prometheus::{
     exponential_buckets,
 };
 
-use super::Gateway;
-use super::error::Refusal;
+use crate::Gateway;
+use crate::error::Refusal;
 
 /// The code for a request whose client left before it was answered, as nginx counts them.
-pub(super) const CLIENT_LEFT: u16 = 499;
+pub(crate) const CLIENT_LEFT: u16 = 499;
 
-pub(super) struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     in_flight: IntGaugeVec,
@@ -27,7 +27,7 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new() -> prometheus::Result<Self> {
+    pub(crate) fn new() -> prometheus::Result<Self> {
         // From a cached answer to a generation that takes half an hour.
         let buckets = exponential_buckets(0.001, 2.0, 21)?;
         let seconds = |name, help| HistogramOpts::new(name, help).buckets(buckets.clone());
@@ -76,7 +76,7 @@ impl Metrics {
     }
 
     /// A request has ended at a backend.
-    pub(super) fn ended(
+    pub(crate) fn ended(
         &self,
         backend: &str,
         code: u16,
@@ -93,11 +93,11 @@ impl Metrics {
     }
 
     /// The gateway itself has answered.
-    pub(super) fn refused(&self, refusal: &Refusal) {
+    pub(crate) fn refused(&self, refusal: &Refusal) {
         self.count("", refusal.status().as_u16());
     }
 
-    pub(super) fn count(&self, backend: &str, code: u16) {
+    pub(crate) fn count(&self, backend: &str, code: u16) {
         let mut digits = [0; 3];
         for (digit, unit) in digits.iter_mut().zip([100, 10, 1]) {
             *digit = b'0' + u8::try_from(code / unit % 10).unwrap_or(0);
@@ -107,7 +107,7 @@ impl Metrics {
     }
 }
 
-pub(super) async fn handler(State(gateway): State<Arc<Gateway>>) -> Response {
+pub(crate) async fn handler(State(gateway): State<Arc<Gateway>>) -> Response {
     let metrics = &gateway.metrics;
     for backend in gateway.backends.all() {
         let name = backend.name.as_str();

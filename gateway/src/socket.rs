@@ -11,16 +11,16 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::connection::keep_alive;
+use crate::connection::keep_alive;
 
-pub(super) struct Socket {
+pub(crate) struct Socket {
     stream: TcpStream,
     /// The client does not read what is to be sent.
     blocked: AtomicBool,
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream) -> Arc<Self> {
+    pub(crate) fn new(stream: TcpStream) -> Arc<Self> {
         // Chunks are sent as they come.
         let _ = stream.set_nodelay(true);
         keep_alive(&stream);
@@ -30,13 +30,13 @@ impl Socket {
         })
     }
 
-    pub(super) fn is_blocked(&self) -> bool {
+    pub(crate) fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
     }
 
     /// Waits until the client has closed its end. What it sent before need not have been read:
     /// hyper reads nothing while it has a request that waits its turn.
-    pub(super) async fn left(&self) {
+    pub(crate) async fn left(&self) {
         // Only there can one wait for the end without waiting for data.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         {
@@ -49,7 +49,7 @@ impl Socket {
     }
 
     /// Lets the end of the connection be an abortion.
-    pub(super) fn abort_at_end(&self) {
+    pub(crate) fn abort_at_end(&self) {
         let _ = SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));
     }
 
@@ -71,7 +71,7 @@ impl Socket {
 }
 
 /// What hyper has of it.
-pub(super) struct Shared(pub(super) Arc<Socket>);
+pub(crate) struct Shared(pub(super) Arc<Socket>);
 
 impl AsyncRead for Shared {
     fn poll_read(

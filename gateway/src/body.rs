@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::error::Refusal;
+use crate::error::Refusal;
 
 /// How much of a body is kept: to find the model in, and to send again.
 const KEPT: usize = 4 << 20;
@@ -21,15 +21,15 @@ const KEPT: usize = 4 << 20;
 const PAUSE: Duration = Duration::from_secs(30);
 
 /// A body, of which the beginning is read.
-pub(super) struct Received {
-    pub(super) start: Bytes,
+pub(crate) struct Received {
+    pub(crate) start: Bytes,
     /// What follows it.
-    pub(super) rest: Option<Body>,
+    pub(crate) rest: Option<Body>,
 }
 
 impl Received {
     /// Reads all of a JSON object that is not too big to keep, and the first piece of all else.
-    pub(super) async fn read(mut body: Body) -> Result<Self, Refusal> {
+    pub(crate) async fn read(mut body: Body) -> Result<Self, Refusal> {
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
         while !body.is_end_stream() {
@@ -65,7 +65,7 @@ impl Received {
     }
 
     /// The model that it names, if it is JSON, complete and does.
-    pub(super) fn model(&self) -> Option<Cow<'_, str>> {
+    pub(crate) fn model(&self) -> Option<Cow<'_, str>> {
         #[derive(Deserialize)]
         struct Named<'a> {
             #[serde(borrow)]
@@ -80,14 +80,14 @@ impl Received {
 }
 
 /// What is sent to a backend.
-pub(super) struct Upload {
+pub(crate) struct Upload {
     start: Bytes,
     rest: Option<Body>,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Upload {
-    pub(super) fn new(start: Bytes, rest: Option<Body>) -> Self {
+    pub(crate) fn new(start: Bytes, rest: Option<Body>) -> Self {
         Self {
             start,
             rest,
@@ -95,7 +95,7 @@ impl Upload {
         }
     }
 
-    pub(super) fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self::new(Bytes::new(), None)
     }
 }
