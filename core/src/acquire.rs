@@ -1,5 +1,6 @@
 //! Taking a lock: trying, waiting, and what a free lock's file says of those who had it before.
 
+use std::io;
 use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,10 +8,11 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use crate::dir::{LockDir, SETTLE, check_port, file_name};
-use crate::error::LockError;
-use crate::info::{Content, LockInfo};
-use crate::lock::{ServerLock, write_info};
-use crate::process::{is_consistent, is_holder};
+use crate::error::{LockError, context};
+use crate::info::LockInfo;
+use crate::lock::{ServerLock, write_record};
+use crate::process::{could_be, is_alive, is_holder};
+use crate::record::{Content, Record};
 use crate::sys::{Attempt, Directory, LockFile};
 use crate::wait::{self, Over};
 
@@ -64,6 +66,7 @@ impl LockDir {
         // A timeout too long for the clock is one without end.
         let deadline = Instant::now().checked_add(timeout);
         let mut unclear: Option<Unclear> = None;
+        let mut locked: Option<LockFile> = None;
         let pause = |step: Duration, interrupted: &mut dyn FnMut() -> bool| {
             if interrupted() {
                 return Err(LockError::Interrupted { port });
@@ -73,10 +76,13 @@ impl LockDir {
         };
         loop {
             let expired = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            let waiting = match directory
-                .try_lock(&name)
-                .map_err(LockError::AcquireFailed)?
-            {
+            let attempt = match locked.take() {
+                Some(file) => Attempt::Locked(file),
+                None => directory
+                    .try_lock(&name)
+                    .map_err(LockError::AcquireFailed)?,
+            };
+            let waiting = match attempt {
                 Attempt::Locked(file) => match self.claim(file, directory, port)? {
                     Claim::Acquired(lock) => return Ok(lock),
                     Claim::Moved(returned) => {
@@ -102,12 +108,7 @@ impl LockDir {
                 }
             };
             if let Some(file) = waiting {
-                let bytes = file.read().map_err(LockError::AcquireFailed)?;
-                let named = match Content::parse(&bytes, port) {
-                    Content::Holder(info) if is_holder(&info, &file) => Some(info),
-                    _ => None,
-                };
-                let settled = match named {
+                let settled = match holder_of(&file, port)? {
                     Some(info) if expired() => return Err(LockError::already_running(info)),
                     Some(_) => {
                         unclear = None;
@@ -119,15 +120,29 @@ impl LockDir {
                 if settled {
                     let path = self.lock_path(port);
                     let over = wait::for_holder(&file, &path, deadline, &mut interrupted);
-                    if over.map_err(LockError::AcquireFailed)? == Over::Interrupted {
-                        return Err(LockError::Interrupted { port });
+                    match over.map_err(LockError::AcquireFailed)? {
+                        Over::Interrupted => return Err(LockError::Interrupted { port }),
+                        // Given up for an instant, many who wait would take it from each other.
+                        Over::Locked => {
+                            locked = file.after_wait().map_err(LockError::AcquireFailed)?;
+                        }
+                        Over::Moved | Over::Expired => {}
                     }
-                    // All is looked at anew: the holder removes the file, and somebody may have
-                    // moved the directory.
-                    file.unlock();
-                    directory = self.open_or_create()?;
-                    continue;
+                    if directory
+                        .is_at_its_path()
+                        .map_err(LockError::AcquireFailed)?
+                    {
+                        continue;
+                    }
                 }
+            }
+            // Moved away or removed: whoever starts or stops by now does so in another one.
+            if !directory
+                .is_at_its_path()
+                .map_err(LockError::AcquireFailed)?
+            {
+                directory = self.open_or_create()?;
+                continue;
             }
             // Someone is starting, stopping or recovering this very moment.
             let unclear = unclear.get_or_insert_with(Unclear::now);
@@ -145,38 +160,110 @@ impl LockDir {
     fn claim(&self, file: LockFile, directory: Directory, port: u16) -> Result<Claim, LockError> {
         let failed = LockError::AcquireFailed;
         let path = self.lock_path(port);
+        let name = file_name(port);
         if !file.is_at(&path).map_err(failed)? {
-            file.unlock();
+            // The directory was moved away, perhaps, and our file with it.
+            if file.is_new() && file.is_in(&directory, &name).map_err(failed)? {
+                file.remove(&directory, &name).map_err(failed)?;
+            } else {
+                file.unlock();
+            }
             return Ok(Claim::Moved(directory));
         }
-        let own = process::id();
-        match Content::parse(&file.read().map_err(failed)?, port) {
-            Content::Empty if file.is_new() => {}
-            Content::Empty => warn!("Stale lock file detected (empty), cleaning up"),
-            Content::Holder(info) if info.pid != own && is_consistent(&info) => {
+        let left_over = match self.left_over(&file, port)? {
+            Found::Nothing => None,
+            Found::LeftOver(what) => Some(what),
+            Found::Alive(info) => {
                 file.unlock();
                 return Ok(Claim::Alive(info, directory));
             }
-            Content::Holder(info) => warn!(
-                "Stale lock file detected (PID {} not running), cleaning up",
-                info.pid
-            ),
-            Content::Corrupt(why) => {
-                warn!("Stale lock file detected ({why}), cleaning up");
-            }
-        }
-        let info = LockInfo::now(own, port);
-        if let Err(e) = write_info(&file, &info) {
+        };
+        let record = Record::own(port);
+        if let Err(e) = write_record(&file, &record) {
             // Half a text must not stay behind.
-            let _ = file.remove(&directory, &file_name(port));
+            let _ = file.remove(&directory, &name);
             return Err(failed(e));
         }
+        // Not before the lock has a name: whoever is refused meanwhile is told by whom.
+        if let Some(what) = left_over {
+            warn!("Stale lock file detected ({what}), cleaning up port {port}");
+        }
         directory.keep();
-        debug!("Lock acquired for port {port} (PID: {own})");
+        let info = record.info;
+        debug!("Lock acquired for port {port} (PID: {})", info.pid);
         Ok(Claim::Acquired(ServerLock::new(
             file, directory, path, info,
         )))
     }
+
+    /// What a file says whose lock was free.
+    fn left_over(&self, file: &LockFile, port: u16) -> Result<Found, LockError> {
+        if file.is_new() {
+            return Ok(Found::Nothing);
+        }
+        let bytes = file.read_own().map_err(LockError::AcquireFailed)?;
+        Ok(match Content::parse(&bytes, port) {
+            // Its holder gives it back this very moment, or could not remove it then.
+            Content::Blank => Found::Nothing,
+            Content::Empty => Found::LeftOver("empty".to_owned()),
+            Content::Corrupt(why) => Found::LeftOver(why),
+            Content::Holder(record) => {
+                let pid = record.info.pid;
+                if pid != process::id() && self.lives(&record)? {
+                    return Ok(Found::Alive(record.info));
+                }
+                // One that is recycled is not the one that is meant.
+                let recycled = pid == process::id() || !could_be(&record);
+                Found::LeftOver(match recycled {
+                    true => format!("PID {pid} not running"),
+                    false => format!("PID {pid} runs, but does not hold the lock"),
+                })
+            }
+        })
+    }
+
+    /// Whether a process lives that does not hold its lock: it closed its descriptors, as
+    /// daemonizers do. On Windows the lock does not end with a descriptor that others have closed.
+    fn lives(&self, record: &Record) -> Result<bool, LockError> {
+        if cfg!(windows) {
+            return Ok(false);
+        }
+        let port = record.info.port;
+        is_alive(record).map_err(|e| LockError::AcquireFailed(unknown(e, record.info.pid, port)))
+    }
+}
+
+/// Whom a lock that is held can be shown and waited for.
+fn holder_of(file: &LockFile, port: u16) -> Result<Option<LockInfo>, LockError> {
+    let failed = LockError::AcquireFailed;
+    let Content::Holder(record) = Content::parse(&file.read().map_err(failed)?, port) else {
+        return Ok(None);
+    };
+    let pid = record.info.pid;
+    if !is_holder(&record, file).map_err(|e| failed(unknown(e, pid, port)))? {
+        return Ok(None);
+    }
+    // Without an identity the file may as well be a left-over at which a reader looks just now.
+    if record.identity.is_none() && !file.is_held().map_err(failed)? {
+        return Ok(None);
+    }
+    Ok(Some(record.info))
+}
+
+fn unknown(e: io::Error, pid: u32, port: u16) -> io::Error {
+    context(
+        e,
+        format!("cannot tell whether PID {pid} guards port {port}"),
+    )
+}
+
+/// What the file of a free lock says.
+enum Found {
+    Nothing,
+    /// Its holder has ended.
+    LeftOver(String),
+    /// Its holder lives without the kernel lock.
+    Alive(LockInfo),
 }
 
 enum Claim {

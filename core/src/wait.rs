@@ -21,14 +21,16 @@ const CHECK: Duration = Duration::from_secs(1);
 /// Why a wait is over.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Over {
-    /// Trying again is worthwhile: the lock was given up, or the path names another file.
-    TryAgain,
+    /// The lock is ours. The path may name another file by now.
+    Locked,
+    /// The path names another file, and this one is no longer worth a wait.
+    Moved,
     Expired,
     Interrupted,
 }
 
 /// Waits until the holder of `file`, opened at `path`, gives its lock up. `interrupted` is asked
-/// before each pause. The lock may be ours afterwards: the caller gives it back, or keeps it.
+/// before each pause.
 pub(crate) fn for_holder(
     file: &LockFile,
     path: &Path,
@@ -42,12 +44,12 @@ pub(crate) fn for_holder(
     let mut checked: Option<Instant> = None;
     loop {
         if file.retry()? {
-            return Ok(Over::TryAgain);
+            return Ok(Over::Locked);
         }
         // A file that was removed under its holder is no longer worth a wait.
         if checked.is_none_or(|checked| checked.elapsed() >= CHECK) {
             if !file.is_at(path)? {
-                return Ok(Over::TryAgain);
+                return Ok(Over::Moved);
             }
             checked = Some(Instant::now());
         }

@@ -3,6 +3,7 @@
 //! - [`Directory`] and [`LockFile`]: the lock file and its kernel lock.
 //! - [`process`]: who a PID is, by one look-up.
 //! - [`ProcessHandle`]: a process that cannot turn into another one while it is signalled.
+//! - [`Watch`]: what happens to a lock file that somebody else holds, where the system tells.
 //! - [`holds`], [`holders`], [`stragglers`]: who really holds a lock, where the kernel tells.
 
 #[cfg(unix)]
@@ -44,6 +45,8 @@ pub(crate) struct Process {
     /// When it started, where the system tells; may be off by a second.
     pub(crate) started: Option<DateTime<Utc>>,
     pub(crate) parent: u32,
+    /// The same exactly, on a scale of the system's own that no clock changes.
+    pub(crate) start: u64,
 }
 
 /// One try to take the lock.

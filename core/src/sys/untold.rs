@@ -36,3 +36,30 @@ pub(crate) fn is_straggler(
 ) -> bool {
     false
 }
+
+/// A number that no ancestor of this process has had: there are no PID namespaces here.
+pub(crate) fn generation() -> u64 {
+    u64::from(std::process::id())
+}
+
+/// Whether a process could not be looked at because it is another user's; that the owner of the
+/// file and of the process differ is told by both.
+pub(crate) fn is_anothers(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// Changes of a locked file are told by nothing that a process without rights can ask.
+#[cfg(windows)]
+#[derive(Debug)]
+pub(crate) struct Watch(std::convert::Infallible);
+
+#[cfg(windows)]
+impl Watch {
+    pub(crate) fn of(_file: &LockFile, _path: &std::path::Path) -> Option<Self> {
+        None
+    }
+
+    pub(crate) fn wait(&self, _longest: std::time::Duration) -> io::Result<bool> {
+        match self.0 {}
+    }
+}
