@@ -11,7 +11,7 @@ use crate::sys::{Directory, LockFile};
 
 /// For how long others may hold a lock that are about to let go of it, or to write their name: a
 /// child between fork and exec, a reader who looks, one of many waiters whom the kernel runs late.
-const TRANSIENT: Duration = Duration::from_millis(200);
+const TRANSIENT: Duration = Duration::from_millis(100);
 
 /// What became of a lock that was let go.
 #[derive(Debug, PartialEq, Eq)]

@@ -30,7 +30,21 @@ const UNTOLD: [u32; 9] = [
 /// A watch of one lock file and its directory.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    queue: OwnedFd,
+    /// There until it is dropped.
+    queue: Option<OwnedFd>,
+}
+
+/// The kernel takes 5 to 30 ms to end an inotify instance, as it waits for all that may look at the
+/// watches just now. Whoever got the lock has no time for that.
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let queue = self.queue.take();
+        let thread = std::thread::Builder::new()
+            .name("llmlb-unwatch".to_owned())
+            .stack_size(64 * 1024);
+        // Where there can be no thread, this closes it here.
+        let _ = thread.spawn(move || drop(queue));
+    }
 }
 
 impl Watch {
@@ -69,7 +83,7 @@ impl Watch {
             let moved = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
             inotify::add_watch(&queue, directory, moved)?;
         }
-        Ok(Some(Self { queue }))
+        Ok(Some(Self { queue: Some(queue) }))
     }
 
     /// Waits until something has happened, for at most this long. A signal ends the wait early.
@@ -78,20 +92,18 @@ impl Watch {
             tv_sec: i64::try_from(longest.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: longest.subsec_nanos().into(),
         };
-        let mut queue = [PollFd::new(&self.queue, PollFlags::IN)];
-        match poll(&mut queue, Some(&timeout)) {
+        let Some(queue) = &self.queue else {
+            return Ok(false);
+        };
+        match poll(&mut [PollFd::new(queue, PollFlags::IN)], Some(&timeout)) {
             Ok(0) | Err(Errno::INTR) => Ok(false),
             Ok(_) => {
-                self.drain();
+                // What has happened is seen by looking: here it only must not be told twice.
+                let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
+                let _ = rustix::io::read(queue, &mut buffer);
                 Ok(true)
             }
             Err(e) => Err(e.into()),
         }
-    }
-
-    /// What has happened is seen by looking: here it only must not be told twice.
-    fn drain(&self) {
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
-        let _ = rustix::io::read(&self.queue, &mut buffer);
     }
 }
