@@ -13,5 +13,5 @@ pub(crate) use holders::{
     holders, holds, is_straggler, leads_group, owned_alike, stragglers, taker,
 };
 pub(crate) use identity::{forked_identity, identity, own_identity};
-pub(crate) use process::{is_anothers, process};
+pub(crate) use process::{is_anothers, process, process_started_at};
 pub(crate) use watch::Watch;
