@@ -3,6 +3,7 @@
 mod args;
 mod exit;
 mod output;
+mod pool;
 mod serve;
 mod signals;
 mod status;

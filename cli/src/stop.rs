@@ -1,7 +1,6 @@
 //! `llmlb stop`: core's `stop_server` in words, for one port or all.
 
 use std::io::{self, IsTerminal};
-use std::thread;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
@@ -9,7 +8,10 @@ use llmlb_lock_core::{LockDir, ServerState, StopOptions, StopOutcome};
 
 use crate::args::StopArgs;
 use crate::exit::{self, Failure};
-use crate::output;
+use crate::{output, pool};
+
+/// How many are stopped side by side.
+const STOPS: usize = 128;
 
 pub(crate) fn run(args: &StopArgs) -> Result<u8, Failure> {
     let locks = LockDir::default();
@@ -102,17 +104,10 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
         return Ok(exit::OK);
     }
     let progress = &progress();
-    let failures: Vec<Failure> = thread::scope(|scope| {
-        let stops: Vec<_> = ports
-            .iter()
-            .map(|&port| scope.spawn(move || stop_one(locks, port, options, progress)))
-            .collect();
-        let results = stops.into_iter().map(|stop| {
-            stop.join()
-                .unwrap_or_else(|_| Err(Failure::new(exit::FAILURE, "a stop panicked")))
-        });
-        results.filter_map(Result::err).collect()
+    let results = pool::map(&ports, STOPS, |&port| {
+        stop_one(locks, port, options, progress)
     });
+    let failures: Vec<Failure> = results.into_iter().filter_map(Result::err).collect();
     if failures.is_empty() {
         return Ok(exit::OK);
     }
