@@ -260,7 +260,11 @@ async fn obtain(
         locks.acquire_interruptible(port, patience, || interrupted.load(Ordering::Relaxed))
     };
     match interruptible(shutdown, wait).await? {
-        Finished::Done(result) => Ok(Obtained::Lock(result?)),
+        Finished::Done(Ok(lock)) => Ok(Obtained::Lock(lock)),
+        Finished::Done(Err(e)) => {
+            output::note(&format!("Waited {patience:?} in vain"));
+            Err(e.into())
+        }
         Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
     }
 }

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
-use chrono::{DateTime, Local, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{Table, presets};
 use llmlb_lock_core::{LockDir, Server, ServerState};
 use serde::Serialize;
@@ -26,6 +26,12 @@ const WATCH_STEP: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
     let locks = LockDir::default();
+    if !locks.path().exists() {
+        let directory = locks.path().display();
+        output::note(&format!(
+            "There is no directory {directory}, and so no lock in it"
+        ));
+    }
     loop {
         let rows = match rows(&locks, args) {
             Ok(rows) => rows,
@@ -193,10 +199,7 @@ fn table(rows: &[Row], port: Option<u16>) -> String {
             .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
         let started = row.started_at.map_or_else(
             || "-".to_owned(),
-            |at| {
-                at.with_timezone(&Local)
-                    .to_rfc3339_opts(SecondsFormat::Secs, false)
-            },
+            |at| at.to_rfc3339_opts(SecondsFormat::Secs, true),
         );
         let status = match &row.owner {
             Some(owner) => format!("{:?} (owner: {owner})", row.status),

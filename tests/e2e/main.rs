@@ -19,3 +19,4 @@ mod supervise;
 mod terminal;
 #[cfg(windows)]
 mod windows;
+mod words;
