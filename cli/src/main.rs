@@ -1,7 +1,9 @@
 //! `llmlb`: guard a port and serve on it, see what runs, stop it.
 
 mod args;
+mod built_in;
 mod exit;
+mod guard;
 mod hints;
 mod output;
 mod pool;
@@ -9,6 +11,7 @@ mod serve;
 mod signals;
 mod status;
 mod stop;
+mod succession;
 mod supervise;
 mod unrepeated;
 

@@ -14,10 +14,10 @@ use tracing::{debug, info, warn};
 
 use super::ended::Ended;
 use super::terminal::{self, Terminal};
-use super::{cannot_run, command, notify_ready};
+use super::{cannot_run, command};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::serve::{announce_shutdown, watch};
+use crate::guard::{announce_shutdown, notify_ready, watch};
 use crate::signals::{Inherited, Shutdown, Stream, die_of};
 
 /// How long what the server leaves behind may take to end.
