@@ -27,7 +27,8 @@ use crate::unrepeated::Unrepeated;
         Exit codes: 0 done, 1 refused or failed, 2 wrong arguments;\n  \
         status --port: 3 not running, 4 cannot tell;\n  \
         serve -- COMMAND: the command's own, 126 not executable, 127 not found,\n  \
-        128 + N when signal N ended it."
+        128 + N when signal N ended it.\n\n\
+        Times are in seconds, or with a unit: 5, 0.5s, 2m, 1h."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -63,7 +64,7 @@ Examples:
   llmlb serve --port 8000 --replace -- ./server --port {port}
 
 A server command stands behind the --, and has to stay in the foreground. {port} and {host} in its
-arguments are replaced, and it finds them in PORT, HOST, LLMLB_PORT and LLMLB_HOST too.")]
+arguments are replaced ({{port}} is a literal {port}), and it finds them in PORT, HOST, LLMLB_PORT and LLMLB_HOST too.")]
 pub(crate) struct ServeArgs {
     /// The port to guard; 0 takes a free one
     #[arg(short, long, default_value = DEFAULT_PORT, env = "LLMLB_PORT", value_parser = port,
@@ -74,8 +75,8 @@ pub(crate) struct ServeArgs {
     #[arg(short = 'H', long, default_value = DEFAULT_HOST, env = "LLMLB_HOST", value_parser = host)]
     pub(crate) host: String,
 
-    /// Wait up to SECS for the present holder of the port to leave
-    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    /// Wait up to TIME for the present holder of the port to leave
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub(crate) wait: Option<Duration>,
 
     /// Take the present holder's place: from a load balancer to a load balancer without closing the
@@ -85,7 +86,7 @@ pub(crate) struct ServeArgs {
 
     /// How long requests in flight, or the COMMAND, may take to end after SIGTERM or SIGINT before
     /// they are cut off, or it is killed
-    #[arg(long, value_name = "SECS", default_value = "4", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "4", value_parser = seconds)]
     pub(crate) drain_timeout: Duration,
 
     #[command(flatten)]
@@ -133,11 +134,11 @@ pub(crate) struct GatewayArgs {
     drain_delay: Duration,
 
     /// How long connecting to a backend may take
-    #[arg(long, value_name = "SECS", default_value = "2", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "2", value_parser = seconds)]
     connect_timeout: Duration,
 
     /// How often to look whether a backend is up
-    #[arg(long, value_name = "SECS", default_value = "2", value_parser = interval)]
+    #[arg(long, value_name = "TIME", default_value = "2", value_parser = interval)]
     health_interval: Duration,
 
     /// How many good looks in a row bring a backend up that had failed
@@ -257,6 +258,11 @@ fn key(text: &str) -> Result<ApiKey, String> {
 #[command(group(ArgGroup::new("which").required(true)))]
 pub(crate) struct StopArgs {
     /// The port whose server to stop
+    #[arg(value_name = "PORT", group = "which",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    positional: Option<u16>,
+
+    /// The same
     #[arg(short, long, group = "which",
           value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
@@ -265,8 +271,8 @@ pub(crate) struct StopArgs {
     #[arg(long, group = "which")]
     pub(crate) all: bool,
 
-    /// How long a server may take, in seconds
-    #[arg(short, long, value_name = "SECS", default_value = "5", value_parser = seconds)]
+    /// How long a server may take
+    #[arg(short, long, value_name = "TIME", default_value = "5", value_parser = seconds)]
     pub(crate) timeout: Duration,
 
     /// Kill it when the time has run out
@@ -274,9 +280,22 @@ pub(crate) struct StopArgs {
     pub(crate) force: bool,
 }
 
+impl StopArgs {
+    /// The port, however it was given.
+    pub(crate) fn named(mut self) -> Self {
+        self.port = self.port.or(self.positional);
+        self
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     /// Show this port alone, and tell by the exit code: 0 running, 3 not running, 4 cannot tell
+    #[arg(value_name = "PORT", conflicts_with = "port",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    positional: Option<u16>,
+
+    /// The same
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
@@ -293,17 +312,31 @@ pub(crate) struct StatusArgs {
     pub(crate) watch: bool,
 }
 
+impl StatusArgs {
+    /// The port, however it was given.
+    pub(crate) fn named(mut self) -> Self {
+        self.port = self.port.or(self.positional);
+        self
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     Table,
     Json,
 }
 
+/// `5`, `0.5s`, `2m` or `1h`.
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text
+    let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    let with_unit = units
+        .iter()
+        .find_map(|&(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)));
+    let (number, unit) = with_unit.unwrap_or((text, 1.0));
+    let number: f64 = number
         .parse()
-        .map_err(|_| "not a number of seconds".to_owned())?;
-    let duration = Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())?;
+        .map_err(|_| "not a time, such as 5, 0.5s, 2m or 1h".to_owned())?;
+    let duration = Duration::try_from_secs_f64(number * unit).map_err(|e| e.to_string())?;
     // No clock reaches further than this for sure.
     Ok(duration.min(Duration::from_secs(u32::MAX.into())))
 }
@@ -362,6 +395,26 @@ mod tests {
         }
         let cli = parse(&["status"]).unwrap();
         assert!(matches!(cli.command, Command::Status(_)));
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, expected) in [
+            ("5", 5.0),
+            ("0.5s", 0.5),
+            ("2m", 120.0),
+            ("1h", 3600.0),
+            ("250ms", 0.25),
+        ] {
+            assert_eq!(
+                seconds(text),
+                Ok(Duration::from_secs_f64(expected)),
+                "{text}"
+            );
+        }
+        for text in ["", "s", "5 s", "5d", "-1s", "1e300h"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
     }
 
     #[test]

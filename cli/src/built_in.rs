@@ -18,7 +18,7 @@ use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, notify_ready};
 use crate::hangup::Hangups;
 use crate::own_address;
-use crate::signals::Shutdown;
+use crate::signals::{Shutdown, die_of};
 use crate::succession::{Course, Predecessor, Succession};
 
 /// How much longer a predecessor may take to end.
@@ -154,7 +154,7 @@ pub(crate) async fn serve(
     }
     gateway.drain();
     let until = Instant::now() + args.drain_timeout;
-    let mut code = exit::OK;
+    let mut forced = None;
     let finished = tokio::select! {
         // The server first, in any case: it closes its port.
         biased;
@@ -169,7 +169,7 @@ pub(crate) async fn serve(
         }
         signal = shutdown.recv() => {
             warn!("Second signal, ending at once");
-            code = exit::signalled(signal);
+            forced = Some(signal);
             false
         }
     };
@@ -182,7 +182,7 @@ pub(crate) async fn serve(
     if let Some(lock) = lock {
         lock.release()?;
     }
-    Ok(code)
+    Ok(forced.map_or(exit::OK, die_of))
 }
 
 async fn gone(predecessor: &mut Option<Predecessor>) {

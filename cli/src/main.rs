@@ -6,8 +6,10 @@ mod built_in;
 mod exit;
 mod guard;
 mod hangup;
+mod hints;
 mod output;
 mod own_address;
+mod pool;
 mod serve;
 mod signals;
 mod status;
@@ -35,7 +37,14 @@ use args::{Cli, Command};
 use exit::Failure;
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches_from(args::with_default_command(env::args_os()));
+    let arguments = args::with_default_command(env::args_os());
+    let matches = match Cli::command().try_get_matches_from(&arguments) {
+        Ok(matches) => matches,
+        Err(e) => match hints::hint(&arguments, &e) {
+            Some(hint) => return output::report(Failure::new(exit::USAGE, hint)),
+            None => e.exit(),
+        },
+    };
     if let Some(option) = args::without_effect(&matches) {
         let message = format!(
             "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs \
@@ -61,11 +70,11 @@ fn main() -> ExitCode {
         }
         Command::Stop(args) => {
             log(LevelFilter::WARN);
-            stop::run(&args)
+            stop::run(&args.named())
         }
         Command::Status(args) => {
             log(LevelFilter::WARN);
-            status::run(&args)
+            status::run(&args.named())
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

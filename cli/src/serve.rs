@@ -10,7 +10,7 @@ use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::signals::Shutdown;
+use crate::signals::{Shutdown, die_of};
 use crate::{built_in, output, supervise};
 #[cfg(unix)]
 use crate::{built_in::Prepared, succession::Succession};
@@ -46,7 +46,7 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
         Obtained::Succession(prepared, succession) => {
             return built_in::serve(*prepared, *succession, &args, shutdown).await;
         }
-        Obtained::Interrupted(signal) => return Ok(exit::signalled(signal)),
+        Obtained::Interrupted(signal) => return Ok(die_of(signal)),
     };
     if !args.command.is_empty() {
         drop(free);
@@ -182,7 +182,11 @@ async fn obtain(
         locks.acquire_interruptible(port, patience, || interrupted.load(Ordering::Relaxed))
     };
     match interruptible(shutdown, wait).await? {
-        Finished::Done(result) => Ok(Obtained::Lock(result?)),
+        Finished::Done(Ok(lock)) => Ok(Obtained::Lock(lock)),
+        Finished::Done(Err(e)) => {
+            output::note(&format!("Waited {patience:?} in vain"));
+            Err(e.into())
+        }
         Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
     }
 }

@@ -55,6 +55,7 @@ mod stop;
 mod sys;
 #[cfg(unix)]
 mod take_over;
+mod wait;
 
 /// The crate that the times in [`LockInfo`] and [`LockError`] are of.
 pub use chrono;

@@ -8,6 +8,8 @@ mod readme;
 #[cfg(unix)]
 mod regressions;
 mod serve;
+#[cfg(unix)]
+mod signals;
 mod status;
 mod stop;
 mod stories;
@@ -19,3 +21,4 @@ mod swap;
 mod terminal;
 #[cfg(windows)]
 mod windows;
+mod words;

@@ -12,7 +12,11 @@ use nix::unistd::Pid;
 use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
 
 use super::{LockFile, Process};
+
+mod watch;
+
 use crate::record::Identity;
+pub(crate) use watch::Watch;
 
 fn look_up<T>(
     pid: u32,

@@ -5,6 +5,7 @@ mod handle;
 mod holders;
 mod identity;
 mod process;
+mod watch;
 
 pub(crate) use generation::generation;
 pub(crate) use handle::ProcessHandle;
@@ -13,3 +14,4 @@ pub(crate) use holders::{
 };
 pub(crate) use identity::{forked_identity, identity, own_identity};
 pub(crate) use process::{is_anothers, process, process_started_at};
+pub(crate) use watch::Watch;
