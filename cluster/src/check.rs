@@ -50,7 +50,11 @@ pub struct EndpointCheck {
 }
 
 impl Check {
-    pub(crate) fn run(config: &Arc<Config>, keys: &Keys, interrupt: &Interrupt) -> Result<Self, ClusterError> {
+    pub(crate) fn run(
+        config: &Arc<Config>,
+        keys: &Keys,
+        interrupt: &Interrupt,
+    ) -> Result<Self, ClusterError> {
         let http = Http::new(config, ATTEMPT, Some(interrupt));
         let endpoints = config
             .url

@@ -196,7 +196,11 @@ enum Verdict {
 
 fn judge(seen: &Seen, lock_delay: Duration) -> Result<Verdict, String> {
     let Some(fence) = &seen.fence else {
-        return Ok(if seen.holder.is_some() { Verdict::Held } else { Verdict::Free });
+        return Ok(if seen.holder.is_some() {
+            Verdict::Held
+        } else {
+            Verdict::Free
+        });
     };
     let fence = match Fence::read(&fence.value) {
         Ok(fence) => fence,
@@ -220,11 +224,12 @@ impl Candidate {
         self.look()?;
         let mut backoff = Backoff::new(Duration::from_secs(1));
         loop {
-            let verdict =
-                judge(&self.seen, self.options.lock_delay).map_err(|reason| ClusterError::Corrupt {
+            let verdict = judge(&self.seen, self.options.lock_delay).map_err(|reason| {
+                ClusterError::Corrupt {
                     key: self.fence.clone(),
                     reason,
-                })?;
+                }
+            })?;
             let now = BootTime::now();
             match verdict {
                 Verdict::Held => self.wait(None)?,
@@ -364,7 +369,8 @@ impl Candidate {
             // Its time is over, its key is not. Gone by itself meanwhile is as good.
             let its = If::Created(&self.holder, over);
             let same = If::Modified(&self.fence, self.seen.fence_revision());
-            self.http.txn(&[its, same], &[Do::Delete(&self.holder)], &[])?;
+            self.http
+                .txn(&[its, same], &[Do::Delete(&self.holder)], &[])?;
         }
         let timing = self.options.timing;
         let nonce = &self.options.record.nonce;
@@ -373,16 +379,30 @@ impl Candidate {
         let sent = BootTime::now();
         let txn = self.http.txn(
             &[If::Created(&self.holder, 0), unchanged],
-            &[Do::Put(&self.holder, &self.json, lease), Do::Put(&self.fence, &fence, 0)],
+            &[
+                Do::Put(&self.holder, &self.json, lease),
+                Do::Put(&self.fence, &fence, 0),
+            ],
             &[Do::Get(&self.holder), Do::Get(&self.fence)],
         )?;
         let mut found = txn.found.into_iter();
         let holder: Option<Kv> = found.next().flatten();
         // An answer that was lost, and a try that found ourselves.
-        let ours = holder.as_ref().filter(|kv| kv.lease == lease).map(|kv| kv.create_revision);
-        let token = if txn.succeeded { Some(txn.revision) } else { ours };
+        let ours = holder
+            .as_ref()
+            .filter(|kv| kv.lease == lease)
+            .map(|kv| kv.create_revision);
+        let token = if txn.succeeded {
+            Some(txn.revision)
+        } else {
+            ours
+        };
         if let Some(token) = token {
-            return Ok(Some(Held { token, lease, sent: sent.min(txn.sent) }));
+            return Ok(Some(Held {
+                token,
+                lease,
+                sent: sent.min(txn.sent),
+            }));
         }
         self.seen.holder = holder;
         self.seen.set_fence(found.next().flatten());
@@ -474,9 +494,17 @@ mod tests {
         let since = BootTime::from_nanos(1_000_000_000);
         let over = since + Duration::from_secs(4);
         let delay = Duration::from_secs(1);
-        let fences = [None, kv(&held.clone().freed().to_json()), kv(&held.to_json())];
+        let fences = [
+            None,
+            kv(&held.clone().freed().to_json()),
+            kv(&held.to_json()),
+        ];
         let verdict = |holder: Option<Kv>, fence: Option<Kv>| {
-            let seen = Seen { holder, fence, since: Some(since) };
+            let seen = Seen {
+                holder,
+                fence,
+                since: Some(since),
+            };
             judge(&seen, delay)
         };
         let [none, free, held] = fences;

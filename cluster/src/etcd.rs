@@ -121,7 +121,12 @@ impl Http {
             .map(drop)
     }
 
-    pub(crate) fn txn(&self, ifs: &[If<'_>], then: &[Do<'_>], or: &[Do<'_>]) -> Result<Txn, ClusterError> {
+    pub(crate) fn txn(
+        &self,
+        ifs: &[If<'_>],
+        then: &[Do<'_>],
+        or: &[Do<'_>],
+    ) -> Result<Txn, ClusterError> {
         let body = json!({
             "compare": ifs.iter().map(condition).collect::<Vec<_>>(),
             "success": then.iter().map(step).collect::<Vec<_>>(),

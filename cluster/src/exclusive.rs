@@ -2,6 +2,7 @@
 //! since all of this goes by a clock and asks nobody's leave.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -119,7 +120,10 @@ impl Exclusive {
             token: held.token,
             lease: held.lease,
             shared: Arc::new(Shared {
-                state: Mutex::new(State { deadline, lost: None }),
+                state: Mutex::new(State {
+                    deadline,
+                    lost: None,
+                }),
                 changed: Condvar::new(),
             }),
             stop: Interrupt::new(),
@@ -152,6 +156,7 @@ impl Exclusive {
             token: self.token,
             lease: self.lease,
             beat: 0,
+            revision: self.token,
             sent,
             shared: Arc::clone(&self.shared),
             stop: self.stop.clone(),
@@ -211,10 +216,12 @@ impl Exclusive {
         timeout: Option<Duration>,
         interrupt: &Interrupt,
     ) -> Result<Option<Lost>, ClusterError> {
-        let shared = Arc::clone(&self.shared);
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let (flag, shared) = (Arc::clone(&interrupted), Arc::clone(&self.shared));
         let _hooked = interrupt.hook(move || {
-            // Not between look and wait. The lock is never held while a hook is set.
-            drop(shared.lock());
+            // Under the lock, so not between a look and a wait.
+            let _state = shared.lock();
+            flag.store(true, Ordering::Relaxed);
             shared.changed.notify_all();
         });
         let until = timeout.map(|timeout| Instant::now() + timeout);
@@ -230,23 +237,21 @@ impl Exclusive {
                     deadline: state.deadline,
                 }));
             }
-            let left = until.map_or(LOOK, |until| until.saturating_duration_since(Instant::now()));
+            let left = until.map_or(LOOK, |until| {
+                until.saturating_duration_since(Instant::now())
+            });
             if left.is_zero() {
                 return Ok(None);
             }
-            drop(state);
-            if interrupt.is_interrupted() {
+            if interrupted.load(Ordering::Relaxed) {
                 return Err(ClusterError::Interrupted);
             }
-            state = self.shared.lock();
-            if state.lost.is_none() {
-                state = self
-                    .shared
-                    .changed
-                    .wait_timeout(state, left.min(drain).min(LOOK))
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
-            }
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, left.min(drain).min(LOOK))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -295,7 +300,11 @@ impl Exclusive {
         let steps = [Do::Delete(&self.holder), Do::Put(&self.fence, &json, 0)];
         let ours = [If::Created(&self.holder, self.token)];
         #[cfg(feature = "planted-faults")]
-        let ours = if crate::faults::release_by_name() { &[][..] } else { &ours[..] };
+        let ours = if crate::faults::release_by_name() {
+            &[][..]
+        } else {
+            &ours[..]
+        };
         #[cfg(not(feature = "planted-faults"))]
         let ours = &ours[..];
         let txn = http.txn(ours, &steps, &[Do::Get(&self.fence)])?;
@@ -363,6 +372,8 @@ struct Renewer {
     token: u64,
     lease: u64,
     beat: u64,
+    /// Of the last beat.
+    revision: u64,
     /// The last renewal that succeeded.
     sent: BootTime,
     shared: Arc<Shared>,
@@ -404,9 +415,18 @@ impl Renewer {
             &[],
         )?;
         if !txn.succeeded {
-            self.shared.lose("another has the service, or its key was removed");
+            self.shared
+                .lose("another has the service, or its key was removed");
             return Ok(false);
         }
+        // Each beat makes a revision: what shows none is the answer to something else.
+        if txn.revision <= self.revision {
+            return Err(ClusterError::NotEtcd {
+                address: "etcd".into(),
+                reason: format!("revision {} was given before", txn.revision),
+            });
+        }
+        self.revision = txn.revision;
         self.succeed(txn.sent);
         // The key's lease only cleans up after us; but without the key the next beat fails.
         match self.http.keep_alive(self.lease) {
@@ -420,7 +440,11 @@ impl Renewer {
 
     fn succeed(&mut self, sent: BootTime) {
         #[cfg(feature = "planted-faults")]
-        let sent = if crate::faults::deadline_from_answer() { BootTime::now() } else { sent };
+        let sent = if crate::faults::deadline_from_answer() {
+            BootTime::now()
+        } else {
+            sent
+        };
         if self.failing {
             self.failing = false;
             info!("Lease of {}: etcd answers again", self.service);

@@ -77,7 +77,11 @@ enum Failure {
 
 impl Http {
     /// Gives each member `attempt` for a request.
-    pub(crate) fn new(config: &Arc<Config>, attempt: Duration, interrupt: Option<&Interrupt>) -> Self {
+    pub(crate) fn new(
+        config: &Arc<Config>,
+        attempt: Duration,
+        interrupt: Option<&Interrupt>,
+    ) -> Self {
         let mut builder = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -128,13 +132,19 @@ impl Http {
     }
 
     /// Asks this member alone.
-    pub(crate) fn call_at(&self, index: usize, path: &str, body: &Value) -> Result<Answer, ClusterError> {
+    pub(crate) fn call_at(
+        &self,
+        index: usize,
+        path: &str,
+        body: &Value,
+    ) -> Result<Answer, ClusterError> {
         let endpoint = &self.config.url.endpoints[index];
-        self.ask(endpoint, path, body).map_err(|failure| match failure {
-            Failure::Everywhere(error) => error,
-            Failure::Here(reason) => unreachable(endpoint, reason),
-            Failure::LoggedOut => unreachable(endpoint, "the login did not last".into()),
-        })
+        self.ask(endpoint, path, body)
+            .map_err(|failure| match failure {
+                Failure::Everywhere(error) => error,
+                Failure::Here(reason) => unreachable(endpoint, reason),
+                Failure::LoggedOut => unreachable(endpoint, "the login did not last".into()),
+            })
     }
 
     /// An answer without an end, line by line; a read fails after `silence`.
@@ -296,7 +306,11 @@ impl Http {
             .unwrap_or_default();
         let body: Value = serde_json::from_str(&text).unwrap_or_default();
         // A stream's error is wrapped in another.
-        let body = if body["error"].is_object() { &body["error"] } else { &body };
+        let body = if body["error"].is_object() {
+            &body["error"]
+        } else {
+            &body
+        };
         let number = body["code"].as_i64().or(body["grpc_code"].as_i64());
         let message = body["message"].as_str().or(body["error"].as_str());
         let (Some(number), Some(message)) = (number, message) else {
@@ -364,7 +378,12 @@ fn tls(url: &ClusterUrl) -> Result<TlsConfig, ClusterError> {
     let identity = url
         .identity
         .as_ref()
-        .map(|(cert, key)| Ok(ClientCert::new_with_certs(&certificates(cert)?, private_key(key)?)))
+        .map(|(cert, key)| {
+            Ok(ClientCert::new_with_certs(
+                &certificates(cert)?,
+                private_key(key)?,
+            ))
+        })
         .transpose()?;
     Ok(TlsConfig::builder()
         .root_certs(RootCerts::new_with_certs(&roots))

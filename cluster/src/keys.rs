@@ -110,7 +110,12 @@ mod tests {
         assert_eq!(keys.split(&key), Some((Kind::Server, "chat", "gpu1:8000")));
         let key = keys.holder("chat");
         assert_eq!(keys.split(&key), Some((Kind::Holder, "chat", "holder")));
-        for foreign in ["/a/b/v1/servers/chat", "/a/b/v2/servers/c/d", "/a/b/v1/exclusive/c/x", ""] {
+        for foreign in [
+            "/a/b/v1/servers/chat",
+            "/a/b/v2/servers/c/d",
+            "/a/b/v1/exclusive/c/x",
+            "",
+        ] {
             assert_eq!(keys.split(foreign), None, "{foreign}");
         }
     }

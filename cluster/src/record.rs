@@ -137,7 +137,11 @@ impl Record {
     }
 
     /// Reads what `service` has under `instance` (or as its holder), or says why it is none.
-    pub(crate) fn read(bytes: &[u8], service: &str, instance: Option<&str>) -> Result<Self, String> {
+    pub(crate) fn read(
+        bytes: &[u8],
+        service: &str,
+        instance: Option<&str>,
+    ) -> Result<Self, String> {
         if bytes.len() > MAX_LEN {
             return Err(format!("longer than {MAX_LEN} bytes"));
         }
@@ -236,7 +240,10 @@ mod tests {
             .with_slots(4);
         assert_eq!(record.url, "http://[fe80::1]:8000");
         let json = record.to_json().unwrap();
-        assert_eq!(Record::read(json.as_bytes(), "chat", Some("fe80::1:8000")), Ok(record));
+        assert_eq!(
+            Record::read(json.as_bytes(), "chat", Some("fe80::1:8000")),
+            Ok(record)
+        );
     }
 
     #[test]
@@ -276,7 +283,10 @@ mod tests {
             ("token", (-1).into()),
         ] {
             let bad = json(|v| v[field] = value.clone());
-            assert!(Record::read(&bad, "chat", None).is_err(), "{field}: {value}");
+            assert!(
+                Record::read(&bad, "chat", None).is_err(),
+                "{field}: {value}"
+            );
         }
         assert!(Record::read(&json(|_| ()), "chat", Some("gpu2:8000")).is_err());
         assert!(Record::read(&[b' '; MAX_LEN + 1], "chat", None).is_err());
@@ -291,7 +301,10 @@ mod tests {
             Record::new("chat", "gpu1", 0),
             Record::new("chat", "gpu1", 1).with_pid(0),
         ] {
-            assert!(matches!(record.to_json(), Err(ClusterError::InvalidRecord { .. })));
+            assert!(matches!(
+                record.to_json(),
+                Err(ClusterError::InvalidRecord { .. })
+            ));
         }
     }
 

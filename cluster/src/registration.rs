@@ -101,7 +101,11 @@ impl Registration {
         let worker = Worker {
             http: Http::new(config, attempt, None),
             key,
-            what: format!("Registration of {} on {}", record.service, record.instance()),
+            what: format!(
+                "Registration of {} on {}",
+                record.service,
+                record.instance()
+            ),
             nonce: record.nonce,
             json,
             ttl,
@@ -249,7 +253,13 @@ impl Worker {
             && let Err(error) = self.http.put(&self.key, &self.json, lease)
         {
             // Written with the next renewal.
-            if !matches!(error, ClusterError::Refused { code: code::NOT_FOUND, .. }) {
+            if !matches!(
+                error,
+                ClusterError::Refused {
+                    code: code::NOT_FOUND,
+                    ..
+                }
+            ) {
                 warn!("{}: {error}", self.what);
             }
         }

@@ -85,10 +85,17 @@ impl Inbox {
         interrupt.hook(move || drop(tell.send(Message::Interrupted)))
     }
 
-    fn next(&self, until: Option<Instant>, interrupt: &Interrupt) -> Result<Option<Event>, ClusterError> {
+    fn next(
+        &self,
+        until: Option<Instant>,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Event>, ClusterError> {
         loop {
             let message = match until {
-                None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                None => self
+                    .messages
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
                 Some(until) => self
                     .messages
                     .recv_timeout(until.saturating_duration_since(Instant::now())),
@@ -155,7 +162,10 @@ impl StopRequests {
 
     fn accept(&self, kv: &Kv) -> Option<StopRequest> {
         let Some(mut request) = StopRequest::read(&kv.value) else {
-            warn!("{} in etcd is no request to stop: ignored", kv.key.escape_debug());
+            warn!(
+                "{} in etcd is no request to stop: ignored",
+                kv.key.escape_debug()
+            );
             return None;
         };
         if request.server != self.server || request.accepted {
@@ -245,7 +255,11 @@ impl StopTicket {
     /// # Errors
     ///
     /// [`ClusterError::Interrupted`]; what etcd says.
-    pub fn wait(&self, timeout: Duration, interrupt: &Interrupt) -> Result<StopAnswer, ClusterError> {
+    pub fn wait(
+        &self,
+        timeout: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<StopAnswer, ClusterError> {
         let until = Instant::now() + timeout;
         let http = Http::new(&self.config, ATTEMPT, Some(interrupt));
         loop {
@@ -268,9 +282,13 @@ impl StopTicket {
 
     /// Neither registered nor active.
     fn has_ended(&self, http: &Http) -> Result<bool, ClusterError> {
-        let server = self.keys.server(&self.record.service, &self.record.instance());
+        let server = self
+            .keys
+            .server(&self.record.service, &self.record.instance());
         let holder = self.keys.holder(&self.record.service);
-        let found = http.txn(&[], &[Do::Get(&server), Do::Get(&holder)], &[])?.found;
+        let found = http
+            .txn(&[], &[Do::Get(&server), Do::Get(&holder)], &[])?
+            .found;
         Ok(!found.iter().flatten().any(|kv| {
             Record::read(&kv.value, &self.record.service, None)
                 .is_ok_and(|record| record.nonce == self.record.nonce)

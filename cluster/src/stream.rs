@@ -207,7 +207,11 @@ impl<T: FnMut(Event) -> bool> Follower<T> {
             };
             let revision = kv.mod_revision;
             let deleted = event["type"] == "DELETE";
-            let event = if deleted { Event::Deleted(kv.key) } else { Event::Put(kv) };
+            let event = if deleted {
+                Event::Deleted(kv.key)
+            } else {
+                Event::Put(kv)
+            };
             if !(self.tell)(event) {
                 return Some(End::Enough);
             }

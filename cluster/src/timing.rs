@@ -160,7 +160,10 @@ mod tests {
                    = 6.25 s, which is not less than the TTL of 3 s: lower the drain to 0.7 s";
         assert!(error.contains(sum), "{error}");
         Timing::new(secs(3.0), secs(0.7)).unwrap();
-        assert!(Timing::new(secs(3.0), secs(0.75)).is_err(), "the bound is strict");
+        assert!(
+            Timing::new(secs(3.0), secs(0.75)).is_err(),
+            "the bound is strict"
+        );
     }
 
     #[test]

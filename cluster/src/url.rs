@@ -120,9 +120,11 @@ fn read(url: &str) -> Result<ClusterUrl, String> {
     };
     let (hosts, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if hosts.contains('@') {
-        return Err("a user and a password don't belong into it, where all users of the machine \
+        return Err(
+            "a user and a password don't belong into it, where all users of the machine \
                     can read them: set LLMLB_CLUSTER_USER and LLMLB_CLUSTER_PASSWORD"
-            .into());
+                .into(),
+        );
     }
     let endpoints = hosts
         .split(',')
@@ -152,7 +154,10 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
             .ok_or_else(|| format!("{text:?} lacks its ]"))?;
         host.parse::<std::net::Ipv6Addr>()
             .map_err(|_| format!("{host:?} is no IPv6 address"))?;
-        (host, port.strip_prefix(':').or(port.is_empty().then_some("")))
+        (
+            host,
+            port.strip_prefix(':').or(port.is_empty().then_some("")),
+        )
     } else {
         match text.split_once(':') {
             Some((host, port)) if !port.is_empty() => (host, Some(port)),
@@ -167,7 +172,11 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
             .ok()
             .filter(|&port| port != 0)
             .ok_or_else(|| format!("{port:?} is no port"))?,
-        None => return Err(format!("{text:?} is no HOST:PORT (IPv6 addresses stand in [])")),
+        None => {
+            return Err(format!(
+                "{text:?} is no HOST:PORT (IPv6 addresses stand in [])"
+            ));
+        }
     };
     let valid = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
     if host.is_empty() || host.len() > 253 || !host.chars().all(valid) {
@@ -264,7 +273,9 @@ mod tests {
     fn a_password_is_refused_and_not_repeated() {
         let error = ClusterUrl::parse("etcd://root:secret@h1").unwrap_err();
         assert!(!error.to_string().contains("secret"), "{error}");
-        let url = ClusterUrl::parse("etcd://h1").unwrap().with_user("u", "secret");
+        let url = ClusterUrl::parse("etcd://h1")
+            .unwrap()
+            .with_user("u", "secret");
         assert!(!format!("{url:?} {url}").contains("secret"));
     }
 }

@@ -30,7 +30,11 @@ pub struct Skipped {
 
 impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} in etcd is not a record of llmlb: {}", self.key, self.reason)
+        write!(
+            f,
+            "{} in etcd is not a record of llmlb: {}",
+            self.key, self.reason
+        )
     }
 }
 

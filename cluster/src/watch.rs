@@ -89,7 +89,10 @@ impl Watch {
         let until = timeout.map(|timeout| std::time::Instant::now() + timeout);
         loop {
             let message = match until {
-                None => self.changes.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                None => self
+                    .changes
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
                 Some(until) => self
                     .changes
                     .recv_timeout(until.saturating_duration_since(std::time::Instant::now())),

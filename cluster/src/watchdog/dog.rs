@@ -125,8 +125,14 @@ impl Dog {
             // Below 1e9, whatever the type's name on this machine.
             tv_nsec: (nanos % 1_000_000_000) as _,
         };
-        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let timer = Itimerspec { it_interval: none, it_value: value };
+        let none = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let timer = Itimerspec {
+            it_interval: none,
+            it_value: value,
+        };
         timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &timer)?;
         self.answer(&Message::Armed(at))
     }
@@ -209,7 +215,10 @@ impl Server {
             tv_sec: 0,
             tv_nsec: time.subsec_nanos().into(),
         };
-        match poll(&mut [PollFd::new(&self.handle.as_fd(), PollFlags::IN)], Some(&timeout)) {
+        match poll(
+            &mut [PollFd::new(&self.handle.as_fd(), PollFlags::IN)],
+            Some(&timeout),
+        ) {
             Ok(ready) => Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => Ok(false),
             Err(e) => Err(e.into()),

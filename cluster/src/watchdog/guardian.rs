@@ -182,8 +182,8 @@ impl Watchdog {
                 format!("{pid} is not the id of a process"),
             )));
         };
-        let handle = pidfd_open(raw, PidfdFlags::empty())
-            .map_err(|e| ClusterError::Watchdog(e.into()))?;
+        let handle =
+            pidfd_open(raw, PidfdFlags::empty()).map_err(|e| ClusterError::Watchdog(e.into()))?;
         let message = Message::Guard(cgroup.map(Path::to_owned));
         {
             let mut state = self.shared.lock();
@@ -216,7 +216,8 @@ impl Watchdog {
             state.unanswered.get_or_insert_with(Instant::now);
         }
         if let Err(error) = self.channel.send(&Message::Deadline(kill_at), None) {
-            self.shared.fail(&format!("the watchdog does not listen: {error}"));
+            self.shared
+                .fail(&format!("the watchdog does not listen: {error}"));
         }
     }
 
@@ -269,7 +270,9 @@ impl Drop for Watchdog {
     fn drop(&mut self) {
         // It sees our end, kills the server if there still is one, and ends.
         let _ = rustix::net::shutdown(&*self.channel, rustix::net::Shutdown::Write);
-        let gone = self.shared.wait(Duration::from_secs(2), |state| state.failure.is_some());
+        let gone = self
+            .shared
+            .wait(Duration::from_secs(2), |state| state.failure.is_some());
         let mut child = self.child();
         if !gone {
             // Stopped or stuck: without it the server is nobody's.
