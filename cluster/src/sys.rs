@@ -1,9 +1,7 @@
-//! The two calls that rustix has no safe name for, and descriptors passed by number: all `unsafe`
-//! of this crate is here.
+//! The two calls that rustix has no safe name for: all `unsafe` of this crate is here.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// Real-time priority for this thread, above all that is not real-time. Needs CAP_SYS_NICE or
 /// RLIMIT_RTPRIO.
@@ -26,14 +24,4 @@ pub(crate) fn close_inherited() {
     // SAFETY: no pointers; that nothing of this process is among them is the caller's contract.
     // Before Linux 5.9 there is no such call, and what was inherited stays open.
     let _ = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
-}
-
-/// Takes over a descriptor that this process was given by number, if it is open.
-pub(crate) fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_GETFD takes any number, and says whether it is a descriptor.
-    if number < 3 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
-    }
-    // SAFETY: it is open, and by the protocol of the gate nothing else in this process owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

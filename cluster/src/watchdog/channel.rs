@@ -1,4 +1,4 @@
-//! What guardian and watchdog say to each other, one packet each. Apart, since both sides read it.
+//! What guardian, watchdog and gate say to each other, one packet each. Apart, since all read it.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -35,6 +35,8 @@ pub(crate) enum Message {
     Ended(bool),
     /// The server was killed, as its time was over.
     Fired,
+    /// To the gate: become the server, with the standard input that comes with this.
+    Open,
 }
 
 impl Message {
@@ -48,6 +50,7 @@ impl Message {
             Self::Guarding => (6, 0, &[]),
             Self::Ended(killed) => (7, u64::from(*killed), &[]),
             Self::Fired => (8, 0, &[]),
+            Self::Open => (9, 0, &[]),
         };
         let mut packet = vec![0; HEADER];
         packet[0] = tag;
@@ -68,6 +71,7 @@ impl Message {
             6 => Self::Guarding,
             7 => Self::Ended(number != 0),
             8 => Self::Fired,
+            9 => Self::Open,
             _ => return None,
         })
     }
@@ -179,6 +183,7 @@ mod tests {
             Message::Guarding,
             Message::Ended(false),
             Message::Fired,
+            Message::Open,
         ] {
             ours.send(&message, Some(io::stdin().as_fd())).unwrap();
             let (heard, fd) = theirs.receive(true).unwrap().unwrap();

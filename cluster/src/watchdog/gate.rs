@@ -1,47 +1,45 @@
 //! The gate: a process that becomes the server only when the watchdog has a handle of it. Apart
 //! from the guardian, as one half runs in the child.
 
-use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
-
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::pipe::{PipeFlags, pipe_with};
+use std::process::{Command, Stdio};
 
 use crate::error::ClusterError;
-use crate::sys;
+use crate::watchdog::channel::{Channel, Message};
 use crate::watchdog::guardian::Watchdog;
-
-const GO: u8 = b'g';
 
 /// Holds back a server that was started through it. Dropping it shut ends the process: it never
 /// becomes the server.
+///
+/// The child waits on its standard input; what opens the gate brings the server's own. No other
+/// descriptor is inherited, so nothing leaks into what other threads start meanwhile.
 #[derive(Debug)]
 #[must_use = "the server starts when this is opened"]
 pub struct Gate<'a> {
     watchdog: &'a Watchdog,
-    ours: File,
-    /// Inherited by the child; ours until it has been started.
-    theirs: OwnedFd,
+    channel: Channel,
+    stdin: OwnedFd,
 }
 
 impl<'a> Gate<'a> {
-    /// Adds what [`pass_gate`] reads to `launcher`, which is the program with its hidden
-    /// subcommand; the server's program and arguments are added behind it.
-    pub(crate) fn new(watchdog: &'a Watchdog, launcher: &mut Command) -> io::Result<Self> {
-        let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
-        // Above the standard ones, which the child sets up anew.
-        let theirs = rustix::io::fcntl_dupfd_cloexec(&theirs, 3)?;
-        fcntl_setfd(&theirs, FdFlags::empty())?;
-        launcher.arg(theirs.as_raw_fd().to_string());
+    pub(crate) fn new(
+        watchdog: &'a Watchdog,
+        launcher: &mut Command,
+        stdin: Option<OwnedFd>,
+    ) -> io::Result<Self> {
+        let (channel, theirs) = Channel::pair()?;
+        launcher.stdin(Stdio::from(theirs));
         Ok(Self {
             watchdog,
-            ours: ours.into(),
-            theirs,
+            channel,
+            stdin: match stdin {
+                Some(stdin) => stdin,
+                None => File::open("/dev/null")?.into(),
+            },
         })
     }
 
@@ -51,37 +49,33 @@ impl<'a> Gate<'a> {
     /// # Errors
     ///
     /// [`ClusterError::Watchdog`]: the watchdog has no handle of it; the child ends.
-    pub fn open(mut self, pid: u32, cgroup: Option<&Path>) -> Result<(), ClusterError> {
-        drop(self.theirs);
+    pub fn open(self, pid: u32, cgroup: Option<&Path>) -> Result<(), ClusterError> {
         self.watchdog.guard(pid, cgroup)?;
-        self.ours.write_all(&[GO]).map_err(ClusterError::Watchdog)
+        self.channel
+            .send(&Message::Open, Some(self.stdin.as_fd()))
+            .map_err(ClusterError::Watchdog)
     }
 }
 
-/// What the hidden subcommand does: waits for the gate to open, then becomes the server. `number`
-/// is the first argument that the guardian added. Returns only if it can't.
+/// What the hidden subcommand does: waits for the gate to open, then becomes the server. Returns
+/// only if it can't.
 ///
 /// # Errors
 ///
 /// Why not: the guardian is gone ([`BrokenPipe`](io::ErrorKind::BrokenPipe)), or the command can't
 /// be executed.
-pub fn pass_gate(number: &OsStr, server: &mut Command) -> io::Error {
-    match wait(number) {
+pub fn pass_gate(server: &mut Command) -> io::Error {
+    match wait() {
         Ok(()) => server.exec(),
         Err(error) => error,
     }
 }
 
-fn wait(number: &OsStr) -> io::Result<()> {
-    let number = number
-        .to_str()
-        .and_then(|number| number.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a gate's number"))?;
-    // Closed when this returns, so the server does not have it.
-    let mut pipe = File::from(sys::take_descriptor(number)?);
-    let mut go = [0];
-    match pipe.read_exact(&mut go) {
-        Ok(()) if go == [GO] => Ok(()),
+fn wait() -> io::Result<()> {
+    let channel = Channel::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
+    match channel.receive(true) {
+        Ok(Some((Message::Open, Some(stdin)))) => Ok(rustix::stdio::dup2_stdin(stdin)?),
+        Err(error) if error.kind() != io::ErrorKind::InvalidData => Err(error),
         _ => Err(io::Error::new(
             io::ErrorKind::BrokenPipe,
             "its guardian ended before the server was started",

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -47,6 +48,8 @@ struct State {
     told: Option<BootTime>,
     unanswered: Option<Instant>,
     failure: Option<String>,
+    /// Its end of the channel is gone, and it with that.
+    closed: bool,
     on_failure: Option<OnFailure>,
 }
 
@@ -71,9 +74,22 @@ impl Shared {
 
     /// Whether `done` came true before the watchdog failed.
     fn wait(&self, timeout: Duration, done: impl Fn(&State) -> bool) -> bool {
+        self.wait_or(timeout, &done, |state| state.failure.is_some())
+    }
+
+    fn wait_closed(&self, timeout: Duration) -> bool {
+        self.wait_or(timeout, |state| state.closed, |_| false)
+    }
+
+    fn wait_or(
+        &self,
+        timeout: Duration,
+        done: impl Fn(&State) -> bool,
+        over: impl Fn(&State) -> bool,
+    ) -> bool {
         let until = Instant::now() + timeout;
         let mut state = self.lock();
-        while !done(&state) && state.failure.is_none() {
+        while !done(&state) && !over(&state) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -163,14 +179,18 @@ impl Watchdog {
     }
 
     /// Has the server started by `launcher` (the program with its hidden subcommand for
-    /// [`pass_gate`](crate::watchdog::pass_gate)), behind a gate that opens when it is watched. Add
-    /// the server's own program and arguments after this.
+    /// [`pass_gate`](crate::watchdog::pass_gate)), behind a gate that opens when it is watched. The
+    /// launcher's standard input is the gate's; the server gets `stdin`, or `/dev/null`.
     ///
     /// # Errors
     ///
     /// [`ClusterError::Watchdog`].
-    pub fn gate(&self, launcher: &mut Command) -> Result<Gate<'_>, ClusterError> {
-        Gate::new(self, launcher).map_err(ClusterError::Watchdog)
+    pub fn gate(
+        &self,
+        launcher: &mut Command,
+        stdin: Option<OwnedFd>,
+    ) -> Result<Gate<'_>, ClusterError> {
+        Gate::new(self, launcher, stdin).map_err(ClusterError::Watchdog)
     }
 
     /// Watches this process, which is a child that has not been waited for.
@@ -191,7 +211,7 @@ impl Watchdog {
             state.ended = false;
         }
         self.channel
-            .send(&message, Some(std::os::fd::AsFd::as_fd(&handle)))
+            .send(&message, Some(handle.as_fd()))
             .map_err(ClusterError::Watchdog)?;
         if self.shared.wait(START, |state| state.guarding) {
             return Ok(());
@@ -257,22 +277,23 @@ impl Watchdog {
 }
 
 fn listen(channel: &Channel, shared: &Shared) {
-    loop {
+    let reason = loop {
         match channel.receive(true) {
             Ok(Some((message, _))) => shared.hear(&message),
-            Ok(None) => return shared.fail("the watchdog has ended"),
-            Err(error) => return shared.fail(&format!("the watchdog can't be heard: {error}")),
+            Ok(None) => break "the watchdog has ended".to_owned(),
+            Err(error) => break format!("the watchdog can't be heard: {error}"),
         }
-    }
+    };
+    shared.lock().closed = true;
+    shared.fail(&reason);
+    shared.changed.notify_all();
 }
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
         // It sees our end, kills the server if there still is one, and ends.
         let _ = rustix::net::shutdown(&*self.channel, rustix::net::Shutdown::Write);
-        let gone = self
-            .shared
-            .wait(Duration::from_secs(2), |state| state.failure.is_some());
+        let gone = self.shared.wait_closed(Duration::from_secs(2));
         let mut child = self.child();
         if !gone {
             // Stopped or stuck: without it the server is nobody's.

@@ -28,7 +28,7 @@ mod linux {
         match role.to_str() {
             Some("watchdog") => watchdog::run().expect("it watches"),
             Some("gate") => {
-                let error = watchdog::pass_gate(&args[0], Command::new(&args[1]).args(&args[2..]));
+                let error = watchdog::pass_gate(Command::new(&args[0]).args(&args[1..]));
                 eprintln!("gate: {error}");
                 exit(127);
             }
@@ -114,7 +114,7 @@ mod linux {
             return child.map_err(ClusterError::Watchdog);
         };
         command.arg("gate");
-        let gate = watchdog.gate(&mut command)?;
+        let gate = watchdog.gate(&mut command, None)?;
         command.arg(&own).args(server);
         let mut child = command.spawn().map_err(ClusterError::Watchdog)?;
         if let Err(error) = gate.open(child.id(), None) {
@@ -138,7 +138,7 @@ mod linux {
             .stdout(Stdio::null())
             .process_group(0)
             .arg("gate");
-        let gate = watchdog.gate(&mut command).expect("a gate");
+        let gate = watchdog.gate(&mut command, None).expect("a gate");
         command.args(args);
         let child = command.spawn().expect("the server");
         say(format!("gated {}", child.id()));
