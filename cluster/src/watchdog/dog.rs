@@ -231,5 +231,7 @@ fn pid_of(handle: &OwnedFd) -> Option<rustix::process::Pid> {
     use std::os::fd::AsRawFd;
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", handle.as_raw_fd())).ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
-    rustix::process::Pid::from_raw(line.trim().parse().ok()?)
+    // -1 once it has ended, which rustix takes for a bug.
+    let number: i32 = line.trim().parse().ok()?;
+    (number > 0).then(|| rustix::process::Pid::from_raw(number))?
 }

@@ -1,7 +1,7 @@
 //! Real etcd, one node or several, on loopback, with its data below `target`.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -161,10 +161,48 @@ impl Etcd {
         Cluster::connect(&self.url(prefix)).expect("no certificates")
     }
 
+    /// A request that llmlb would not make, of the first node that answers.
+    pub fn call(&self, path: &str, body: &str) -> String {
+        self.nodes
+            .iter()
+            .find_map(|node| ask(node.port, path, body).ok())
+            .expect("a node answers")
+    }
+
     /// A file below its directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
+}
+
+fn ask(port: u16, path: &str, body: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    write!(
+        stream,
+        "POST /v3/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    Ok(answer)
+}
+
+pub fn base64(text: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    text.as_bytes()
+        .chunks(3)
+        .flat_map(|chunk| {
+            let bits = (0..3).fold(0u32, |n, i| (n << 8) | u32::from(*chunk.get(i).unwrap_or(&0)));
+            (0..4).map(move |i| {
+                if i <= chunk.len() {
+                    char::from(DIGITS[(bits >> (18 - 6 * i)) as usize & 63])
+                } else {
+                    '='
+                }
+            })
+        })
+        .collect()
 }
 
 impl Node {

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use llmlb_cluster_tests::etcd::Etcd;
+use llmlb_cluster_tests::etcd::{Etcd, base64};
 use llmlb_cluster_tests::proxy::Proxy;
 use llmlb_cluster_tests::{PATIENCE, eventually};
 use llmlb_lock_cluster::{
@@ -51,45 +51,10 @@ fn through(proxies: &[&Proxy]) -> Cluster {
     Cluster::connect(&url).unwrap()
 }
 
-/// By a request of our own: what no llmlb would write.
+/// What no llmlb would write.
 fn put(etcd: &Etcd, key: &str, value: &str) {
-    call(
-        etcd,
-        "kv/put",
-        &format!(r#"{{"key":"{}","value":"{}"}}"#, base64(key), base64(value)),
-    );
-}
-
-fn call(etcd: &Etcd, path: &str, body: &str) -> String {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(("127.0.0.1", etcd.nodes[0].port)).unwrap();
-    write!(
-        stream,
-        "POST /v3/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    answer
-}
-
-fn base64(text: &str) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    text.as_bytes()
-        .chunks(3)
-        .flat_map(|chunk| {
-            let bits = (0..3).fold(0u32, |n, i| n << 8 | u32::from(*chunk.get(i).unwrap_or(&0)));
-            (0..4).map(move |i| {
-                if i <= chunk.len() {
-                    DIGITS[(bits >> (18 - 6 * i)) as usize & 63] as char
-                } else {
-                    '='
-                }
-            })
-        })
-        .collect()
+    let (key, value) = (base64(key), base64(value));
+    etcd.call("kv/put", &format!(r#"{{"key":"{key}","value":"{value}"}}"#));
 }
 
 #[test]
@@ -206,7 +171,7 @@ fn what_was_removed_by_hand_is_registered_anew() {
         }
     }
     let key = base64("/t/v1/servers/chat/gpu1:8000");
-    call(&etcd, "kv/deleterange", &format!(r#"{{"key":"{key}"}}"#));
+    etcd.call("kv/deleterange", &format!(r#"{{"key":"{key}"}}"#));
     assert!(matches!(next(&watch), Change::Down { .. }));
     assert!(matches!(next(&watch), Change::Up(_)));
 }
@@ -229,9 +194,7 @@ fn a_watch_goes_on_after_a_compaction_that_it_slept_through() {
     for i in 0..5 {
         put(&etcd, &format!("/elsewhere/{i}"), "x");
     }
-    call(
-        &etcd,
-        "kv/compaction",
+    etcd.call("kv/compaction",
         r#"{"revision":"6","physical":true}"#,
     );
     proxy.faults.heal();
@@ -527,9 +490,7 @@ fn a_lock_delay_is_kept_after_a_crash_alone() {
 fn a_holder_whose_key_is_taken_away_by_hand_is_told() {
     let etcd = Etcd::start(1);
     let first = etcd.cluster("t").acquire("chat", options("gpu1")).unwrap();
-    call(
-        &etcd,
-        "kv/deleterange",
+    etcd.call("kv/deleterange",
         &format!(r#"{{"key":"{}"}}"#, base64("/t/v1/exclusive/chat/holder")),
     );
     let lost = first.wait_lost(Some(PATIENCE)).unwrap().expect("lost");
@@ -691,9 +652,9 @@ fn nothing_is_left_in_etcd() {
         .unwrap();
     drop(cluster.check(&interrupt).unwrap());
     drop((ticket, registration, exclusive));
-    let leases = call(&etcd, "lease/leases", "{}");
+    let leases = etcd.call("lease/leases", "{}");
     assert!(!leases.contains("ID"), "{leases}");
-    let all = call(&etcd, "kv/range", r#"{"key":"AA==","range_end":"AA=="}"#);
+    let all = etcd.call("kv/range", r#"{"key":"AA==","range_end":"AA=="}"#);
     // The fence stays: it says that the service is free.
     assert!(all.contains(r#""count":"1""#), "{all}");
 }
