@@ -165,8 +165,13 @@ impl Etcd {
     pub fn call(&self, path: &str, body: &str) -> String {
         self.nodes
             .iter()
-            .find_map(|node| ask(node.port, path, body).ok())
+            .find_map(|node| ask(node.port, &format!("POST /v3/{path}"), body).ok())
             .expect("a node answers")
+    }
+
+    /// Another of its pages.
+    pub fn get(&self, path: &str) -> String {
+        ask(self.nodes[0].port, &format!("GET {path}"), "").expect("it answers")
     }
 
     /// A file below its directory.
@@ -175,11 +180,11 @@ impl Etcd {
     }
 }
 
-fn ask(port: u16, path: &str, body: &str) -> std::io::Result<String> {
+fn ask(port: u16, how: &str, body: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     write!(
         stream,
-        "POST /v3/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        "{how} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )?;
     let mut answer = String::new();

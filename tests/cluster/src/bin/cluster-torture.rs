@@ -202,7 +202,7 @@ mod linux {
                     return;
                 }
                 self.fault();
-                let pause = self.rng.u64(20..120);
+                let pause = if self.is_calm() { self.rng.u64(100..500) } else { self.rng.u64(10..80) };
                 thread::sleep(Duration::from_millis(pause));
             }
         }
@@ -263,6 +263,11 @@ mod linux {
             self.candidates[i].known.lock().expect("no panic").clone()
         }
 
+        /// Half of the time etcd and the network are well, so that take-overs can be timed.
+        fn is_calm(&self) -> bool {
+            self.planted.is_none() && BootTime::now().since(self.start).as_secs() / 12 % 2 == 0
+        }
+
         fn fault(&mut self) {
             let ttl = self.timing.ttl();
             let longest = 2 * u32::try_from(ttl.as_millis()).expect("it is short");
@@ -276,9 +281,7 @@ mod linux {
                 Some(_) => self.rng.u8(10..30),
                 None => self.rng.u8(0..100),
             };
-            // Half of the time etcd and the network are well, so that take-overs can be timed.
-            let calm = BootTime::now().since(self.start).as_secs() / 12 % 2 == 0;
-            let dice = if calm && self.planted.is_none() { dice / 2 } else { dice };
+            let dice = if self.is_calm() { dice / 2 } else { dice };
             if (50..64).contains(&dice) {
                 return self.node_fault(dice, short * 2);
             }
