@@ -289,7 +289,7 @@ impl Worker {
 
     /// Puts right, now and then, what others did to the record.
     fn look(&mut self, lease: u64) -> Result<(), ClusterError> {
-        let due = self.looked % LOOK_EVERY == 0;
+        let due = self.looked.is_multiple_of(LOOK_EVERY);
         self.looked = self.looked.wrapping_add(1);
         if !due {
             return Ok(());

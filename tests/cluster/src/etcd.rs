@@ -198,7 +198,9 @@ pub fn base64(text: &str) -> String {
     text.as_bytes()
         .chunks(3)
         .flat_map(|chunk| {
-            let bits = (0..3).fold(0u32, |n, i| (n << 8) | u32::from(*chunk.get(i).unwrap_or(&0)));
+            let bits = (0..3).fold(0u32, |n, i| {
+                (n << 8) | u32::from(*chunk.get(i).unwrap_or(&0))
+            });
             (0..4).map(move |i| {
                 if i <= chunk.len() {
                     char::from(DIGITS[(bits >> (18 - 6 * i)) as usize & 63])

@@ -2,7 +2,7 @@
 //! that plays servers, watchdogs and candidates.
 #![cfg(target_os = "linux")]
 // For the tests beside it alone.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::expect_used, clippy::panic)]
 
 pub mod etcd;
 pub mod proxy;

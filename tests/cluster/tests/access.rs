@@ -58,20 +58,43 @@ fn with_certificates_each_side_proves_who_it_is() {
         .register(llmlb_lock_cluster::Record::new("chat", "gpu1", 8000))
         .unwrap();
     let watch = good.watch(None).unwrap();
-    assert!(registration.wait_registered(llmlb_cluster_tests::PATIENCE, &interrupt).unwrap());
-    assert!(watch.next(Some(llmlb_cluster_tests::PATIENCE), &interrupt).unwrap().is_some());
+    assert!(
+        registration
+            .wait_registered(llmlb_cluster_tests::PATIENCE, &interrupt)
+            .unwrap()
+    );
+    assert!(
+        watch
+            .next(Some(llmlb_cluster_tests::PATIENCE), &interrupt)
+            .unwrap()
+            .is_some()
+    );
     drop((registration, watch));
 
     // Who it is that answers, and who asks, is not taken on trust.
     for (bad, why) in [
-        (url("etcds", &other_ca, &cert, &key), "a server by another CA"),
-        (url("etcds", &ca, &other_cert, &other_key), "a client by another CA"),
+        (
+            url("etcds", &other_ca, &cert, &key),
+            "a server by another CA",
+        ),
+        (
+            url("etcds", &ca, &other_cert, &other_key),
+            "a client by another CA",
+        ),
     ] {
         let error = bad.servers(None, &interrupt).expect_err(why);
-        assert!(matches!(error, ClusterError::Unreachable { .. }), "{why}: {error}");
+        assert!(
+            matches!(error, ClusterError::Unreachable { .. }),
+            "{why}: {error}"
+        );
     }
     let plain = ClusterUrl::parse(&format!("etcd://127.0.0.1:{port}/t")).unwrap();
-    assert!(Cluster::connect(&plain).unwrap().servers(None, &interrupt).is_err());
+    assert!(
+        Cluster::connect(&plain)
+            .unwrap()
+            .servers(None, &interrupt)
+            .is_err()
+    );
 }
 
 #[test]
@@ -83,7 +106,14 @@ fn a_certificate_that_can_not_be_used_is_an_error_that_names_the_file() {
     for (url, file) in [
         ("etcds://h?ca=/nowhere.pem".to_owned(), "/nowhere.pem"),
         (format!("etcds://h?ca={}", junk.display()), "junk.pem"),
-        (format!("etcds://h?ca={0}&cert={0}&key={1}", ca.display(), junk.display()), "junk.pem"),
+        (
+            format!(
+                "etcds://h?ca={0}&cert={0}&key={1}",
+                ca.display(),
+                junk.display()
+            ),
+            "junk.pem",
+        ),
     ] {
         let error = Cluster::connect(&ClusterUrl::parse(&url).unwrap()).unwrap_err();
         assert!(matches!(error, ClusterError::Certificate { .. }), "{error}");
@@ -96,8 +126,14 @@ fn with_users_on_who_has_no_rights_is_told_and_a_login_that_ends_is_renewed() {
     // Tokens that end after a second.
     let etcd = Etcd::start_with(1, &["--auth-token-ttl=1".into()]);
     for (path, body) in [
-        ("auth/user/add", r#"{"name":"root","password":"r"}"#.to_owned()),
-        ("auth/user/add", r#"{"name":"llmlb","password":"secret"}"#.into()),
+        (
+            "auth/user/add",
+            r#"{"name":"root","password":"r"}"#.to_owned(),
+        ),
+        (
+            "auth/user/add",
+            r#"{"name":"llmlb","password":"secret"}"#.into(),
+        ),
         ("auth/role/add", r#"{"name":"root"}"#.into()),
         ("auth/role/add", r#"{"name":"llmlb"}"#.into()),
         (
@@ -109,7 +145,10 @@ fn with_users_on_who_has_no_rights_is_told_and_a_login_that_ends_is_renewed() {
             ),
         ),
         ("auth/user/grant", r#"{"user":"root","role":"root"}"#.into()),
-        ("auth/user/grant", r#"{"user":"llmlb","role":"llmlb"}"#.into()),
+        (
+            "auth/user/grant",
+            r#"{"user":"llmlb","role":"llmlb"}"#.into(),
+        ),
         ("auth/enable", "{}".into()),
     ] {
         etcd.call(path, &body);
@@ -128,15 +167,30 @@ fn with_users_on_who_has_no_rights_is_told_and_a_login_that_ends_is_renewed() {
     let check = good.check(&interrupt).unwrap();
     assert!(check.rights.is_ok(), "{:?}", check.rights);
     let watch = good.watch(None).unwrap();
-    assert!(watch.next(Some(llmlb_cluster_tests::PATIENCE), &interrupt).unwrap().is_some());
+    assert!(
+        watch
+            .next(Some(llmlb_cluster_tests::PATIENCE), &interrupt)
+            .unwrap()
+            .is_some()
+    );
     // The token of the login has ended meanwhile.
     std::thread::sleep(std::time::Duration::from_millis(2500));
     good.servers(None, &interrupt).unwrap();
 
-    let foreign = of("other", Some("secret")).servers(None, &interrupt).unwrap_err();
-    assert!(foreign.to_string().contains("grant the user readwrite"), "{foreign}");
-    let wrong = of("t", Some("wrong")).servers(None, &interrupt).unwrap_err();
-    assert!(wrong.to_string().contains("check user and password"), "{wrong}");
+    let foreign = of("other", Some("secret"))
+        .servers(None, &interrupt)
+        .unwrap_err();
+    assert!(
+        foreign.to_string().contains("grant the user readwrite"),
+        "{foreign}"
+    );
+    let wrong = of("t", Some("wrong"))
+        .servers(None, &interrupt)
+        .unwrap_err();
+    assert!(
+        wrong.to_string().contains("check user and password"),
+        "{wrong}"
+    );
     assert!(!wrong.to_string().contains("wrong"), "{wrong}");
     let nobody = of("t", None).servers(None, &interrupt).unwrap_err();
     assert!(nobody.to_string().contains("password"), "{nobody}");
@@ -146,6 +200,8 @@ fn with_users_on_who_has_no_rights_is_told_and_a_login_that_ends_is_renewed() {
 fn a_user_is_no_hindrance_where_nobody_has_to_log_in() {
     let etcd = Etcd::start(1);
     let url = etcd.url("t").with_user("llmlb", "secret");
-    let listing = Cluster::connect(&url).unwrap().servers(None, &Interrupt::new());
+    let listing = Cluster::connect(&url)
+        .unwrap()
+        .servers(None, &Interrupt::new());
     assert!(listing.unwrap().servers.is_empty());
 }

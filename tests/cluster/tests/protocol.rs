@@ -194,9 +194,7 @@ fn a_watch_goes_on_after_a_compaction_that_it_slept_through() {
     for i in 0..5 {
         put(&etcd, &format!("/elsewhere/{i}"), "x");
     }
-    etcd.call("kv/compaction",
-        r#"{"revision":"6","physical":true}"#,
-    );
+    etcd.call("kv/compaction", r#"{"revision":"6","physical":true}"#);
     proxy.faults.heal();
     assert!(matches!(next_server(&watch), Change::Snapshot(all) if all.len() == 1));
 }
@@ -490,7 +488,8 @@ fn a_lock_delay_is_kept_after_a_crash_alone() {
 fn a_holder_whose_key_is_taken_away_by_hand_is_told() {
     let etcd = Etcd::start(1);
     let first = etcd.cluster("t").acquire("chat", options("gpu1")).unwrap();
-    etcd.call("kv/deleterange",
+    etcd.call(
+        "kv/deleterange",
         &format!(r#"{{"key":"{}"}}"#, base64("/t/v1/exclusive/chat/holder")),
     );
     let lost = first.wait_lost(Some(PATIENCE)).unwrap().expect("lost");

@@ -1,4 +1,5 @@
 //! What a thousand registrations and fifty watchers cost, on one etcd.
+#![allow(clippy::expect_used, clippy::panic)]
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -76,7 +77,11 @@ mod linux {
             })
             .collect();
         for (registration, _) in &registrations {
-            assert!(registration.wait_registered(PATIENCE, &interrupt).expect("no interrupt"));
+            assert!(
+                registration
+                    .wait_registered(PATIENCE, &interrupt)
+                    .expect("no interrupt")
+            );
         }
         println!("{SERVERS} registered in {:.2?}", start.elapsed());
         window(&etcd, "idle registrations", SERVERS as f64);
@@ -86,7 +91,9 @@ mod linux {
             .map(|_| {
                 let start = Instant::now();
                 let watch = cluster.watch(Some("chat")).expect("a thread");
-                let first = watch.next(Some(PATIENCE), &interrupt).expect("no interrupt");
+                let first = watch
+                    .next(Some(PATIENCE), &interrupt)
+                    .expect("no interrupt");
                 assert!(matches!(first, Some(Change::Snapshot(all)) if all.len() == SERVERS));
                 starts.push(start.elapsed());
                 watch
@@ -113,7 +120,9 @@ mod linux {
         for i in 0..20 {
             let (registration, record) = &registrations[i];
             let start = Instant::now();
-            registration.update(record.clone().with_slots(9)).expect("a good record");
+            registration
+                .update(record.clone().with_slots(9))
+                .expect("a good record");
             for _ in 0..WATCHERS {
                 times.push(heard.recv_timeout(PATIENCE).expect("every watcher") - start);
             }

@@ -1,4 +1,5 @@
 //! Plays the parts of the tests: watchdog, gate, server, guardian, candidate.
+#![allow(clippy::expect_used, clippy::panic)]
 
 #[cfg(target_os = "linux")]
 mod linux {

@@ -3,6 +3,7 @@
 //!
 //! `cluster-torture [--seconds N] [--seed N] [--planted FAULT]`. With a planted fault it succeeds if
 //! the checker finds it.
+#![allow(clippy::expect_used, clippy::panic)]
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -133,8 +134,12 @@ mod linux {
                 ended,
             };
             for i in 0..CANDIDATES {
-                let proxies: Vec<_> =
-                    run.etcd.nodes.iter().map(|node| Proxy::start(node.port)).collect();
+                let proxies: Vec<_> = run
+                    .etcd
+                    .nodes
+                    .iter()
+                    .map(|node| Proxy::start(node.port))
+                    .collect();
                 let known = Arc::default();
                 let child = run.spawn(i, &proxies, &known);
                 run.candidates.push(Candidate {
@@ -163,13 +168,15 @@ mod linux {
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped());
             // Servers that end when they are asked hide much.
-            if i % 2 == 0 || self.planted.is_some() {
+            if i.is_multiple_of(2) || self.planted.is_some() {
                 command.arg("stubborn");
             }
             if let Some(planted) = &self.planted {
                 command.arg(planted);
             }
-            let mut child = command.spawn().expect("cluster-guinea is built beside this");
+            let mut child = command
+                .spawn()
+                .expect("cluster-guinea is built beside this");
             let output = BufReader::new(child.stdout.take().expect("piped"));
             let known = Arc::clone(known);
             *known.lock().expect("no panic") = Known::default();
@@ -202,7 +209,11 @@ mod linux {
                     return;
                 }
                 self.fault();
-                let pause = if self.is_calm() { self.rng.u64(100..500) } else { self.rng.u64(10..80) };
+                let pause = if self.is_calm() {
+                    self.rng.u64(100..500)
+                } else {
+                    self.rng.u64(10..80)
+                };
                 thread::sleep(Duration::from_millis(pause));
             }
         }
@@ -250,7 +261,10 @@ mod linux {
             let free: Vec<_> = (0..CANDIDATES)
                 .filter(|i| self.candidates[*i].busy <= now)
                 .collect();
-            let active = free.iter().copied().find(|i| self.known(*i).server.is_some());
+            let active = free
+                .iter()
+                .copied()
+                .find(|i| self.known(*i).server.is_some());
             match active {
                 Some(active) if self.rng.u8(..3) > 0 => Some(active),
                 // Somebody has to be left that may take over.
@@ -265,14 +279,16 @@ mod linux {
 
         /// Half of the time etcd and the network are well, so that take-overs can be timed.
         fn is_calm(&self) -> bool {
-            self.planted.is_none() && BootTime::now().since(self.start).as_secs() / 12 % 2 == 0
+            self.planted.is_none()
+                && (BootTime::now().since(self.start).as_secs() / 12).is_multiple_of(2)
         }
 
         fn fault(&mut self) {
             let ttl = self.timing.ttl();
             let longest = 2 * u32::try_from(ttl.as_millis()).expect("it is short");
             // Most are short, so that there are many.
-            let long = Duration::from_millis(50 + (self.rng.f64().powi(3) * f64::from(longest)) as u64);
+            let long =
+                Duration::from_millis(50 + (self.rng.f64().powi(3) * f64::from(longest)) as u64);
             let short = Duration::from_millis(50 + (self.rng.f64().powi(2) * 1500.0) as u64);
             let dice = match self.planted.as_deref() {
                 // Those that bring it to light, so that it does not take all day.
@@ -297,16 +313,30 @@ mod linux {
             }
         }
 
-        fn made(&mut self, what: &'static str, candidate: Option<usize>, network: bool, lasts: Duration) {
+        fn made(
+            &mut self,
+            what: &'static str,
+            candidate: Option<usize>,
+            network: bool,
+            lasts: Duration,
+        ) {
             let from = BootTime::now();
             *self.counts.entry(what).or_default() += 1;
-            self.faults.push(Fault { from, to: from + lasts, candidate, network });
+            self.faults.push(Fault {
+                from,
+                to: from + lasts,
+                candidate,
+                network,
+            });
             let whom = candidate.map(|i| {
                 self.candidates[i].busy = from + lasts + Duration::from_millis(100);
                 let active = self.known(i).server.is_some();
                 format!(" of candidate {i}{}", if active { " (active)" } else { "" })
             });
-            self.note(&format!("{what}{} for {lasts:.1?}", whom.unwrap_or_default()));
+            self.note(&format!(
+                "{what}{} for {lasts:.1?}",
+                whom.unwrap_or_default()
+            ));
         }
 
         fn kill_candidate(&mut self, i: usize, again: Duration) {
@@ -323,7 +353,8 @@ mod linux {
             };
             self.made(what, Some(i), false, time);
             signal(pid, Signal::SIGSTOP);
-            self.heals.push((BootTime::now() + time, Heal::Continue(pid)));
+            self.heals
+                .push((BootTime::now() + time, Heal::Continue(pid)));
         }
 
         fn process_fault(&mut self, i: usize, dice: u8, short: Duration, long: Duration) {
@@ -348,9 +379,7 @@ mod linux {
             let down = |(_, heal): &&(BootTime, Heal)| {
                 matches!(heal, Heal::StartNode(_) | Heal::ContinueNode(_))
             };
-            let same = |(_, heal): &(BootTime, Heal)| {
-                matches!(heal, Heal::StartNode(n) | Heal::ContinueNode(n) if *n == i)
-            };
+            let same = |(_, heal): &(BootTime, Heal)| matches!(heal, Heal::StartNode(n) | Heal::ContinueNode(n) if *n == i);
             // Seldom two: then there is no majority.
             let down = self.heals.iter().filter(down).count();
             if self.heals.iter().any(same) || down > 1 || down == 1 && self.rng.u8(..4) > 0 {
@@ -402,7 +431,12 @@ mod linux {
                     all(&|proxy| proxy.faults.delay_answers.store(late, Ordering::SeqCst));
                     let soon = self.timing.renew() + Duration::from_millis(late + 100);
                     self.heals.push((now + soon, Heal::Hold(i)));
-                    self.made("late answers, then none", Some(i), true, soon + self.timing.ttl());
+                    self.made(
+                        "late answers, then none",
+                        Some(i),
+                        true,
+                        soon + self.timing.ttl(),
+                    );
                     let end = now + soon + self.timing.ttl();
                     self.heals.push((end, Heal::Network(i)));
                     return;
@@ -451,7 +485,12 @@ mod linux {
             wrong.extend(order(&active));
             if planted.is_none() {
                 wrong.extend(self.leaks());
-                wrong.extend(self.log.lines().filter(|line| line.contains("LEAK")).map(Into::into));
+                wrong.extend(
+                    self.log
+                        .lines()
+                        .filter(|line| line.contains("LEAK"))
+                        .map(Into::into),
+                );
             }
             let (gaps, late) = self.gaps(&active);
             if planted.is_none() {
@@ -481,7 +520,11 @@ mod linux {
             let until = Instant::now() + self.timing.ttl() + Duration::from_secs(5);
             loop {
                 left.clear();
-                left.extend(marked(self.seed).into_iter().map(|pid| format!("LEAK process {pid}")));
+                left.extend(
+                    marked(self.seed)
+                        .into_iter()
+                        .map(|pid| format!("LEAK process {pid}")),
+                );
                 let leases = self.etcd.call("lease/leases", "{}");
                 if leases.contains("\"ID\"") {
                     left.push(format!("LEAK leases {leases}"));
@@ -506,9 +549,8 @@ mod linux {
                 let (ended, begun) = (pair[0].end, pair[1].begin);
                 let gap = begun.since(ended);
                 let from = ended - self.timing.ttl();
-                let network = |fault: &Fault| {
-                    fault.network && fault.from < begun && fault.to + SLACK > from
-                };
+                let network =
+                    |fault: &Fault| fault.network && fault.from < begun && fault.to + SLACK > from;
                 let touched = |fault: &Fault, i: usize| {
                     fault.candidate == Some(i)
                         && fault.from < begun
@@ -545,12 +587,18 @@ mod linux {
                 println!("  {count:4} {what}");
             }
             for (name, quiet) in [("with etcd and network well", true), ("all others", false)] {
-                let mut times: Vec<_> =
-                    gaps.iter().filter(|gap| gap.1 == quiet).map(|gap| gap.0).collect();
+                let mut times: Vec<_> = gaps
+                    .iter()
+                    .filter(|gap| gap.1 == quiet)
+                    .map(|gap| gap.0)
+                    .collect();
                 times.sort();
                 let at = |part: f64| {
                     let last = times.len().saturating_sub(1) as f64;
-                    times.get((last * part).round() as usize).copied().unwrap_or_default()
+                    times
+                        .get((last * part).round() as usize)
+                        .copied()
+                        .unwrap_or_default()
                 };
                 println!(
                     "take-overs, {name}: {}, p50 {:.2?}, p90 {:.2?}, p99 {:.2?}, longest {:.2?}",
@@ -579,12 +627,18 @@ mod linux {
             for (i, candidate) in self.candidates.iter().enumerate() {
                 let known = candidate.known.lock().expect("no panic");
                 lines.extend(
-                    known.lines.iter().map(|(at, line)| (since(*at), format!("  candidate {i}: {line}"))),
+                    known
+                        .lines
+                        .iter()
+                        .map(|(at, line)| (since(*at), format!("  candidate {i}: {line}"))),
                 );
             }
             for line in history.lines() {
                 if let Some(at) = line.split(' ').nth(2).and_then(|at| at.parse().ok()) {
-                    lines.push((since(BootTime::from_nanos(at)), format!("    server: {line}")));
+                    lines.push((
+                        since(BootTime::from_nanos(at)),
+                        format!("    server: {line}"),
+                    ));
                 }
             }
             lines.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -620,11 +674,15 @@ mod linux {
 
     fn marked(seed: u64) -> Vec<u32> {
         let mark = format!("{MARK}={seed}");
-        let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let Ok(all) = std::fs::read_dir("/proc") else {
+            return Vec::new();
+        };
         all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .filter(|pid: &u32| {
                 std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
-                    environ.split(|byte| *byte == 0).any(|one| one == mark.as_bytes())
+                    environ
+                        .split(|byte| *byte == 0)
+                        .any(|one| one == mark.as_bytes())
                 })
             })
             .collect()
@@ -663,7 +721,11 @@ mod linux {
                 let begin = BootTime::from_nanos(words.next()?.parse().ok()?);
                 let life = std::fs::read(dir.join(format!("life-{token}"))).unwrap_or_default();
                 let last = life.try_into().map_or(0, u64::from_ne_bytes);
-                Some(Interval { token, begin, end: BootTime::from_nanos(last).max(begin) })
+                Some(Interval {
+                    token,
+                    begin,
+                    end: BootTime::from_nanos(last).max(begin),
+                })
             })
             .collect();
         all.sort_by_key(|one| one.begin);
@@ -672,7 +734,11 @@ mod linux {
 
     /// What the servers themselves found: another had the kernel's lock.
     fn overlaps(history: &str) -> Vec<String> {
-        history.lines().filter(|line| line.starts_with("overlap")).map(Into::into).collect()
+        history
+            .lines()
+            .filter(|line| line.starts_with("overlap"))
+            .map(Into::into)
+            .collect()
     }
 
     fn order(active: &[Interval]) -> Vec<String> {
@@ -680,9 +746,16 @@ mod linux {
             .windows(2)
             .flat_map(|pair| {
                 let (a, b) = (&pair[0], &pair[1]);
-                let overlap = (a.end > b.begin)
-                    .then(|| format!("{} is active {:?} into {}", a.token, a.end.since(b.begin), b.token));
-                let token = (a.token >= b.token).then(|| format!("token {} after {}", b.token, a.token));
+                let overlap = (a.end > b.begin).then(|| {
+                    format!(
+                        "{} is active {:?} into {}",
+                        a.token,
+                        a.end.since(b.begin),
+                        b.token
+                    )
+                });
+                let token =
+                    (a.token >= b.token).then(|| format!("token {} after {}", b.token, a.token));
                 [overlap, token].into_iter().flatten()
             })
             .collect()
