@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn what_is_out_of_bounds_is_no_record() {
         let long = "x".repeat(600);
-        for (field, value) in [
+        let cases: [(&str, serde_json::Value); 15] = [
             ("version", 0.into()),
             ("service", "embed".into()),
             ("host", "".into()),
@@ -281,7 +281,8 @@ mod tests {
             ("models", vec!["x"; 600].into()),
             ("token", "7".into()),
             ("token", (-1).into()),
-        ] {
+        ];
+        for (field, value) in cases {
             let bad = json(|v| v[field] = value.clone());
             assert!(
                 Record::read(&bad, "chat", None).is_err(),

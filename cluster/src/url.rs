@@ -160,7 +160,7 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
         )
     } else {
         match text.split_once(':') {
-            Some((host, port)) if !port.is_empty() => (host, Some(port)),
+            Some((host, port)) if !port.is_empty() && !port.contains(':') => (host, Some(port)),
             Some(_) => (text, None),
             None => (text, Some("")),
         }
@@ -254,7 +254,7 @@ mod tests {
             ("etcd://h1:99999", "no port"),
             ("etcd://h1:x", "no port"),
             ("etcd://h1:", "HOST:PORT"),
-            ("etcd://::1", "no host"),
+            ("etcd://::1", "in []"),
             ("etcd://[::1", "]"),
             ("etcd://[::g]", "IPv6"),
             ("etcd://h1/a//b", "prefix"),

@@ -1,5 +1,6 @@
 //! Registration, discovery and exclusion against real etcd.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::mpsc;
 use std::thread;

@@ -1,5 +1,6 @@
 //! No server outlives its guardian or its time, whoever is killed or stopped.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

@@ -117,8 +117,7 @@ mod linux {
             });
         }
         let mut times = Vec::new();
-        for i in 0..20 {
-            let (registration, record) = &registrations[i];
+        for (registration, record) in registrations.iter().take(20) {
             let start = Instant::now();
             registration
                 .update(record.clone().with_slots(9))

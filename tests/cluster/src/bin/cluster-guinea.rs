@@ -1,5 +1,5 @@
 //! Plays the parts of the tests: watchdog, gate, server, guardian, candidate.
-#![allow(clippy::expect_used, clippy::panic)]
+#![allow(clippy::expect_used, clippy::panic, clippy::zombie_processes)]
 
 #[cfg(target_os = "linux")]
 mod linux {
