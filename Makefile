@@ -16,7 +16,7 @@ LLMLB_BIN ?= $(TARGET)/debug/llmlb
 
 -include ffi/ffi.mk
 -include python/python.mk
--include cli/gateway.mk
+-include gateway/gateway.mk
 -include cluster/cluster.mk
 -include tests/cross.mk
 

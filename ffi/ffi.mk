@@ -95,4 +95,4 @@ test-go: $(GO_VENV)/bin/go
 endif
 
 test-go: ffi-stage cli
-	LLMLB_BIN="$(LLMLB_BIN)" GO="$(GO)" sh examples/go/test.sh $(FFI_STAGE) $(FFI_OUT)/go
+	LLMLB_BIN="$(LLMLB_BIN)" GO="$(GO)" sh tests/go.sh $(FFI_STAGE) $(FFI_OUT)/go

@@ -1,7 +1,5 @@
 //! Exit codes. They are part of the interface: see the README.
 
-use std::process::ExitCode;
-
 /// Done. For `status --port`: the port is guarded by a live server.
 pub(crate) const OK: u8 = 0;
 /// Refused or failed; the reason is on stderr.
@@ -32,11 +30,6 @@ impl Failure {
             message: message.to_string(),
             code,
         }
-    }
-
-    pub(crate) fn report(self) -> ExitCode {
-        crate::output::note(&format!("Error: {}", self.message));
-        self.code.into()
     }
 }
 

@@ -1,14 +1,16 @@
 //! `llmlb`: guard a port and serve on it, see what runs, stop it.
 
 mod args;
+mod built_in;
 mod exit;
-mod gateway;
+mod guard;
 mod output;
 mod serve;
 mod signals;
 mod status;
 mod stop;
 mod supervise;
+mod unrepeated;
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -32,7 +34,7 @@ fn main() -> ExitCode {
             "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs \
              to the COMMAND itself"
         );
-        return Failure::new(exit::USAGE, message).report();
+        return output::report(Failure::new(exit::USAGE, message));
     }
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     if let Some(directory) = env::var_os(LOCK_DIR_ENV).map(PathBuf::from)
@@ -69,7 +71,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code.into(),
-        Err(failure) => failure.report(),
+        Err(failure) => output::report(failure),
     }
 }
 

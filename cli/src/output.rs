@@ -1,6 +1,7 @@
 //! Results go to stdout; everything else goes to stderr.
 
 use std::io::{self, Write};
+use std::process::ExitCode;
 
 use crate::exit::{FAILURE, Failure, OK};
 
@@ -28,6 +29,12 @@ pub(crate) fn write_or_exit(bytes: &[u8]) -> Result<(), Failure> {
 /// A remark, on stderr. One that nobody can read is no reason to fail.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Says why the program fails, which it then does.
+pub(crate) fn report(failure: Failure) -> ExitCode {
+    note(&format!("Error: {}", failure.message));
+    failure.code.into()
 }
 
 fn try_write(bytes: &[u8]) -> io::Result<()> {

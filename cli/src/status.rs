@@ -1,3 +1,5 @@
+//! `llmlb status`: the servers that core lists, and whether they answer, as a table or JSON.
+
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::LazyLock;

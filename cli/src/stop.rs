@@ -1,3 +1,5 @@
+//! `llmlb stop`: core's `stop_server` in words, for one port or all.
+
 use std::io::{self, IsTerminal};
 use std::thread;
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! The whole error space, in the words the user reads.
+
 use std::fmt;
 use std::io;
 use std::path::PathBuf;

@@ -1,5 +1,11 @@
+//! The content of a lock file: frozen format, tolerant and bounded reading.
+
+use std::io;
+
 use chrono::{DateTime, Datelike, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
+
+use crate::error::{LockError, context};
 
 /// At most this much of a lock file is ever read; ours are about 80 bytes.
 pub(crate) const MAX_LEN: u64 = 4096;
@@ -36,6 +42,20 @@ impl LockInfo {
             pid,
             started_at,
             port,
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> io::Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(|e| context(e, "cannot write JSON"))
+    }
+}
+
+impl LockError {
+    pub(crate) fn already_running(holder: LockInfo) -> Self {
+        Self::AlreadyRunning {
+            port: holder.port,
+            pid: holder.pid,
+            started_at: holder.started_at,
         }
     }
 }

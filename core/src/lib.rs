@@ -39,21 +39,25 @@
 #![cfg_attr(not(windows), forbid(unsafe_code))]
 #![cfg_attr(windows, deny(unsafe_code))]
 
+mod acquire;
+#[cfg(unix)]
+mod child_hook;
 mod dir;
 mod error;
 mod info;
+mod left_behind;
+mod list;
 mod lock;
 mod process;
 mod stop;
 mod sys;
 
-pub use dir::{
-    LOCK_DIR_ENV, LockDir, Server, ServerState, list_all_locks, lock_dir, lock_path, read_lock_info,
-};
+#[cfg(unix)]
+pub use child_hook::ChildHook;
+pub use dir::{LOCK_DIR_ENV, LockDir, lock_dir, lock_path, read_lock_info};
 pub use error::LockError;
 pub use info::LockInfo;
-#[cfg(unix)]
-pub use lock::ChildHook;
+pub use list::{Server, ServerState, list_all_locks};
 pub use lock::ServerLock;
 pub use process::{is_process_running, stop_process};
 pub use stop::{GUARDED_PORT_ENV, StopOptions, StopOutcome, stop_server};

@@ -1,25 +1,21 @@
+//! A port that this process guards: its lock handed over, taken back, given back.
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::{debug, warn};
 
-use crate::dir::{LockDir, check_port, file_name};
-use crate::error::{LockError, context};
+#[cfg(unix)]
+use crate::child_hook::ChildHook;
+use crate::dir::{LockDir, file_name};
+use crate::error::LockError;
 use crate::info::{Content, LockInfo};
-use crate::process::{find, is_consistent, is_holder};
-use crate::stop::end_other_holders;
-use crate::sys::{Attempt, Directory, LockFile};
-
-/// How long a held lock may go without naming its holder before that is an error.
-pub(crate) const SETTLE: Duration = Duration::from_secs(1);
-/// How often a waiter tries for the lock: one system call each time.
-const WAIT_STEP: Duration = Duration::from_millis(7);
-/// Once in how many tries a waiter looks whether it waits for the right file.
-const CHECK_STEPS: u32 = 50;
+use crate::left_behind::end_other_holders;
+use crate::process::{find, is_holder};
+use crate::sys::{Directory, LockFile};
 
 /// A port that is guarded by this process.
 ///
@@ -42,6 +38,19 @@ pub struct ServerLock {
 }
 
 impl ServerLock {
+    /// The file names this process, which has just locked it.
+    pub(crate) fn new(file: LockFile, directory: Directory, path: PathBuf, info: LockInfo) -> Self {
+        let owner = process::id();
+        Self {
+            file,
+            directory,
+            path,
+            info,
+            owner,
+            released: false,
+        }
+    }
+
     /// Guards `port` in the default directory. Does not wait for another holder to leave.
     ///
     /// # Errors
@@ -201,22 +210,8 @@ impl ServerLock {
     /// [`LockError::HandOverFailed`] if the descriptors can't be duplicated.
     #[cfg(unix)]
     pub fn child_hook(&self) -> Result<ChildHook, LockError> {
-        let prepare = || {
-            let any = LockInfo::now(u32::MAX, self.info.port);
-            let text = info_text(&any)?;
-            let digits = u32::MAX.to_string();
-            let at = text
-                .windows(digits.len())
-                .position(|part| part == digits.as_bytes())
-                .ok_or(io::ErrorKind::InvalidData)?;
-            Ok(ChildHook {
-                file: self.file.try_clone()?,
-                directory: self.directory.try_clone()?,
-                before: text[..at].to_vec(),
-                after: text[at + digits.len()..].to_vec(),
-            })
-        };
-        prepare().map_err(LockError::HandOverFailed)
+        ChildHook::prepare(&self.file, &self.directory, self.info.port)
+            .map_err(LockError::HandOverFailed)
     }
 
     /// The lock directory's descriptor, for launchers that pass descriptors on one by one: a
@@ -296,261 +291,6 @@ impl std::os::fd::AsFd for ServerLock {
     }
 }
 
-/// See [`ServerLock::child_hook`].
-#[cfg(unix)]
-#[derive(Debug)]
-pub struct ChildHook {
-    file: LockFile,
-    directory: Directory,
-    before: Vec<u8>,
-    after: Vec<u8>,
-}
-
-#[cfg(unix)]
-impl ChildHook {
-    /// For the forked child. Async-signal-safe: makes system calls, and neither allocates nor
-    /// locks.
-    ///
-    /// From here on the child can be signalled by its name: a parent with signal handlers resets
-    /// them first, or a signal that comes before the exec is lost in them.
-    ///
-    /// # Errors
-    ///
-    /// What the system says, as a bare error number.
-    pub fn run(&self) -> io::Result<()> {
-        // The rest of a longer text is blanked out: blanks are no part of JSON.
-        let mut text = [b' '; 160];
-        let mut len = 0;
-        let mut append = |part: &[u8]| {
-            let end = len + part.len();
-            match text.get_mut(len..end) {
-                Some(room) => room.copy_from_slice(part),
-                None => return Err(io::Error::from(io::ErrorKind::StorageFull)),
-            }
-            len = end;
-            Ok(())
-        };
-        let mut digits = [0; 10];
-        let mut first = digits.len();
-        let mut pid = process::id();
-        while pid > 0 {
-            first -= 1;
-            // A remainder of 10 is a digit.
-            digits[first] = b'0' + (pid % 10) as u8;
-            pid /= 10;
-        }
-        append(&self.before)?;
-        append(&digits[first..])?;
-        append(&self.after)?;
-        self.file.overwrite(&text)?;
-        self.file.set_inheritable(&self.directory, true)
-    }
-}
-
-impl LockDir {
-    /// Guards `port`. Does not wait for another holder to leave.
-    ///
-    /// A file that nobody holds is recovered, with a warning. A lock that is held without naming a
-    /// live process, as it is for an instant when servers start or stop, is looked at again for
-    /// about one second.
-    ///
-    /// # Errors
-    ///
-    /// - [`LockError::AlreadyRunning`]: another server has the port, and this is who.
-    /// - [`LockError::HeldByUnknown`]: it is held, and the file does not tell by whom.
-    /// - [`LockError::InvalidPort`] for port 0.
-    /// - [`LockError::DirectoryCreationFailed`], [`LockError::AcquireFailed`]: the directory or
-    ///   the file can't be used, for instance because something that is not a lock file is in its
-    ///   place, or another user's is.
-    pub fn acquire(&self, port: u16) -> Result<ServerLock, LockError> {
-        self.acquire_timeout(port, Duration::ZERO)
-    }
-
-    /// Guards `port`, waiting up to `timeout` for its holder to leave.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire), of the last try.
-    pub fn acquire_timeout(&self, port: u16, timeout: Duration) -> Result<ServerLock, LockError> {
-        self.acquire_interruptible(port, timeout, || false)
-    }
-
-    /// [`acquire_timeout`](Self::acquire_timeout), ended by `interrupted` when that returns true.
-    /// It is called every few milliseconds, and only while waiting.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire), and [`LockError::Interrupted`].
-    pub fn acquire_interruptible(
-        &self,
-        port: u16,
-        timeout: Duration,
-        mut interrupted: impl FnMut() -> bool,
-    ) -> Result<ServerLock, LockError> {
-        check_port(port)?;
-        let name = file_name(port);
-        let mut directory = self.open_or_create()?;
-        // A timeout too long for the clock is one without end.
-        let deadline = Instant::now().checked_add(timeout);
-        let mut unclear: Option<Unclear> = None;
-        let mut pause = |step: Duration| {
-            if interrupted() {
-                return Err(LockError::Interrupted { port });
-            }
-            thread::sleep(step);
-            Ok(())
-        };
-        loop {
-            let expired = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            let waiting = match directory
-                .try_lock(&name)
-                .map_err(LockError::AcquireFailed)?
-            {
-                Attempt::Locked(file) => match self.claim(file, directory, port)? {
-                    Claim::Acquired(lock) => return Ok(lock),
-                    Claim::Moved(returned) => {
-                        directory = returned;
-                        None
-                    }
-                    // It closed its descriptors, as daemonizers do: there is no lock to wait on.
-                    Claim::Alive(info, returned) => {
-                        directory = returned;
-                        if expired() {
-                            return Err(already_running(info));
-                        }
-                        pause(5 * WAIT_STEP)?;
-                        unclear = None;
-                        continue;
-                    }
-                },
-                Attempt::Contended(file) => Some(file),
-                Attempt::Moved => None,
-                Attempt::NoDirectory => {
-                    directory = self.open_or_create()?;
-                    None
-                }
-            };
-            if let Some(file) = waiting {
-                let bytes = file.read().map_err(LockError::AcquireFailed)?;
-                if let Content::Holder(info) = Content::parse(&bytes, port)
-                    && is_holder(&info, &file)
-                {
-                    if expired() {
-                        return Err(already_running(info));
-                    }
-                    // Whatever we lock here is looked at anew: the holder removes the file.
-                    let path = self.lock_path(port);
-                    let mut steps = 0_u32;
-                    while !expired() && !file.retry().map_err(LockError::AcquireFailed)? {
-                        pause(WAIT_STEP)?;
-                        steps = steps.wrapping_add(1);
-                        // A file that was removed under its holder is no longer worth a wait.
-                        if steps.is_multiple_of(CHECK_STEPS)
-                            && !file.is_at(&path).map_err(LockError::AcquireFailed)?
-                        {
-                            break;
-                        }
-                    }
-                    file.unlock();
-                    unclear = None;
-                    continue;
-                }
-            }
-            // Someone is starting, stopping or recovering this very moment.
-            let unclear = unclear.get_or_insert_with(Unclear::now);
-            if expired() && unclear.since.elapsed() >= SETTLE {
-                return Err(LockError::HeldByUnknown {
-                    port,
-                    path: self.lock_path(port),
-                });
-            }
-            pause(unclear.next_pause())?;
-        }
-    }
-
-    /// Under the kernel lock: makes the file ours, unless that would hurt someone.
-    fn claim(&self, file: LockFile, directory: Directory, port: u16) -> Result<Claim, LockError> {
-        let failed = LockError::AcquireFailed;
-        let path = self.lock_path(port);
-        if !file.is_at(&path).map_err(failed)? {
-            file.unlock();
-            return Ok(Claim::Moved(directory));
-        }
-        let own = process::id();
-        match Content::parse(&file.read().map_err(failed)?, port) {
-            Content::Empty if file.is_new() => {}
-            Content::Empty => warn!("Stale lock file detected (empty), cleaning up"),
-            Content::Holder(info) if info.pid != own && is_consistent(&info) => {
-                file.unlock();
-                return Ok(Claim::Alive(info, directory));
-            }
-            Content::Holder(info) => warn!(
-                "Stale lock file detected (PID {} not running), cleaning up",
-                info.pid
-            ),
-            Content::Corrupt(why) => {
-                warn!("Stale lock file detected ({why}), cleaning up");
-            }
-        }
-        let info = LockInfo::now(own, port);
-        if let Err(e) = write_info(&file, &info) {
-            // Half a text must not stay behind.
-            let _ = file.remove(&directory, &file_name(port));
-            return Err(failed(e));
-        }
-        directory.keep();
-        debug!("Lock acquired for port {port} (PID: {own})");
-        Ok(Claim::Acquired(ServerLock {
-            file,
-            directory,
-            path,
-            info,
-            owner: own,
-            released: false,
-        }))
-    }
-}
-
-enum Claim {
-    Acquired(ServerLock),
-    /// The path names another file by now.
-    Moved(Directory),
-    /// Its holder lives without the kernel lock.
-    Alive(LockInfo, Directory),
-}
-
-/// A time in which nobody could be named.
-struct Unclear {
-    since: Instant,
-    pause: Duration,
-}
-
-impl Unclear {
-    fn now() -> Self {
-        Self {
-            since: Instant::now(),
-            pause: Duration::from_micros(50),
-        }
-    }
-
-    fn next_pause(&mut self) -> Duration {
-        self.pause = (self.pause * 2).min(WAIT_STEP);
-        self.pause
-    }
-}
-
-pub(crate) fn already_running(info: LockInfo) -> LockError {
-    LockError::AlreadyRunning {
-        port: info.port,
-        pid: info.pid,
-        started_at: info.started_at,
-    }
-}
-
-fn write_info(file: &LockFile, info: &LockInfo) -> io::Result<()> {
-    file.write(&info_text(info)?)
-}
-
-fn info_text(info: &LockInfo) -> io::Result<Vec<u8>> {
-    serde_json::to_vec(info).map_err(|e| context(e, "cannot write JSON"))
+pub(crate) fn write_info(file: &LockFile, info: &LockInfo) -> io::Result<()> {
+    file.write(&info.to_json()?)
 }

@@ -1,3 +1,5 @@
+//! Whether a PID is alive, and can be the one that wrote a lock file.
+
 use std::io;
 
 use chrono::TimeDelta;

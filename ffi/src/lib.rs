@@ -10,10 +10,12 @@
 #![allow(clippy::missing_safety_doc)]
 
 mod error;
+mod failure;
 mod lock;
 mod log;
 mod panic;
 mod pointer;
+mod result;
 mod server;
 mod types;
 mod version;
@@ -21,6 +23,7 @@ mod version;
 pub use error::*;
 pub use lock::*;
 pub use log::*;
+pub use result::*;
 pub use server::*;
 pub use types::*;
 pub use version::*;

@@ -1,14 +1,18 @@
+//! A guarded port as a handle: acquiring, handing over, adopting, releasing. Apart from what can be
+//! done about other processes' servers (`server`), which needs no handle.
+
 use std::ffi::{c_char, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use llmlb_lock_core::{LockDir, ServerLock};
 
-use crate::error::{Failure, llmlb_result_t};
+use crate::failure::Failure;
 #[cfg(not(windows))]
 use crate::panic::boundary_quiet;
 use crate::panic::{boundary, boundary_or};
 use crate::pointer::{Out, directory_or_default, reference, write_path};
+use crate::result::llmlb_result_t;
 use crate::types::{llmlb_acquire_options_t, llmlb_interrupted_t, llmlb_lock_info_t, write_holder};
 
 /// A port that is guarded by this process, from an acquire until `llmlb_lock_release` or

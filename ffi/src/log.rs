@@ -1,3 +1,6 @@
+//! Core's log messages as calls of a function of the program's: apart, as the only state here that
+//! all threads share.
+
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
 use std::fmt::{self, Write};
@@ -7,8 +10,9 @@ use tracing::field::{Field, Visit};
 use tracing::span;
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::error::{Failure, llmlb_result_t};
+use crate::failure::Failure;
 use crate::panic::boundary;
+use crate::result::llmlb_result_t;
 
 /// How serious a log message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

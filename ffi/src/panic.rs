@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::error::llmlb_result_t::{self, LLMLB_OK, LLMLB_PANIC};
-use crate::error::{Failure, set_last};
+use crate::failure::{Failure, set_last};
+use crate::result::llmlb_result_t::{self, LLMLB_OK, LLMLB_PANIC};
 
 /// Runs a function's body: a panic ends here, a failure is remembered for the calling thread.
 pub(crate) fn boundary(body: impl FnOnce() -> Result<(), Failure>) -> llmlb_result_t {
@@ -54,11 +54,8 @@ fn text(payload: &(dyn Any + Send)) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::CStr;
-    use std::ptr;
-
     use super::*;
-    use crate::llmlb_last_error_message;
+    use crate::failure::with_last;
 
     extern "C" fn panics(literal: bool) -> llmlb_result_t {
         boundary(|| match literal {
@@ -68,14 +65,7 @@ mod tests {
     }
 
     fn last_message() -> String {
-        let mut buffer = [0; 128];
-        let mut needed = 0;
-        // SAFETY: the buffer is as large as said.
-        let result = unsafe { llmlb_last_error_message(buffer.as_mut_ptr(), 128, &mut needed) };
-        assert_eq!(result, LLMLB_OK);
-        // SAFETY: it was just written, with its NUL.
-        let text = unsafe { CStr::from_ptr(buffer.as_ptr()) };
-        text.to_str().unwrap().to_owned()
+        with_last(|last| last.message.clone()).unwrap_or_default()
     }
 
     #[test]
@@ -103,16 +93,5 @@ mod tests {
     fn a_panic_where_there_is_no_result_gives_the_stated_value() {
         assert!(!boundary_or(false, || panic!("no answer")));
         assert_eq!(last_message(), "Internal error: no answer");
-    }
-
-    #[test]
-    fn a_message_that_does_not_fit_is_kept() {
-        assert_eq!(panics(true), LLMLB_PANIC);
-        let mut needed = 0;
-        // SAFETY: NULL goes with a capacity of 0.
-        let result = unsafe { llmlb_last_error_message(ptr::null_mut(), 0, &mut needed) };
-        assert_eq!(result, llmlb_result_t::LLMLB_BUFFER_TOO_SMALL);
-        assert_eq!(needed, "Internal error: a literal".len() + 1);
-        assert_eq!(last_message(), "Internal error: a literal");
     }
 }

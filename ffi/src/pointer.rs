@@ -6,8 +6,8 @@ use std::ptr::{self, NonNull};
 
 use llmlb_lock_core::LockDir;
 
-use crate::error::Failure;
-use crate::error::llmlb_result_t::{
+use crate::failure::Failure;
+use crate::result::llmlb_result_t::{
     LLMLB_BUFFER_TOO_SMALL, LLMLB_INVALID_UTF8, LLMLB_NULL_ARGUMENT,
 };
 

@@ -1,12 +1,15 @@
+//! Servers of this machine, whoever started them: seeing and stopping them, which needs no handle.
+
 use std::ffi::c_char;
 use std::time::Duration;
 
 use llmlb_lock_core::{LockDir, LockError, StopOptions};
 
-use crate::error::{Failure, llmlb_result_t};
+use crate::failure::Failure;
 use crate::lock::interrupter;
 use crate::panic::{boundary, boundary_or};
 use crate::pointer::{Out, directory, directory_or_default, reference, write_path, write_slice};
+use crate::result::llmlb_result_t;
 use crate::types::{llmlb_lock_info_t, llmlb_server_t, llmlb_stop_options_t, llmlb_stop_outcome_t};
 
 /// What the lock file for `port` in the default directory says, whether its holder lives or not.

@@ -1,3 +1,6 @@
+//! The structures and enumerations that functions take and give, and how they are made of core's.
+//! Apart from the functions, as their layout is the ABI: changing it is another `LLMLB_ABI_VERSION`.
+
 use std::ffi::{c_char, c_void};
 use std::ptr;
 
@@ -225,7 +228,7 @@ fn copy_cut(text: &str, buffer: &mut [c_char]) {
 pub(crate) fn write_holder(
     holder: Out<llmlb_lock_info_t>,
     e: llmlb_lock_core::LockError,
-) -> crate::error::Failure {
+) -> crate::failure::Failure {
     if let llmlb_lock_core::LockError::AlreadyRunning {
         port,
         pid,

@@ -1,7 +1,10 @@
+//! Whether header and library fit each other: what a program asks before anything else.
+
 use std::ffi::{CStr, c_char};
 
-use crate::error::{Failure, llmlb_result_t};
+use crate::failure::Failure;
 use crate::panic::boundary;
+use crate::result::llmlb_result_t;
 
 /// The version of this header's interface. It changes when programs must be compiled anew.
 pub const LLMLB_ABI_VERSION: u32 = 1;

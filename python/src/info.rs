@@ -1,3 +1,5 @@
+//! What a lock file says, as a Python value that compares, hashes, prints and pickles.
+
 use chrono::{DateTime, FixedOffset, SubsecRound, Utc};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;

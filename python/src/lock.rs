@@ -1,3 +1,5 @@
+//! A lock that is held, as Python's object: what `llmlb_lock.ServerLock` stands on.
+
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

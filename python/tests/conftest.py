@@ -1,3 +1,5 @@
+"""A lock directory of its own for every test."""
+
 from __future__ import annotations
 
 from pathlib import Path

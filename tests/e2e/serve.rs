@@ -1,3 +1,5 @@
+//! `llmlb serve` itself: addresses, health, waiting, replacing, shutting down.
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,3 +1,5 @@
+//! `llmlb status`: what is listed, how, and the exit codes that scripts ask for.
+
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;

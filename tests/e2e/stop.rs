@@ -1,3 +1,5 @@
+//! `llmlb stop`: whom it ends, what it says, and what it leaves alone.
+
 use std::fs;
 
 use llmlb_tests::{Running, Sandbox, free_port, is_alive, wait_until};

@@ -1,3 +1,5 @@
+//! What macOS tells of processes: kqueue and sysinfo.
+
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};

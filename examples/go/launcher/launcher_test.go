@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/llmlb/llmlb-lock/examples/go/llmlblock"
+	"github.com/llmlb/llmlb-lock/go/llmlblock"
 )
 
 // The test program is the launcher and the server, too.

@@ -14,7 +14,7 @@ import (
 	"strconv"
 	"syscall"
 
-	"github.com/llmlb/llmlb-lock/examples/go/llmlblock"
+	"github.com/llmlb/llmlb-lock/go/llmlblock"
 )
 
 func main() {

@@ -1,0 +1,130 @@
+//! Stopping a server: asked, waited for, killed where that is wanted, and cleared up behind.
+
+mod attempt;
+mod clear_up;
+mod options;
+mod target;
+
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+pub use attempt::GUARDED_PORT_ENV;
+pub use options::{StopOptions, StopOutcome};
+
+use crate::dir::{LockDir, check_port, file_name};
+use crate::error::LockError;
+use crate::left_behind::KILL_WAIT;
+use attempt::Stop;
+use clear_up::GRACE;
+use target::Found;
+
+/// [`LockDir::stop_server`] in the default directory.
+///
+/// # Errors
+///
+/// As [`LockDir::stop_server`].
+pub fn stop_server(port: u16, options: &StopOptions) -> Result<StopOutcome, LockError> {
+    LockDir::default().stop_server(port, options)
+}
+
+impl LockDir {
+    /// Stops the server that guards `port` and waits until it has ended and its file is gone.
+    ///
+    /// It is asked with SIGTERM, through a handle that cannot come to mean another process, and
+    /// only if it can be shown to hold the lock and belongs to the owner of the lock file.
+    /// Processes it leaves behind that hold the lock are ended with it.
+    ///
+    /// On Windows it is asked through its `StopEvent`; a process that does not listen there is
+    /// terminated at once, with or without [`force`](StopOptions::force).
+    ///
+    /// # Errors
+    ///
+    /// - [`LockError::NotHolder`]: the named process is not, or not provably, the holder.
+    /// - [`LockError::HeldByUnknown`]: the holder can't be found, or the lock is still held after
+    ///   the server has ended.
+    /// - [`LockError::StopFailed`]: it may not be signalled, or is the calling process itself.
+    /// - [`LockError::InvalidPort`], [`LockError::ReadFailed`].
+    pub fn stop_server(&self, port: u16, options: &StopOptions) -> Result<StopOutcome, LockError> {
+        self.stop(port, options, None)
+    }
+
+    /// [`stop_server`](Self::stop_server), its waits ended by `interrupted` when that returns
+    /// true. It is called at least every 50 ms while waiting. A server that was asked to end
+    /// before the interruption ends all the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`stop_server`](Self::stop_server), and [`LockError::Interrupted`].
+    pub fn stop_interruptible(
+        &self,
+        port: u16,
+        options: &StopOptions,
+        mut interrupted: impl FnMut() -> bool,
+    ) -> Result<StopOutcome, LockError> {
+        self.stop(port, options, Some(&mut interrupted))
+    }
+
+    fn stop<'a>(
+        &'a self,
+        port: u16,
+        options: &StopOptions,
+        interrupted: Option<&'a mut dyn FnMut() -> bool>,
+    ) -> Result<StopOutcome, LockError> {
+        check_port(port)?;
+        let mut stop = match self.open().map_err(LockError::ReadFailed)? {
+            Some(directory) => Stop {
+                locks: self,
+                directory,
+                port,
+                name: file_name(port),
+                interrupted,
+            },
+            None => return Ok(StopOutcome::NotRunning),
+        };
+        let target = match stop.find_target()? {
+            Found::Target(target) => target,
+            Found::Nobody(outcome) => return Ok(outcome),
+        };
+        let mut forced = false;
+        for handle in &target.handles {
+            let asked = handle
+                .terminate()
+                .map_err(|e| stop.failed(handle.pid(), e))?;
+            forced |= !asked;
+            handle.resume().map_err(|e| stop.failed(handle.pid(), e))?;
+        }
+        debug!(
+            "Asked server on port {port} to stop (PID: {})",
+            target.info.pid
+        );
+        let asked = Instant::now();
+        if !stop.wait_for(&target.handles, options.timeout)? {
+            if !options.force {
+                return Ok(StopOutcome::TimedOut { info: target.info });
+            }
+            warn!(
+                "Server on port {port} (PID: {}) did not stop in time, killing it",
+                target.info.pid
+            );
+            for handle in &target.handles {
+                handle.kill().map_err(|e| stop.failed(handle.pid(), e))?;
+            }
+            forced = true;
+            if !stop.wait_for(&target.handles, KILL_WAIT)? {
+                return Ok(StopOutcome::TimedOut { info: target.info });
+            }
+        }
+        let left = options.timeout.saturating_sub(asked.elapsed());
+        let grace = if forced {
+            Duration::ZERO
+        } else {
+            left.max(GRACE)
+        };
+        stop.clear_up(&target, grace)?;
+        Ok(StopOutcome::Stopped {
+            info: target.info,
+            forced,
+        })
+    }
+}

@@ -1,0 +1,240 @@
+//! Whom a stop ends: found beyond doubt, or nobody.
+
+use std::io;
+use std::process;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use tracing::warn;
+
+use super::attempt::Stop;
+use super::options::StopOutcome;
+use crate::dir::SETTLE;
+use crate::error::LockError;
+use crate::info::{Content, LockInfo};
+use crate::process::{find, is_consistent, is_holder};
+use crate::sys::{self, LockFile, ProcessHandle};
+
+/// How long a lock's holders must stay the same before they are taken for the server.
+const SETTLE_HOLDERS: Duration = Duration::from_millis(20);
+
+/// Whom a stop ends.
+pub(super) struct Target {
+    pub(super) info: LockInfo,
+    /// The server; or, where the named one is gone, all that hold its lock.
+    pub(super) handles: Vec<ProcessHandle>,
+    /// An ancestor of the server that holds the lock as well, and clears up behind it.
+    pub(super) keeper: Option<u32>,
+    /// The lock's file, which tells its owner also when it has lost its name. Not on Windows, where
+    /// it would keep the next server out.
+    pub(super) file: Option<LockFile>,
+    /// Whether its launcher had made a process group for it.
+    pub(super) led_group: bool,
+    /// The process that took the lock: whoever takes it later is not the server's offspring.
+    pub(super) taker: Option<u32>,
+}
+
+pub(super) enum Found {
+    Target(Target),
+    Nobody(StopOutcome),
+}
+
+impl Stop<'_> {
+    pub(super) fn find_target(&mut self) -> Result<Found, LockError> {
+        let path = self.locks.lock_path(self.port);
+        let mut unclear = None;
+        loop {
+            let file = self.directory.open_lock(&self.name);
+            let Some(file) = file.map_err(LockError::ReadFailed)? else {
+                return Ok(Found::Nobody(StopOutcome::NotRunning));
+            };
+            let bytes = file.read().map_err(LockError::ReadFailed)?;
+            let info = Content::parse(&bytes, self.port).holder();
+            if file.retry().map_err(LockError::ReadFailed)? {
+                if let Some(outcome) = self.clean_stale(&file)? {
+                    return Ok(Found::Nobody(outcome));
+                }
+            } else if let Some(info) = &info
+                && let Some((handle, keeper)) = self.identify(info, &file)?
+            {
+                let holder = keeper.unwrap_or(info.pid);
+                let taker = sys::taker(holder, &file).map_err(LockError::StopFailed)?;
+                return Ok(Found::Target(Target {
+                    info: info.clone(),
+                    handles: vec![handle],
+                    keeper,
+                    led_group: sys::leads_group(info.pid, &self.marker()),
+                    file: cfg!(unix).then_some(file),
+                    taker,
+                }));
+            }
+            // Someone is starting, stopping or recovering this very moment.
+            if unclear.get_or_insert_with(Instant::now).elapsed() >= SETTLE {
+                let handles = self.holders(&file, None)?;
+                // Who has only just taken the lock writes its name, given time.
+                self.pause(SETTLE_HOLDERS)?;
+                let now = file.read().map_err(LockError::ReadFailed)?;
+                let is_at = file.is_at(&path).map_err(LockError::ReadFailed)?;
+                if now != bytes || !is_at || file.retry().map_err(LockError::ReadFailed)? {
+                    unclear = None;
+                    continue;
+                }
+                let Some(first) = handles.first() else {
+                    return Err(match info {
+                        Some(info) if is_consistent(&info) => LockError::NotHolder {
+                            port: self.port,
+                            pid: info.pid,
+                            path,
+                            reason: "the lock is held by a process that cannot be seen from here",
+                        },
+                        _ => LockError::HeldByUnknown {
+                            port: self.port,
+                            path,
+                        },
+                    });
+                };
+                let started = find(first.pid()).and_then(|process| process.started);
+                let info = LockInfo {
+                    pid: first.pid(),
+                    started_at: started.unwrap_or_else(Utc::now),
+                    port: self.port,
+                };
+                let taker = sys::taker(first.pid(), &file).map_err(LockError::StopFailed)?;
+                return Ok(Found::Target(Target {
+                    info,
+                    handles,
+                    keeper: None,
+                    led_group: false,
+                    file: cfg!(unix).then_some(file),
+                    taker,
+                }));
+            }
+            drop(file);
+            self.pause(Duration::from_millis(2))?;
+        }
+    }
+
+    /// With the lock in hand: removes what was left behind. `None` if the file has moved on.
+    fn clean_stale(&self, file: &LockFile) -> Result<Option<StopOutcome>, LockError> {
+        let path = self.locks.lock_path(self.port);
+        if !file.is_at(&path).map_err(LockError::ReadFailed)? {
+            return Ok(None);
+        }
+        let bytes = file.read().map_err(LockError::ReadFailed)?;
+        let info = match Content::parse(&bytes, self.port) {
+            Content::Holder(info) if info.pid != process::id() && is_consistent(&info) => {
+                return Err(LockError::NotHolder {
+                    port: self.port,
+                    pid: info.pid,
+                    path,
+                    reason: "it does not hold the lock",
+                });
+            }
+            Content::Holder(info) => {
+                warn!(
+                    "Stale lock file detected (PID {} not running), cleaning up",
+                    info.pid
+                );
+                Some(info)
+            }
+            Content::Empty => None,
+            Content::Corrupt(why) => {
+                warn!("Stale lock file detected ({why}), cleaning up");
+                None
+            }
+        };
+        file.remove(&self.directory, &self.name)
+            .map_err(LockError::StopFailed)?;
+        Ok(Some(StopOutcome::StaleCleaned { info }))
+    }
+
+    /// The named process, if it is beyond doubt the one that guards the port, and its keeper.
+    fn identify(
+        &self,
+        info: &LockInfo,
+        file: &LockFile,
+    ) -> Result<Option<(ProcessHandle, Option<u32>)>, LockError> {
+        if info.pid == process::id() {
+            return Err(LockError::StopFailed(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "this very process guards port {}: release its lock instead",
+                    self.port
+                ),
+            )));
+        }
+        if find(info.pid).is_none() {
+            return Ok(None);
+        }
+        let failed = LockError::StopFailed;
+        let Some(handle) = ProcessHandle::open(info.pid).map_err(failed)? else {
+            return Ok(None);
+        };
+        // Only now that the handle can't change its meaning do the checks hold.
+        let path = self.locks.lock_path(self.port);
+        let bytes = file.read().map_err(LockError::ReadFailed)?;
+        if Content::parse(&bytes, self.port) != Content::Holder(info.clone())
+            || !file.is_at(&path).map_err(LockError::ReadFailed)?
+            || !is_holder(info, file)
+        {
+            return Ok(None);
+        }
+        if !sys::owned_alike(info.pid, file).map_err(failed)? {
+            return Err(LockError::NotHolder {
+                port: self.port,
+                pid: info.pid,
+                path,
+                reason: "it belongs to another user than the file",
+            });
+        }
+        let keeper = keeper_of(info.pid, file).map_err(failed)?;
+        if keeper.is_none() && sys::holds(info.pid, file).map_err(failed)? == Some(false) {
+            return Ok(None);
+        }
+        Ok(Some((handle, keeper)))
+    }
+
+    /// Handles of all processes that hold the lock, as `taken_by` took it, and belong to the
+    /// file's owner.
+    pub(super) fn holders(
+        &self,
+        file: &LockFile,
+        taken_by: Option<u32>,
+    ) -> Result<Vec<ProcessHandle>, LockError> {
+        let failed = LockError::StopFailed;
+        // 0 is one that has ended: nobody new.
+        let taken = |taker| taker == 0 || taken_by.is_none_or(|taken_by| taker == taken_by);
+        let mut handles = Vec::new();
+        for (pid, taker) in sys::holders(file).map_err(failed)? {
+            if !taken(taker) {
+                continue;
+            }
+            if let Some(handle) = ProcessHandle::open(pid).map_err(failed)?
+                && sys::taker(pid, file).map_err(failed)? == Some(taker)
+                && sys::owned_alike(pid, file).map_err(failed)?
+            {
+                handles.push(handle);
+            }
+        }
+        Ok(handles)
+    }
+}
+
+/// The nearest ancestor of a process that holds the lock: the launcher that stays with its server.
+fn keeper_of(pid: u32, file: &LockFile) -> io::Result<Option<u32>> {
+    let mut pid = pid;
+    // A chain longer than this is a changing one.
+    for _ in 0..64 {
+        let Some(parent) = find(pid).map(|process| process.parent) else {
+            return Ok(None);
+        };
+        if parent == 0 {
+            return Ok(None);
+        }
+        if sys::holds(parent, file)? == Some(true) {
+            return Ok(Some(parent));
+        }
+        pid = parent;
+    }
+    Ok(None)
+}

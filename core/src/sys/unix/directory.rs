@@ -1,0 +1,250 @@
+//! The lock directory, kept open, and how files in it are found, created and refused.
+
+use std::ffi::OsString;
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::file::{LockFile, check};
+use super::owner::{at, effective_uid, foreign, user_name};
+use crate::error::context;
+use crate::sys::{Attempt, refuse};
+
+const DIRECTORY_MODE: u32 = 0o1777;
+const FILE_MODE: u32 = 0o600;
+
+/// The lock directory, kept open: what happens to its path can't redirect what we do in it.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    file: File,
+    path: PathBuf,
+}
+
+impl Directory {
+    /// `shared` is the default directory below the world-writable temporary one: no symlink is
+    /// followed, and it is created for all users. Another is the caller's own business.
+    pub(crate) fn open(path: &Path, shared: bool) -> io::Result<Self> {
+        let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if shared {
+            flags |= OFlags::NOFOLLOW;
+        }
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(fd) => {
+                let directory = Self {
+                    file: fd.into(),
+                    path: path.to_path_buf(),
+                };
+                if shared {
+                    directory.finish()?;
+                }
+                Ok(directory)
+            }
+            Err(Errno::LOOP) | Err(Errno::NOTDIR) if path.is_symlink() => {
+                Err(refuse(path, "is a symbolic link, and may lead anywhere"))
+            }
+            Err(e) => Err(context(
+                e,
+                format!("cannot open directory {}", path.display()),
+            )),
+        }
+    }
+
+    pub(crate) fn create(path: &Path, shared: bool) -> io::Result<Self> {
+        let failed = |e| context(e, format!("cannot create directory {}", path.display()));
+        let mut builder = std::fs::DirBuilder::new();
+        if shared {
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(failed)?;
+            }
+            builder.mode(DIRECTORY_MODE);
+        } else {
+            builder.recursive(true);
+        }
+        match builder.create(path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(failed(e)),
+        }
+        Self::open(path, shared)
+    }
+
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            path: self.path.clone(),
+        })
+    }
+
+    /// Opens a directory to all users whose creator was ended before it could: ours, with the
+    /// sticky bit, and without what a umask took away.
+    fn finish(&self) -> io::Result<()> {
+        let metadata = self.file.metadata().map_err(|e| at(&self.path, e))?;
+        let mode = metadata.mode() & 0o7777;
+        if metadata.uid() == effective_uid() && mode != DIRECTORY_MODE && mode & 0o1000 != 0 {
+            let mode = Permissions::from_mode(DIRECTORY_MODE);
+            self.file
+                .set_permissions(mode)
+                .map_err(|e| at(&self.path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps systemd-tmpfiles from ageing the directory's files for as long as it stays open.
+    pub(crate) fn keep(&self) {
+        // Best effort: the lock does not rest on it.
+        let _ = fs2::FileExt::try_lock_shared(&self.file);
+    }
+
+    pub(crate) fn try_lock(&self, name: &str) -> io::Result<Attempt> {
+        let (file, new) = match self.create_or_open(name)? {
+            Opened::File { file, new } => (file, new),
+            Opened::NoDirectory => return Ok(Attempt::NoDirectory),
+            Opened::Gone => return Ok(Attempt::Moved),
+        };
+        let path = self.path.join(name);
+        let metadata = file.metadata().map_err(|e| at(&path, e))?;
+        if metadata.nlink() == 0 {
+            return Ok(Attempt::Moved);
+        }
+        check(&path, &metadata)?;
+        let file = LockFile { file, path, new };
+        let locked = file.retry()?;
+        if metadata.uid() != effective_uid() {
+            // Only root gets here. A live holder is worth naming, a left-over not worth trusting.
+            return if locked {
+                Err(foreign(&file.path, metadata.uid()))
+            } else {
+                Ok(Attempt::Contended(file))
+            };
+        }
+        if !locked {
+            return Ok(Attempt::Contended(file));
+        }
+        if metadata.mode() & 0o7777 != FILE_MODE {
+            file.file
+                .set_permissions(Permissions::from_mode(FILE_MODE))
+                .map_err(|e| at(&file.path, e))?;
+        }
+        Ok(Attempt::Locked(file))
+    }
+
+    /// Creation and opening are apart, because with `fs.protected_regular` the kernel refuses
+    /// `O_CREAT` on another user's file in a sticky directory, even to root.
+    fn create_or_open(&self, name: &str) -> io::Result<Opened> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let create = flags | OFlags::CREATE | OFlags::EXCL;
+        let mode = Mode::from_raw_mode(FILE_MODE as _);
+        let open = || match rustix::fs::openat(&self.file, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Opened::existing(fd)),
+            Err(Errno::NOENT) => Ok(Opened::Gone),
+            Err(e) => Err(self.explain(name, e)),
+        };
+        // First the case in which someone waits for the answer: a running server's file.
+        match open()? {
+            Opened::Gone => {}
+            opened => return Ok(opened),
+        }
+        match rustix::fs::openat(&self.file, name, create, mode) {
+            Ok(fd) => Ok(Opened::File {
+                file: fd.into(),
+                new: true,
+            }),
+            Err(Errno::EXIST) => open(),
+            Err(Errno::NOENT) => Ok(Opened::NoDirectory),
+            Err(e) => {
+                let path = self.path.join(name);
+                let hint = match e {
+                    Errno::ACCESS => {
+                        ", set LLMLB_LOCK_DIR to a directory you may write to, or have this one \
+                         opened by its owner (chmod 1777)"
+                    }
+                    _ => "",
+                };
+                let what = format!("cannot create {}{hint}", path.display());
+                Err(context(e, what))
+            }
+        }
+    }
+
+    /// Opens without creating and without a lock; `None` where there is no such file.
+    pub(crate) fn open_lock(&self, name: &str) -> io::Result<Option<LockFile>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let path = self.path.join(name);
+        let file: File = match rustix::fs::openat(&self.file, name, flags, Mode::empty()) {
+            Ok(fd) => fd.into(),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(self.explain(name, e)),
+        };
+        check(&path, &file.metadata().map_err(|e| at(&path, e))?)?;
+        Ok(Some(LockFile {
+            file,
+            path,
+            new: false,
+        }))
+    }
+
+    /// Why a file in the lock's place can't be opened.
+    fn explain(&self, name: &str, e: Errno) -> io::Error {
+        let path = self.path.join(name);
+        let metadata = match path.symlink_metadata() {
+            Ok(metadata) => metadata,
+            Err(_) => return at(&path, e.into()),
+        };
+        match check(&path, &metadata) {
+            Err(refused) => refused,
+            Ok(()) if e == Errno::ACCESS && metadata.uid() != effective_uid() => {
+                foreign(&path, metadata.uid())
+            }
+            Ok(()) => at(&path, e.into()),
+        }
+    }
+
+    /// Who owns the entry, for showing.
+    pub(crate) fn owner(&self, name: &str) -> Option<String> {
+        let metadata = self.path.join(name).symlink_metadata().ok()?;
+        Some(user_name(metadata.uid()))
+    }
+
+    /// The names of all entries.
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+        let failed = |e| context(e, format!("cannot list {}", self.path.display()));
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.file).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            names.push(OsString::from_vec(entry.file_name().to_bytes().to_vec()));
+        }
+        Ok(names)
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+enum Opened {
+    File {
+        file: File,
+        /// Created by this call.
+        new: bool,
+    },
+    /// Removed in between.
+    Gone,
+    NoDirectory,
+}
+
+impl Opened {
+    fn existing(fd: OwnedFd) -> Self {
+        Self::File {
+            file: fd.into(),
+            new: false,
+        }
+    }
+}

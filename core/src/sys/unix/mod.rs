@@ -1,0 +1,18 @@
+//! What all Unix systems share: the lock directory, the lock file and its `flock`, owners.
+
+mod directory;
+mod file;
+mod owner;
+
+pub(crate) use directory::Directory;
+pub(crate) use file::LockFile;
+
+use std::io;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Sends SIGTERM. `pid` must be from 1 to `i32::MAX`.
+pub(crate) fn terminate(pid: i32) -> io::Result<()> {
+    Ok(kill(Pid::from_raw(pid), Signal::SIGTERM)?)
+}

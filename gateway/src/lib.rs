@@ -1,0 +1,85 @@
+//! A load balancer for servers that speak OpenAI's API.
+//!
+//! [`Gateway::new`] takes [`Options`]; a channel brings [`BackendSet`]s, now and whenever they
+//! change; [`Gateway::serve`] takes clients from a listener until it is told to
+//! [drain](Gateway::drain). It knows neither locks nor terminals, and logs through `tracing`.
+//!
+//! Or it is a part of your own axum or hyper program, beside what that serves itself:
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use llmlb_gateway::{BackendUrl, Gateway, Options};
+//! # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! # async fn ask(port: u16, path: &str) -> std::io::Result<String> {
+//! #     let mut client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+//! #     let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+//! #     client.write_all(request.as_bytes()).await?;
+//! #     let mut answer = String::new();
+//! #     client.read_to_string(&mut answer).await?;
+//! #     Ok(answer)
+//! # }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let model_server = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! # let url = format!("http://{}", model_server.local_addr()?);
+//! # let answers = Router::new().fallback(|| async { "a model's answer" });
+//! # tokio::spawn(async move { axum::serve(model_server, answers).await });
+//!
+//! let gateway = Gateway::new(Options::new())?;
+//! let backends = [url.parse::<BackendUrl>()?].into_iter().collect();
+//! let (sets, followed) = tokio::sync::watch::channel(backends);
+//! gateway.follow(followed).await; // and `sets.send(...)` whenever they change
+//!
+//! let app = Router::new()
+//!     .route("/about", get(|| async { "my program" }))
+//!     .fallback_service(gateway.router());
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! # let port = listener.local_addr()?.port();
+//! tokio::spawn(async move { axum::serve(listener, app).await });
+//! # assert!(ask(port, "/about").await?.ends_with("my program"));
+//! # assert!(ask(port, "/v1/chat").await?.ends_with("a model's answer"));
+//! # assert!(ask(port, "/health").await?.contains("\"up\""));
+//! # drop(sets);
+//! # gateway.drain();
+//! # assert!(ask(port, "/v1/chat").await?.contains("shutting_down"));
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod admission;
+mod auth;
+mod backend;
+mod body;
+mod catalog;
+mod choose;
+mod error;
+mod follow;
+mod gateway;
+mod life;
+mod limits;
+mod listen;
+mod live;
+#[doc(hidden)]
+pub mod measure;
+mod metrics;
+mod model;
+mod options;
+mod pages;
+mod peer;
+mod probe;
+mod proxy;
+mod report;
+mod roster;
+mod set;
+mod shared;
+mod url;
+
+pub use auth::{ApiKey, ApiKeyError};
+pub use gateway::Gateway;
+pub use limits::raise_descriptor_limit;
+pub use options::Options;
+pub use peer::ClientAddress;
+pub use set::{BackendSet, BackendSpec};
+pub use url::{BackendUrl, BackendUrlError};

@@ -1,0 +1,3 @@
+module github.com/llmlb/llmlb-lock/go
+
+go 1.22
