@@ -19,6 +19,8 @@ use crate::record::Record;
 use crate::timing::Timing;
 use crate::watchdog::Watchdog;
 
+/// How long dropping it tries to give it back.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// Between two tries when etcd does not answer.
 const RETRY: Duration = Duration::from_millis(50);
 /// So often time that passed in suspend is noticed, at least.
@@ -255,22 +257,29 @@ impl Exclusive {
         }
     }
 
-    /// Gives the lease back: a standby starts at once. Only when the server has ended. Bounded to
-    /// two requests' time for each member of etcd.
+    /// Gives the lease back: a standby starts at once. Only when the server has ended. Tries as long
+    /// as the lease lasts, at most its TTL.
     ///
     /// # Errors
     ///
     /// [`ClusterError::ReleaseFailed`]: it ends by itself. [`ClusterError::Lost`]: it was not ours
     /// any more.
     pub fn release(mut self) -> Result<(), ClusterError> {
-        self.give_back()
+        let most = self.remaining();
+        self.give_back(most)
     }
 
-    fn give_back(&mut self) -> Result<(), ClusterError> {
+    fn give_back(&mut self, most: Duration) -> Result<(), ClusterError> {
         self.released = true;
         self.stop_renewing();
         let http = Http::new(&self.config, self.timing.request(), None);
-        let result = self.remove(&http);
+        let until = Instant::now() + most;
+        let result = loop {
+            match self.remove(&http) {
+                Err(error) if error.is_outage() && Instant::now() < until => thread::sleep(RETRY),
+                other => break other,
+            }
+        };
         // What is left of it; the record that is no longer ours is not.
         let revoked = http.revoke(self.lease);
         match result {
@@ -346,7 +355,7 @@ impl Drop for Exclusive {
             );
             return;
         }
-        if let Err(error) = self.give_back() {
+        if let Err(error) = self.give_back(GOODBYE.min(self.remaining())) {
             warn!("{error}");
         }
     }

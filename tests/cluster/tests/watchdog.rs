@@ -202,7 +202,7 @@ fn a_watchdog_keeps_nothing_open_that_it_inherited() {
     )
     .unwrap();
     let watchdog = Watchdog::start(role("watchdog")).unwrap();
-    let open = std::fs::read_dir(format!("/proc/{}/fd", watchdog.pid()))
+    let open = std::fs::read_dir(format!("/proc/{}/fd", watchdog.pid().unwrap()))
         .unwrap()
         .count();
     assert!(open <= 6, "{open} descriptors");
@@ -309,6 +309,17 @@ fn a_killed_watchdog_is_noticed_and_the_server_ended() {
     let server = active.server;
     eventually("the server has ended", || !is_running(server));
     active.hear("active");
+}
+
+#[test]
+fn while_the_server_of_a_killed_watchdog_drains_another_watches() {
+    let mut active = Active::start("15", "4");
+    signal(active.watchdog, Signal::SIGKILL);
+    active.hear("lost");
+    assert!(is_running(active.server), "it drains");
+    active.child.kill().unwrap();
+    let server = active.server;
+    eventually("the server has ended", || !is_running(server));
 }
 
 #[test]

@@ -131,7 +131,7 @@ mod linux {
         let mut dog = Command::new(std::env::current_exe().expect("a program knows its own path"));
         dog.arg("watchdog");
         let watchdog = Watchdog::start(dog).expect("a watchdog");
-        say(format!("watchdog {}", watchdog.pid()));
+        say(format!("watchdog {}", watchdog.pid().expect("it runs")));
         let own = std::env::current_exe().expect("a program knows its own path");
         let mut command = Command::new(&own);
         command
@@ -225,7 +225,7 @@ mod linux {
                 let mut command = Command::new(own);
                 command.arg("watchdog");
                 let watchdog = Watchdog::start(command)?;
-                say(format!("watchdog {}", watchdog.pid()));
+                say(format!("watchdog {}", watchdog.pid().expect("it runs")));
                 options = options.with_watchdog(watchdog);
             }
             say("waiting");

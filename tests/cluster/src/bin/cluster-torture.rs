@@ -361,6 +361,9 @@ mod linux {
             let known = self.known(i);
             match (dice, known.watchdog, known.server) {
                 (20..30, Some(watchdog), _) if self.planted.is_none() => {
+                    // Its guardian killed within the milliseconds that a successor takes to start
+                    // is what remains: nobody is left to kill the server.
+                    let short = short.max(Duration::from_millis(500));
                     self.made("kill -9 of the watchdog", Some(i), false, short);
                     signal(watchdog, Signal::SIGKILL);
                 }
