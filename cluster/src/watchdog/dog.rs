@@ -39,8 +39,7 @@ pub fn run() -> io::Result<()> {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
 
     let channel = Channel::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
-    channel.send(&Message::Ready(real_time), None)?;
-    Dog {
+    let mut dog = Dog {
         channel,
         timer: timerfd_create(
             TimerfdClockId::Boottime,
@@ -48,8 +47,11 @@ pub fn run() -> io::Result<()> {
         )?,
         deadline: None,
         server: None,
-    }
-    .watch()
+    };
+    let result = dog.watch(real_time);
+    // However that ended. A guardian that was killed meanwhile has left what it said.
+    dog.kill(Duration::MAX)?;
+    result
 }
 
 struct Dog {
@@ -69,11 +71,13 @@ struct Server {
 }
 
 impl Dog {
-    fn watch(mut self) -> io::Result<()> {
+    /// Until the guardian is gone.
+    fn watch(&mut self, real_time: bool) -> io::Result<()> {
+        self.answer(&Message::Ready(real_time))?;
         loop {
             self.wait()?;
             if !self.listen()? {
-                return self.outlive();
+                return Ok(());
             }
             if self.server.as_ref().is_some_and(Server::has_ended) {
                 self.server = None;
@@ -161,11 +165,6 @@ impl Dog {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => other,
         }
-    }
-
-    /// The guardian is gone: so will be the server, and then this.
-    fn outlive(mut self) -> io::Result<()> {
-        self.kill(Duration::MAX)
     }
 
     /// Kills, again and again, until it is gone or the time is up.

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -40,6 +41,19 @@ fn binary() -> PathBuf {
         .map(|dir| dir.join("etcd"))
         .find(|file| file.exists())
         .expect("these tests need etcd: run `make etcd`, or set LLMLB_ETCD")
+}
+
+/// Without waiting for the disk, where it can do without: what is killed leaves its writes to the
+/// kernel, and disks of busy machines take seconds.
+fn no_fsync() -> Option<String> {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    let known = KNOWN.get_or_init(|| {
+        let help = Command::new(binary()).arg("--help").output();
+        let help = help.expect("etcd can be run");
+        let text = [help.stdout, help.stderr].concat();
+        String::from_utf8_lossy(&text).contains("--unsafe-no-fsync")
+    });
+    known.then(|| "--unsafe-no-fsync".to_owned())
 }
 
 fn free_port() -> u16 {
@@ -112,6 +126,7 @@ impl Etcd {
                         .into_iter()
                         .flat_map(|(name, value)| [name.to_owned(), value])
                         .chain(extra.iter().cloned())
+                        .chain(no_fsync())
                         .collect(),
                     log: dir.path().join(format!("n{i}.log")),
                     child: None,
