@@ -24,6 +24,9 @@ use crate::url::{ClusterUrl, Endpoint};
 /// A page of the longest records, in base64.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 
+/// How long all members together may take for one request.
+const ALL: Duration = Duration::from_secs(9);
+
 /// What all connections to one cluster share.
 pub(crate) struct Config {
     pub(crate) url: ClusterUrl,
@@ -104,7 +107,8 @@ impl Http {
             _hooked: hooked,
             // Clients of one cluster spread over its members.
             at: AtomicUsize::new(fastrand::usize(..config.url.endpoints.len())),
-            attempt,
+            // However many there are: who asks for a list is told within 10 s.
+            attempt: attempt.min(ALL / u32::try_from(config.url.endpoints.len()).unwrap_or(1)),
         }
     }
 

@@ -22,7 +22,13 @@ fn timing(ttl: f64) -> Timing {
     .unwrap()
 }
 
+/// Long enough for a machine under load.
 fn options(name: &str) -> Options {
+    Options::new(Record::new("chat", name, 8000), timing(20.0))
+}
+
+/// For what is to be over soon.
+fn brief(name: &str) -> Options {
     Options::new(Record::new("chat", name, 8000), timing(2.0))
 }
 
@@ -162,15 +168,12 @@ fn what_was_removed_by_hand_is_registered_anew() {
     let etcd = Etcd::start(1);
     let cluster = etcd.cluster("t");
     let watch = cluster.watch(None).unwrap();
+    assert_eq!(next(&watch), Change::Snapshot(vec![]));
     let record = Record::new("chat", "gpu1", 8000);
     let _registration = cluster
         .register_with_ttl(record, Duration::from_secs(1))
         .unwrap();
-    loop {
-        if let Change::Up(_) = next(&watch) {
-            break;
-        }
-    }
+    assert!(matches!(next(&watch), Change::Up(_)));
     let key = base64("/t/v1/servers/chat/gpu1:8000");
     etcd.call("kv/deleterange", &format!(r#"{{"key":"{key}"}}"#));
     assert!(matches!(next(&watch), Change::Down { .. }));
@@ -396,7 +399,7 @@ fn a_wait_ends_at_its_time_and_at_an_interrupt() {
 fn who_is_cut_off_knows_before_its_deadline_and_another_starts_after_it() {
     let etcd = Etcd::start(1);
     let proxy = Proxy::start(etcd.nodes[0].port);
-    let first = through(&[&proxy]).acquire("chat", options("gpu1")).unwrap();
+    let first = through(&[&proxy]).acquire("chat", brief("gpu1")).unwrap();
     assert_eq!(
         first.wait_lost(Some(Duration::from_millis(1500))).unwrap(),
         None,
@@ -406,7 +409,7 @@ fn who_is_cut_off_knows_before_its_deadline_and_another_starts_after_it() {
         let cluster = etcd.cluster("t");
         move || {
             let exclusive = cluster
-                .acquire_timeout("chat", options("gpu2"), Some(PATIENCE))
+                .acquire_timeout("chat", brief("gpu2"), Some(PATIENCE))
                 .unwrap();
             (Instant::now(), exclusive.token(), exclusive.release())
         }
@@ -433,7 +436,7 @@ fn who_is_cut_off_knows_before_its_deadline_and_another_starts_after_it() {
 }
 
 fn cluster_is_free(etcd: &Etcd) {
-    let exclusive = etcd.cluster("t").acquire("chat", options("last")).unwrap();
+    let exclusive = etcd.cluster("t").acquire("chat", brief("last")).unwrap();
     exclusive.release().unwrap();
 }
 
@@ -442,12 +445,12 @@ fn after_one_that_vanished_the_next_waits_out_its_time_and_no_longer() {
     let etcd = Etcd::start(1);
     let proxy = Proxy::start(etcd.nodes[0].port);
     let cluster = etcd.cluster("t");
-    let vanished = through(&[&proxy]).acquire("chat", options("gpu1")).unwrap();
+    let vanished = through(&[&proxy]).acquire("chat", brief("gpu1")).unwrap();
     proxy.faults.cut(true);
     // As long as the lease lives, a refusal; then the wait; never two.
     let start = Instant::now();
     let next = loop {
-        match cluster.acquire("chat", options("gpu2")) {
+        match cluster.acquire("chat", brief("gpu2")) {
             Ok(next) => break next,
             Err(ClusterError::AlreadyActive { .. }) => thread::sleep(Duration::from_millis(20)),
             Err(error) => panic!("{error}"),
@@ -477,7 +480,7 @@ fn a_lock_delay_is_kept_after_a_crash_alone() {
     let (second, took) = acquire("gpu2");
     assert!(took < delay, "{took:?}");
     second.release().unwrap();
-    let vanished = through(&[&proxy]).acquire("chat", options("gpu3")).unwrap();
+    let vanished = through(&[&proxy]).acquire("chat", brief("gpu3")).unwrap();
     proxy.faults.cut(true);
     let (last, took) = acquire("gpu4");
     assert!(took > delay, "{took:?}");
@@ -488,7 +491,7 @@ fn a_lock_delay_is_kept_after_a_crash_alone() {
 #[test]
 fn a_holder_whose_key_is_taken_away_by_hand_is_told() {
     let etcd = Etcd::start(1);
-    let first = etcd.cluster("t").acquire("chat", options("gpu1")).unwrap();
+    let first = etcd.cluster("t").acquire("chat", brief("gpu1")).unwrap();
     etcd.call(
         "kv/deleterange",
         &format!(r#"{{"key":"{}"}}"#, base64("/t/v1/exclusive/chat/holder")),
@@ -548,14 +551,15 @@ fn doubled_delayed_and_cut_answers_confuse_nobody() {
             1 => proxy.faults.delay_answers.store(60, SeqCst),
             _ => {}
         }
-        let options = options(&format!("gpu{round}"));
+        let record = Record::new("chat", format!("gpu{round}"), 8000);
+        let options = Options::new(record, timing(4.0));
         let exclusive = cluster
             .acquire_timeout("chat", options, Some(PATIENCE))
             .unwrap();
         assert!(exclusive.token() > token);
         token = exclusive.token();
         let lost = exclusive
-            .wait_lost(Some(Duration::from_millis(900)))
+            .wait_lost(Some(Duration::from_millis(1800)))
             .unwrap();
         assert_eq!(lost, None, "in round {round}");
         // The release is carried out, and its answer lost.
@@ -574,7 +578,7 @@ fn a_lost_answer_to_the_acquisition_leaves_no_ghost() {
     let proxy = Proxy::start(etcd.nodes[0].port);
     proxy.faults.cut_answers.store(true, SeqCst);
     let error = through(&[&proxy])
-        .acquire("chat", options("gpu1"))
+        .acquire("chat", brief("gpu1"))
         .unwrap_err();
     assert!(matches!(error, ClusterError::Unreachable { .. }), "{error}");
     proxy.faults.heal();
@@ -725,7 +729,7 @@ fn giving_back_while_etcd_hangs_takes_bounded_time() {
             .wait_registered(PATIENCE, &Interrupt::new())
             .unwrap()
     );
-    let exclusive = cluster.acquire("chat", options("gpu1")).unwrap();
+    let exclusive = cluster.acquire("chat", brief("gpu1")).unwrap();
     let watch = cluster.watch(None).unwrap();
     next(&watch);
     proxy
