@@ -22,7 +22,7 @@ const START: Duration = Duration::from_secs(10);
 
 type OnFailure = Box<dyn FnOnce(String) + Send>;
 
-/// The watchdog of this process; see [the module](self).
+/// The watchdog of this process; see [the module](crate::watchdog).
 ///
 /// When it is killed, or does not answer, that counts as the loss of the lease, and another takes
 /// its place at once, so that the server does not drain unwatched. If that can't be started, or
