@@ -6,7 +6,7 @@ use std::io;
 
 use chrono::{DateTime, Utc};
 
-use super::LockFile;
+use super::{LockFile, Process, process};
 
 pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
     Ok(None)
@@ -35,4 +35,20 @@ pub(crate) fn is_straggler(
     _left: DateTime<Utc>,
 ) -> bool {
     false
+}
+
+/// A number that no ancestor of this process has had: there are no PID namespaces here.
+pub(crate) fn generation() -> u64 {
+    u64::from(std::process::id())
+}
+
+/// Whether a process could not be looked at because it is another user's; that the owner of the
+/// file and of the process differ is told by both.
+pub(crate) fn is_anothers(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// The process, if it is the one that started then.
+pub(crate) fn process_started_at(pid: u32, start: u64) -> io::Result<Option<Process>> {
+    Ok(process(pid)?.filter(|process| process.start == start))
 }
