@@ -100,9 +100,12 @@ impl Dog {
             fds.push(PollFd::new(&server.handle, PollFlags::IN));
         }
         match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) | Ok(_) => Ok(()),
-            Err(e) => Err(e.into()),
+            Err(rustix::io::Errno::INTR) | Ok(_) => {}
+            Err(e) => return Err(e.into()),
         }
+        // So that it does not go off for ever where there is nothing to kill.
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        Ok(())
     }
 
     /// Takes in all that was said. `false`: the guardian is gone.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use llmlb_cluster_tests::etcd::Etcd;
 use llmlb_cluster_tests::{PATIENCE, eventually, role, scratch};
 use llmlb_lock_cluster::watchdog::Watchdog;
-use llmlb_lock_cluster::{Options, Record, Timing};
+use llmlb_lock_cluster::{Cluster, ClusterUrl, Options, Record, Timing};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -341,6 +341,35 @@ fn a_stopped_watchdog_is_noticed_and_the_server_ended() {
     eventually("the watchdog has ended", || !is_running(watchdog));
 }
 
+#[test]
+fn a_watchdog_whose_time_has_passed_without_a_server_sleeps() {
+    let etcd = Etcd::start(1);
+    let proxy = llmlb_cluster_tests::proxy::Proxy::start(etcd.nodes[0].port);
+    let url = format!("etcd://127.0.0.1:{}/t", proxy.port);
+    let cluster = Cluster::connect(&ClusterUrl::parse(&url).unwrap()).unwrap();
+    let timing = Timing::new(Duration::from_secs(1), Duration::ZERO).unwrap();
+    let options = Options::new(Record::new("chat", "gpu1", 8000), timing)
+        .with_watchdog(Watchdog::start(role("watchdog")).unwrap());
+    let exclusive = cluster.acquire("chat", options).unwrap();
+    let pid = exclusive.watchdog().unwrap().pid().unwrap();
+    proxy.faults.cut(true);
+    eventually("the time is over", || exclusive.remaining().is_zero());
+    // In ticks of 10 ms.
+    let cpu = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<_> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let before = cpu();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(cpu() - before < 10, "it does not sleep");
+}
+
 /// What remains: with both stopped nobody is there to kill. The token then protects whoever looks
 /// at it, and whichever continues first kills.
 #[test]
@@ -380,6 +409,30 @@ fn of_both_killed_the_watchdog_last_the_server_is_ended_by_it() {
     let server = active.server;
     // The watchdog sees the end of its guardian at once; only one killed within that time is too late.
     eventually("the server has ended", || !is_running(server));
+}
+
+#[test]
+fn a_group_goes_with_the_server_that_leads_it() {
+    use std::os::unix::process::CommandExt;
+    let watchdog = Watchdog::start(role("watchdog")).unwrap();
+    let mut launcher = role("gate");
+    let gate = watchdog.gate(&mut launcher, None).unwrap();
+    launcher.args(["sh", "-c", "sleep 1000 & echo $!; exec sleep 1000"]);
+    let mut child = launcher
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    gate.open(child.id(), None).unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let helper: u32 = line.trim().parse().unwrap();
+    assert!(is_running(helper));
+    drop(watchdog);
+    child.wait().unwrap();
+    eventually("its helper is gone", || !is_running(helper));
 }
 
 #[test]
