@@ -664,13 +664,16 @@ mod linux {
         }
     }
 
+    fn is_ours(pid: u32) -> bool {
+        std::fs::read_link(format!("/proc/{pid}/exe"))
+            .is_ok_and(|exe| guinea().canonicalize().is_ok_and(|own| own == exe))
+    }
+
     /// A process that is ours, by its program: numbers are given anew.
     fn signal(pid: u32, signal: Signal) {
-        let ours = std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
-            let own = guinea().canonicalize();
-            own.is_ok_and(|own| own == exe)
-        });
-        if ours && let Ok(pid) = i32::try_from(pid) {
+        if is_ours(pid)
+            && let Ok(pid) = i32::try_from(pid)
+        {
             let _ = kill(Pid::from_raw(pid), signal);
         }
     }
@@ -681,7 +684,9 @@ mod linux {
             return Vec::new();
         };
         all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(|pid: &u32| {
+            // Others' environment may be on a mount that hangs, and so would this.
+            .filter(|pid: &u32| is_ours(*pid))
+            .filter(|pid| {
                 std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
                     environ
                         .split(|byte| *byte == 0)
