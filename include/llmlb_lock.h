@@ -76,7 +76,8 @@ typedef enum {
     LLMLB_ALREADY_RUNNING = 16,
     // The lock could not be taken.
     LLMLB_ACQUIRE_FAILED = 17,
-    // The lock file could not be removed. The port is free all the same.
+    // The lock file could not be removed, or another process has the lock still, as a forked
+    // child, and keeps the port guarded. This one holds it no more.
     LLMLB_RELEASE_FAILED = 18,
     // The lock file is not what this library writes. Only reading says so: acquiring recovers a
     // corrupt file that nobody holds.
@@ -369,8 +370,9 @@ llmlb_result_t llmlb_lock_verify(const llmlb_lock_t *lock);
 // is done with it is `LLMLB_INVALID_ARGUMENT`.
 //
 // In a forked child, and after `llmlb_lock_hand_over`, this only closes the descriptor.
-// `LLMLB_RELEASE_FAILED` if the file can't be removed: the port is free all the same, the next
-// acquire recovers the file. May be called by any thread.
+// `LLMLB_RELEASE_FAILED` if another process, as a forked child, has the lock's descriptor for about
+// a second yet: the port stays guarded until that has closed it. Also if the file can't be removed:
+// the port is free all the same, the next acquire recovers the file. May be called by any thread.
 llmlb_result_t llmlb_lock_release(llmlb_lock_t *lock);
 
 // Releases the lock if that was not done, and frees the handle. NULL is fine; a handle that was

@@ -13,7 +13,7 @@ use crate::info::LockInfo;
 use crate::lock::{ServerLock, write_record};
 use crate::process::{could_be, is_alive, is_holder};
 use crate::record::{Content, Record};
-use crate::sys::{Attempt, Directory, LockFile};
+use crate::sys::{self, Attempt, Directory, LockFile};
 
 /// How often a waiter tries for the lock: one system call each time.
 const WAIT_STEP: Duration = Duration::from_millis(7);
@@ -62,6 +62,8 @@ impl LockDir {
     ) -> Result<ServerLock, LockError> {
         check_port(port)?;
         let name = file_name(port);
+        // Looked up before anybody waits for our name in a file that we have locked, and then known.
+        let _ = sys::own_identity();
         let mut directory = self.open_or_create()?;
         // A timeout too long for the clock is one without end.
         let deadline = Instant::now().checked_add(timeout);

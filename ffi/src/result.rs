@@ -28,7 +28,8 @@ pub enum llmlb_result_t {
     LLMLB_ALREADY_RUNNING = 16,
     /// The lock could not be taken.
     LLMLB_ACQUIRE_FAILED = 17,
-    /// The lock file could not be removed. The port is free all the same.
+    /// The lock file could not be removed, or another process has the lock still, as a forked
+    /// child, and keeps the port guarded. This one holds it no more.
     LLMLB_RELEASE_FAILED = 18,
     /// The lock file is not what this library writes. Only reading says so: acquiring recovers a
     /// corrupt file that nobody holds.

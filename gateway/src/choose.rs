@@ -32,6 +32,8 @@ pub(crate) struct Candidate {
     pub(crate) standing: Standing,
     /// The request follows up on something that it made.
     pub(crate) affine: bool,
+    /// It would have to load the model first.
+    pub(crate) cold: bool,
     pub(crate) in_flight: usize,
     pub(crate) weight: u32,
     pub(crate) turn: u64,
@@ -72,9 +74,13 @@ fn order(a: &Candidate, b: &Candidate, now: u64) -> Ordering {
         .then_with(|| a.turn.max(now).cmp(&b.turn.max(now)))
 }
 
+/// To load a model takes as long as so many requests in flight.
+const LOADING: u64 = 4;
+
 /// A's requests for each unit of weight, times both weights.
 fn load(a: &Candidate, b: &Candidate) -> u64 {
-    (a.in_flight as u64).saturating_mul(b.weight.into())
+    let loading = if a.cold { LOADING } else { 0 };
+    (a.in_flight as u64 + loading).saturating_mul(b.weight.into())
 }
 
 /// One round of turns. Who has twice the weight has two turns in it.
@@ -98,6 +104,7 @@ mod tests {
         fit: Fit::Listed,
         standing: Standing::Ready,
         affine: false,
+        cold: false,
         in_flight: 0,
         weight: 1,
         turn: 0,
@@ -132,6 +139,22 @@ mod tests {
             let expected = best - 1;
             assert_eq!(chosen(&ranks[..best]), Choice::Chosen(expected), "{best}");
         }
+    }
+
+    #[test]
+    fn who_has_the_model_loaded_is_better_until_there_is_a_queue() {
+        let cold = Candidate {
+            cold: true,
+            ..PLAIN
+        };
+        let warm = |in_flight| Candidate { in_flight, ..PLAIN };
+        for in_flight in 0..LOADING as usize {
+            assert_eq!(chosen(&[cold, warm(in_flight)]), Choice::Chosen(1));
+        }
+        assert_eq!(
+            chosen(&[cold, warm(LOADING as usize + 1)]),
+            Choice::Chosen(0)
+        );
     }
 
     #[test]

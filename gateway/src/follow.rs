@@ -11,9 +11,9 @@ use tokio::time::{sleep, timeout};
 use tracing::info;
 
 use crate::backend::Backend;
-use crate::probe;
 use crate::set::BackendSet;
 use crate::shared::Shared;
+use crate::{ollama, probe};
 
 /// How long to wait for the first look at all of them.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -76,6 +76,7 @@ async fn look_after(
     let interval = shared.options.health_interval;
     loop {
         probe::look(&shared.live, &backend, interval).await;
+        ollama::look(&backend).await;
         drop(looked.take());
         backend.pool.prune();
         sleep(interval).await;

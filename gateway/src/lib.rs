@@ -61,20 +61,27 @@ mod life;
 mod limits;
 mod listen;
 mod live;
+mod made;
 #[doc(hidden)]
 pub mod measure;
 mod metrics;
 mod model;
+mod ollama;
 mod options;
 mod pages;
 mod peer;
 mod probe;
+mod protocol;
 mod proxy;
 mod report;
 mod roster;
 mod set;
 mod shared;
 mod url;
+
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use model::fuzzing;
 
 pub use auth::{ApiKey, ApiKeyError};
 pub use gateway::Gateway;

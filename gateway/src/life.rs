@@ -67,9 +67,9 @@ impl Life {
         });
     }
 
-    /// Counts a request in. Returns how many there are, itself included.
-    pub(crate) fn enter(&self) -> usize {
-        self.in_flight.fetch_add(1, Ordering::AcqRel) + 1
+    /// Counts a request in.
+    pub(crate) fn enter(&self) {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn leave(&self) {

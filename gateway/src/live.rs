@@ -132,13 +132,18 @@ impl Live {
         let mut desk = self.desk();
         let roster = self.roster.load();
         let eligible = roster.eligible(wanted.model, wanted.strict);
-        let candidates =
-            eligible.map(|(backend, fit)| (backend, candidate(backend, fit, wanted, tried)));
+        let maker = maker(&roster, wanted, tried);
+        let candidates = eligible
+            .filter(|(backend, _)| maker.is_none_or(|maker| Arc::ptr_eq(maker, backend)))
+            .map(|(backend, fit)| (backend, candidate(backend, fit, wanted, tried)));
         match choose(candidates, desk.now) {
             Choice::Chosen(backend) => {
                 let (now, turn) = take_turn(backend.turn(), desk.now, backend.weight());
                 desk.now = now;
                 backend.set_turn(turn);
+                if let Some(model) = wanted.model.filter(|model| backend.loaded.lacks(model)) {
+                    backend.loaded.expect(model);
+                }
                 Ok(Place::take(Arc::clone(backend)))
             }
             Choice::Full => Err(NoPlace::Full),
@@ -149,6 +154,19 @@ impl Live {
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Who made what this follows up on, if it is there: no other will do, then.
+fn maker<'a>(
+    roster: &'a Roster,
+    wanted: &Wanted<'_>,
+    tried: &[Arc<Backend>],
+) -> Option<&'a Arc<Backend>> {
+    let name = wanted.affine?;
+    let mut eligible = roster.eligible(wanted.model, wanted.strict);
+    let (maker, _) = eligible.find(|(backend, _)| backend.name == name)?;
+    let there = maker.is_up() && !tried.iter().any(|t| Arc::ptr_eq(t, maker));
+    there.then_some(maker)
 }
 
 fn candidate(
@@ -166,6 +184,9 @@ fn candidate(
         fit,
         standing,
         affine: wanted.affine.is_some_and(|name| name == backend.name),
+        cold: wanted
+            .model
+            .is_some_and(|model| backend.loaded.lacks(model)),
         in_flight: backend.in_flight(),
         weight: backend.weight(),
         turn: backend.turn(),

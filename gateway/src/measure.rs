@@ -1,10 +1,15 @@
 //! What benchmarks reach into. No part of what this crate promises.
 
+use std::pin::pin;
+use std::task::{Context, Waker};
 use std::time::Duration;
+
+use axum::http::HeaderMap;
 
 use crate::backend::models::Models;
 use crate::backend::{Care, Thresholds};
 use crate::live::{Live, Wanted};
+use crate::model::{Found, Search};
 use crate::set::BackendSpec;
 
 /// Backends that are up, to choose among.
@@ -50,5 +55,27 @@ impl Choosing {
             affine: None,
         };
         self.0.take(&wanted, &[]).is_ok()
+    }
+}
+
+/// What a body that is sent to a chat's path names, in pieces of this size.
+#[must_use]
+pub fn model_in(body: &[u8], piece: usize) -> Option<String> {
+    let mut search = Search::new("/v1/chat/completions", &HeaderMap::new());
+    let mut kept = 0;
+    for piece in body.chunks(piece) {
+        kept += piece.len();
+        let read = pin!(search.read(piece, &body[..kept]));
+        // Only what is packed is read in turns.
+        if read
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_pending()
+        {
+            return None;
+        }
+    }
+    match search.asked(true).model {
+        Found::Text(model) => Some(model),
+        _ => None,
     }
 }

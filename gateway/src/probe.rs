@@ -52,7 +52,7 @@ pub(crate) async fn look(live: &Live, backend: &Backend, interval: Duration) {
 }
 
 /// What is wrong with a backend.
-enum Trouble {
+pub(crate) enum Trouble {
     /// It took the connection, and then time ran out.
     Silent,
     Other(String),
@@ -84,7 +84,11 @@ async fn probe(backend: &Backend) -> Result<(), Trouble> {
     Ok(())
 }
 
-async fn get(backend: &Backend, path: &'static str) -> Result<(StatusCode, Bytes), Trouble> {
+/// Asks it for something, on a connection of its own.
+pub(crate) async fn get(
+    backend: &Backend,
+    path: &'static str,
+) -> Result<(StatusCode, Bytes), Trouble> {
     let connection = backend.connect().await;
     let connection = connection.map_err(|e| Trouble::Other(e.to_string()))?;
     match timeout(PATIENCE, ask(backend, connection, path)).await {

@@ -1,16 +1,20 @@
 //! What all parts of one gateway look at: its options, its backends, how far it has come.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use crate::auth::ApiKey;
 use crate::backend::{Care, Thresholds};
+use crate::body::Intake;
+use crate::catalog::Catalogs;
 use crate::life::Life;
 use crate::limits::Limits;
 use crate::live::Live;
+use crate::made::Made;
 use crate::metrics::Metrics;
 use crate::options::Options;
 
@@ -22,6 +26,11 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     description: Mutex<Description>,
     pub(crate) limits: Limits,
+    /// For requests that are passed on.
+    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) intake: Intake,
+    pub(crate) made: Made,
+    pub(crate) catalogs: Catalogs,
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
     pub(crate) life: Life,
@@ -38,13 +47,18 @@ impl Shared {
             connect_timeout: options.connect_timeout,
             key: options.backend_api_key.as_ref().and_then(ApiKey::header),
         };
+        let limits = Limits::find(options.max_requests);
         Ok(Self {
             since: Instant::now(),
             description: Mutex::new(options.description.clone()),
             live: Live::new(care),
             metrics: Metrics::new().map_err(io::Error::other)?,
             life: Life::new(),
-            limits: Limits::find(options.max_requests),
+            slots: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
+            intake: Intake::new(limits.uploads()),
+            made: Made::new(),
+            catalogs: Catalogs::default(),
+            limits,
             options,
         })
     }

@@ -2,6 +2,7 @@
 
 mod condition;
 mod connection;
+mod loaded;
 pub(crate) mod models;
 mod pool;
 
@@ -16,6 +17,7 @@ use axum::http::HeaderValue;
 use condition::Condition;
 pub(crate) use condition::{State, Thresholds};
 pub(crate) use connection::{Connection, keep_alive};
+use loaded::Loaded;
 pub(crate) use models::Models;
 use pool::Pool;
 
@@ -49,6 +51,7 @@ pub(crate) struct Backend {
     condition: Condition,
     /// None when it does not say. Outlasts being down.
     models: ArcSwapOption<Models>,
+    pub(crate) loaded: Loaded,
     retired: AtomicBool,
     load: Load,
     since: Instant,
@@ -78,6 +81,7 @@ impl Backend {
             settings: ArcSwap::from_pointee(settings(spec.clone(), care)),
             condition: Condition::new(care.thresholds),
             models: ArcSwapOption::empty(),
+            loaded: Loaded::default(),
             retired: AtomicBool::new(false),
             load: Load {
                 in_flight: AtomicUsize::new(0),

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::ser::SerializeMap;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::admission;
 use crate::backend::{Backend, State as Condition};
 use crate::shared::Shared;
 
@@ -75,12 +76,16 @@ fn name(state: Condition, retired: bool) -> &'static str {
     }
 }
 
-pub(super) async fn handler(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+pub(super) async fn handler(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     let (code, status) = if shared.life.is_serving() {
         (StatusCode::OK, "ok")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting down")
     };
+    if !admission::shows_key(&shared, &headers) {
+        // Who may not ask for more may know that it serves.
+        return (code, Json(json!({ "status": status }))).into_response();
+    }
     let all = shared.live.all();
     let backends: Vec<_> = all.iter().map(|b| BackendHealth::of(b)).collect();
     let options = &shared.options;
@@ -93,5 +98,5 @@ pub(super) async fn handler(State(shared): State<Arc<Shared>>) -> impl IntoRespo
             .then_some(options.no_backends_hint.as_str()),
         backends,
     };
-    (code, Json(health).into_response())
+    (code, Json(health)).into_response()
 }

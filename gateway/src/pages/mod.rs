@@ -3,12 +3,14 @@
 mod health;
 mod metrics;
 mod models;
+mod ollama;
 
 use std::sync::Arc;
 
 use axum::routing::get;
 use axum::{Router, middleware};
 
+use crate::error::Refusal;
 use crate::shared::Shared;
 use crate::{admission, proxy};
 
@@ -20,6 +22,8 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
             "/v1/models/{*id}",
             get(models::one).fallback(proxy::handler),
         )
+        .route("/api/tags", get(ollama::tags).fallback(proxy::handler))
+        .route("/api/ps", get(ollama::ps).fallback(proxy::handler))
         .fallback(proxy::handler);
     if shared.options.api_key.is_some() {
         let require = middleware::from_fn_with_state(Arc::clone(shared), admission::require_key);
@@ -27,5 +31,6 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     }
     guarded
         .route("/health", get(health::handler))
+        .method_not_allowed_fallback(|| async { Refusal::MethodNotAllowed })
         .with_state(Arc::clone(shared))
 }

@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, Method};
 use hyper::body::Incoming;
 use tracing::debug;
 
+use super::headers;
 use crate::backend::{Backend, Connection};
 use crate::body::{Received, Upload};
 use crate::error::Refusal;
@@ -21,15 +22,15 @@ pub(super) struct Outgoing {
 impl Outgoing {
     /// As it is sent to this one. What is not kept of the body goes with it.
     fn request(&mut self, backend: &Backend) -> hyper::Request<Upload> {
-        let body = Upload::new(self.body.start.clone(), self.body.rest.take());
-        let mut request = hyper::Request::new(body);
+        let mut request = hyper::Request::new(self.body.upload());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = backend.url.uri(&self.path);
         *request.headers_mut() = self.headers.clone();
-        let headers = request.headers_mut();
-        headers.insert(HOST, backend.host_header.clone());
+        let sent = request.headers_mut();
+        sent.insert(HOST, backend.host_header.clone());
         if let Some(key) = backend.key() {
-            headers.insert(AUTHORIZATION, key);
+            headers::remove_keys(sent);
+            sent.insert(AUTHORIZATION, key);
         }
         request
     }

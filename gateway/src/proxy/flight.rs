@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use axum::extract::Request;
 use axum::http::{StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Level, enabled};
 
 use crate::backend::Place;
+use crate::error::Refusal;
 use crate::peer::Peer;
 use crate::report::{self, Ended};
 use crate::shared::Shared;
@@ -19,8 +21,10 @@ use crate::shared::Shared;
 pub(super) struct Flight {
     pub(super) shared: Arc<Shared>,
     pub(super) peer: Peer,
-    /// It was this many in flight when it came, itself included.
-    pub(super) number: usize,
+    /// One of those that may be passed on, once its body is here.
+    slot: Option<OwnedSemaphorePermit>,
+    /// Its answer may tell of something that the backend has made.
+    pub(super) makes: bool,
     pub(super) started: Instant,
     /// For the access log, if that is on.
     line: Option<String>,
@@ -35,12 +39,13 @@ pub(super) struct Flight {
 impl Flight {
     pub(super) fn begin(shared: Arc<Shared>, request: &mut Request) -> Self {
         let peer = Peer::of(request);
-        let number = shared.life.enter();
+        shared.life.enter();
         peer.busy.fetch_add(1, Ordering::AcqRel);
         // Without the query, which may hold a key.
         let line = || format!("{} {}", request.method(), request.uri().path());
         Self {
-            number,
+            slot: None,
+            makes: false,
             started: Instant::now(),
             line: enabled!(Level::DEBUG).then(line),
             place: None,
@@ -52,6 +57,14 @@ impl Flight {
             shared,
             peer,
         }
+    }
+
+    /// From here on it counts among the requests in flight.
+    pub(super) fn take_slot(&mut self) -> Result<(), Refusal> {
+        let slots = Arc::clone(&self.shared.slots);
+        let slot = slots.try_acquire_owned().map_err(|_| Refusal::Overloaded)?;
+        self.slot = Some(slot);
+        Ok(())
     }
 }
 
@@ -69,6 +82,7 @@ impl Drop for Flight {
                 end: self.end,
             },
         );
+        self.slot = None;
         // Its place before the count that the end waits for.
         self.place = None;
         self.peer.busy.fetch_sub(1, Ordering::AcqRel);

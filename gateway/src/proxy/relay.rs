@@ -18,6 +18,7 @@ use super::headers;
 use super::tunnel::tunnel;
 use crate::backend::Connection;
 use crate::error::Refusal;
+use crate::model::Answer;
 
 /// Passes an answer on, and keeps the flight until its end.
 pub(super) fn relay(
@@ -50,10 +51,16 @@ pub(super) fn relay(
         return response.map(|_| Body::empty());
     }
     flight.end = "client left";
+    let answer = if flight.makes {
+        Answer::new(parts.status, &parts.headers)
+    } else {
+        None
+    };
     // The server speaks its own version of HTTP to the client.
     parts.version = Version::HTTP_11;
     let mut relay = Relay {
         body,
+        answer,
         flight: Some((flight, connection)),
     };
     if relay.body.is_end_stream() {
@@ -65,6 +72,8 @@ pub(super) fn relay(
 /// The body of an answer on its way to the client.
 struct Relay {
     body: Incoming,
+    /// What may be told in it.
+    answer: Option<Answer>,
     /// Until its end. Dropped before, it ends the connection, and so the backend's work.
     flight: Option<(Flight, Connection)>,
 }
@@ -80,6 +89,15 @@ impl Relay {
     }
 }
 
+/// Before the client gets to know it: it may ask at once.
+fn note(flight: &Flight, made: Vec<String>) {
+    for id in made {
+        if let Some(place) = &flight.place {
+            flight.shared.made.note(&id, place);
+        }
+    }
+}
+
 impl http_body::Body for Relay {
     type Data = Bytes;
     type Error = hyper::Error;
@@ -90,8 +108,12 @@ impl http_body::Body for Relay {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         match &frame {
-            Some(Ok(_)) => {
-                if let Some((flight, _)) = &mut self.flight {
+            Some(Ok(frame)) => {
+                let relay = &mut *self;
+                if let Some((flight, _)) = &mut relay.flight {
+                    if let Some((answer, data)) = relay.answer.as_mut().zip(frame.data_ref()) {
+                        note(flight, answer.read(data));
+                    }
                     let started = flight.started;
                     flight.first_byte.get_or_insert_with(|| started.elapsed());
                     if let Some(place) = &flight.place {

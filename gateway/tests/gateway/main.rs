@@ -6,9 +6,14 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![cfg(unix)]
 
+mod asking;
 mod choosing;
 mod embedding;
 mod failing;
+mod following;
 mod live;
+mod ollama;
 mod passing;
+mod protocol;
 mod support;
+mod uploads;
