@@ -124,6 +124,8 @@ pub(crate) async fn serve(
             announce_shutdown();
             gateway.leave_soon();
             tokio::select! {
+                // Without a delay, a second signal is for what comes next.
+                biased;
                 () = sleep(args.gateway.drain_delay()) => {}
                 _ = shutdown.recv() => {}
                 _ = &mut server => served = true,
