@@ -123,12 +123,13 @@ pub(crate) async fn serve(
         Course::Shutdown => {
             announce_shutdown();
             gateway.leave_soon();
-            tokio::select! {
-                // Without a delay, a second signal is for what comes next.
-                biased;
-                () = sleep(args.gateway.drain_delay()) => {}
-                _ = shutdown.recv() => {}
-                _ = &mut server => served = true,
+            let delay = args.gateway.drain_delay();
+            if !delay.is_zero() {
+                tokio::select! {
+                    () = sleep(delay) => {}
+                    _ = shutdown.recv() => {}
+                    _ = &mut server => served = true,
+                }
             }
             let (lock, predecessor) = succession.end();
             (Some(lock), predecessor)
