@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -147,6 +148,8 @@ def table(servers: list[Server], rows: list[dict[str, object]]) -> str:
 
 def status(arguments: argparse.Namespace) -> int:
     locks = LockDir()
+    if not os.path.isdir(locks.path):
+        print(f"There is no directory {locks.path}, and so no lock in it", file=sys.stderr)
     if arguments.port is not None:
         try:
             server = locks.server(arguments.port)
