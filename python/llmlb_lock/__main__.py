@@ -148,7 +148,7 @@ def table(servers: list[Server], rows: list[dict[str, object]]) -> str:
 
 def status(arguments: argparse.Namespace) -> int:
     locks = LockDir()
-    if not os.path.isdir(locks.path):
+    if not os.path.exists(locks.path):
         print(f"There is no directory {locks.path}, and so no lock in it", file=sys.stderr)
     if arguments.port is not None:
         try:
