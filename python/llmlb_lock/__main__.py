@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NoReturn
 
 from llmlb_lock import LockDir, LockError, __version__
@@ -148,7 +148,7 @@ def table(servers: list[Server], rows: list[dict[str, object]]) -> str:
 
 def status(arguments: argparse.Namespace) -> int:
     locks = LockDir()
-    if not os.path.exists(locks.path):
+    if not Path(locks.path).exists():
         print(f"There is no directory {locks.path}, and so no lock in it", file=sys.stderr)
     if arguments.port is not None:
         try:
