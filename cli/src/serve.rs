@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::signals::Shutdown;
+use crate::signals::{Shutdown, die_of};
 use crate::{output, supervise};
 
 /// How often a server looks whether its lock file is still there.
@@ -47,7 +47,7 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
     };
     let lock = match obtain(&locks, port, &args, &mut shutdown).await? {
         Obtained::Lock(lock) => lock,
-        Obtained::Interrupted(signal) => return Ok(exit::signalled(signal)),
+        Obtained::Interrupted(signal) => return Ok(die_of(signal)),
     };
     if !args.command.is_empty() {
         drop(free);
@@ -102,7 +102,7 @@ async fn built_in(
     }
     announce_shutdown();
     gateway.drain();
-    let mut code = exit::OK;
+    let mut forced = None;
     let finished = tokio::select! {
         // The server first, in any case: it closes its port.
         biased;
@@ -116,7 +116,7 @@ async fn built_in(
         }
         signal = shutdown.recv() => {
             warn!("Second signal, ending at once");
-            code = exit::signalled(signal);
+            forced = Some(signal);
             false
         }
     };
@@ -125,7 +125,7 @@ async fn built_in(
         server.await.map_err(failed)?;
     }
     lock.release()?;
-    Ok(code)
+    Ok(forced.map_or(exit::OK, die_of))
 }
 
 /// Warns, once, when the lock file is no longer ours.

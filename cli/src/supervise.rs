@@ -13,6 +13,10 @@ use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
 
 #[cfg(unix)]
+mod ended;
+#[cfg(unix)]
+mod terminal;
+#[cfg(unix)]
 mod unix;
 #[cfg(unix)]
 pub(crate) use unix::run;

@@ -8,6 +8,8 @@ mod readme;
 #[cfg(unix)]
 mod regressions;
 mod serve;
+#[cfg(unix)]
+mod signals;
 mod status;
 mod stop;
 mod stories;

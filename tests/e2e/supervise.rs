@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 
 #[cfg(unix)]
-use llmlb_tests::{Running, signal_pid, wait_until};
+use llmlb_tests::{Running, shell_code, signal_pid, wait_until};
 use llmlb_tests::{Sandbox, free_port, is_alive};
 #[cfg(unix)]
 use nix::sys::signal::Signal;
@@ -64,7 +64,7 @@ fn a_command_that_a_signal_ended_is_128_and_the_signal() {
         let port = free_port();
         let mut llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}"]);
         signal_pid(sandbox.named_pid(port), signal);
-        assert_eq!(llmlb.wait().code(), Some(128 + signal as i32));
+        assert_eq!(shell_code(llmlb.wait()), Some(128 + signal as i32));
         assert!(!sandbox.lock_file(port).exists());
     }
 }
@@ -188,7 +188,7 @@ fn sigterm_and_sigint_reach_the_command() {
         let mut llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}"]);
         llmlb.signal(signal);
         llmlb.expect_log("Received shutdown signal, cleaning up...");
-        assert_eq!(llmlb.wait().code(), Some(128 + signal as i32));
+        assert_eq!(shell_code(llmlb.wait()), Some(128 + signal as i32));
         assert!(!sandbox.lock_file(port).exists());
     }
 }
@@ -218,7 +218,7 @@ fn a_second_signal_kills_at_once() {
     );
     llmlb.ask_to_end();
     llmlb.expect_log("Received shutdown signal");
-    llmlb.ask_to_end();
+    llmlb.ask_again_to_end();
     llmlb.finish().expect(KILLED);
     assert!(!sandbox.lock_file(port).exists());
 }

@@ -1,24 +1,24 @@
 //! The server leads a process group and takes the lock over.
 
-use std::cell::Cell;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use llmlb_lock_core::{LockError, ServerLock};
 use nix::errno::Errno;
-use nix::sys::signal::{self, SigHandler, SigSet, Signal, killpg, raise};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
-use tokio::signal::unix::SignalKind;
+use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
+use super::ended::Ended;
+use super::terminal::{self, Terminal};
 use super::{cannot_run, command, notify_ready};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
 use crate::serve::{announce_shutdown, watch};
-use crate::signals::{Shutdown, Stream};
+use crate::signals::{Inherited, Shutdown, Stream, die_of};
 
 /// How long what the server leaves behind may take to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -29,19 +29,14 @@ pub(crate) async fn run(
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot watch server: {e}"));
-    let mut child_changed = tokio::signal::unix::signal(SignalKind::child()).map_err(failed)?;
+    let mut child_changed = Stream::listen_anyway(Signal::SIGCHLD).map_err(failed)?;
     let mut passed_on = PassedOn::listen().map_err(failed)?;
     let terminal = Terminal::find();
-    let mut handled = passed_on.listened_to();
-    handled.extend(
-        shutdown
-            .listened_to()
-            .into_iter()
-            .flat_map(Signal::try_from),
-    );
-    let server = spawn(&mut lock, args, &handled)?;
-    if let Some(terminal) = &terminal {
-        terminal.give_to(server);
+    let server = spawn(&mut lock, args)?;
+    if terminal
+        .as_ref()
+        .is_some_and(|terminal| terminal.offer(server))
+    {
         // It may have asked to read before it was its turn.
         send(server, Signal::SIGCONT);
     }
@@ -61,22 +56,35 @@ pub(crate) async fn run(
     );
     notify_ready();
 
+    let ended = Ended::of(server);
     let mut ending = Ending::new(args.drain_timeout);
     let mut watching = Box::pin(watch(&lock));
     let status = loop {
         match reap(server).map_err(failed)? {
-            Some(WaitStatus::Stopped(..)) => {
-                if let Some(terminal) = &terminal {
-                    terminal.stop_with(server);
+            Some(WaitStatus::Stopped(_, by)) => {
+                let terminal = terminal.as_ref();
+                if terminal.is_some_and(|terminal| terminal.stopped(server, by)) {
+                    send(server, Signal::SIGCONT);
                 }
             }
             Some(status) => break status,
             None => {}
         }
         tokio::select! {
-            _ = child_changed.recv() => {}
+            () = child_changed.recv() => {}
+            () = ended.wait() => {}
             never = &mut watching => match never {},
-            number = passed_on.recv() => send(server, number),
+            number = passed_on.recv() => {
+                send(server, number);
+                if number == Signal::SIGTSTP {
+                    // With the others of our group.
+                    terminal::stop();
+                    if let Some(terminal) = &terminal {
+                        terminal.offer(server);
+                    }
+                    send(server, Signal::SIGCONT);
+                }
+            }
             number = shutdown.recv() => ending.signalled(server, number),
             () = ending.expired() => {
                 warn!("Server still runs after {:?}, killing it", args.drain_timeout);
@@ -104,9 +112,18 @@ pub(crate) async fn run(
     }
     Ok(match status {
         WaitStatus::Exited(_, code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
+        WaitStatus::Signaled(_, signal, _) if asks_to_end(signal) => die_of(signal as i32),
         WaitStatus::Signaled(_, signal, _) => exit::signalled(signal as i32),
         _ => exit::FAILURE,
     })
+}
+
+/// Those that end a program at somebody's request; the others tell of a fault.
+fn asks_to_end(signal: Signal) -> bool {
+    matches!(
+        signal,
+        Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM
+    )
 }
 
 /// How far the ending of a server has come.
@@ -175,18 +192,15 @@ fn reap(server: Pid) -> io::Result<Option<WaitStatus>> {
 
 /// Starts the server as the leader of a process group of its own; it inherits the lock, and is
 /// named by it from before it runs.
-fn spawn(lock: &mut ServerLock, args: &ServeArgs, handled: &[Signal]) -> Result<Pid, Failure> {
+fn spawn(lock: &mut ServerLock, args: &ServeArgs) -> Result<Pid, Failure> {
     let mut command = command(lock, args)?;
     command.process_group(0);
     let hook = lock.child_hook()?;
-    let handled = handled.to_vec();
+    let inherited = Inherited::get();
     // SAFETY: all of it is async-signal-safe.
     unsafe {
         command.pre_exec(move || {
-            // Our handlers would swallow a signal that comes before the exec.
-            for &number in &handled {
-                signal::signal(number, SigHandler::SigDfl)?;
-            }
+            inherited.restore()?;
             hook.run()
         });
     }
@@ -246,96 +260,29 @@ async fn end_group(group: Pid, ending: &mut Ending, shutdown: &mut Shutdown) {
     }
 }
 
-/// Signals that mean something to servers and nothing to llmlb.
-struct PassedOn([(Signal, Stream); 4]);
+/// Signals that mean something to servers and nothing to llmlb; SIGTSTP stops both.
+struct PassedOn([(Signal, Stream); 5]);
 
 impl PassedOn {
     fn listen() -> io::Result<Self> {
-        let listen = |number| {
-            let kind = SignalKind::from_raw(number as i32);
-            Ok::<_, io::Error>((number, Stream::listen(kind)?))
-        };
+        let listen = |number| Ok::<_, io::Error>((number, Stream::listen(number)?));
         Ok(Self([
             listen(Signal::SIGHUP)?,
             listen(Signal::SIGQUIT)?,
             listen(Signal::SIGUSR1)?,
             listen(Signal::SIGUSR2)?,
+            listen(Signal::SIGTSTP)?,
         ]))
     }
 
-    fn listened_to(&self) -> Vec<Signal> {
-        let listening = self.0.iter().filter(|(_, stream)| stream.is_listening());
-        listening.map(|(number, _)| *number).collect()
-    }
-
     async fn recv(&mut self) -> Signal {
-        let [hup, quit, usr1, usr2] = &mut self.0;
+        let [hup, quit, usr1, usr2, stop] = &mut self.0;
         tokio::select! {
             () = hup.1.recv() => hup.0,
             () = quit.1.recv() => quit.0,
             () = usr1.1.recv() => usr1.0,
             () = usr2.1.recv() => usr2.0,
-        }
-    }
-}
-
-/// The terminal that llmlb was started on, in the foreground. The server's group gets it, so that
-/// it can read, and that Ctrl-C reaches it once and directly.
-struct Terminal {
-    own: Pid,
-    /// Whether the server has it from us, and the shell has not taken it back.
-    given: Cell<bool>,
-}
-
-impl Terminal {
-    fn find() -> Option<Self> {
-        let stdin = io::stdin();
-        let own = getpgrp();
-        let foreground = stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(own);
-        foreground.then_some(Self {
-            own,
-            given: Cell::new(false),
-        })
-    }
-
-    fn give_to(&self, server: Pid) {
-        self.set_foreground(server);
-        self.given.set(true);
-    }
-
-    /// Not from anybody else: in the background the terminal belongs to the shell.
-    fn take_back(&self, server: Pid) {
-        let given = self.given.replace(false);
-        let holder = tcgetpgrp(io::stdin());
-        // A server that is an interactive shell gives it to groups of its own, and may be gone.
-        let orphaned = holder.is_ok_and(|group| killpg(group, None) == Err(Errno::ESRCH));
-        if given && (holder == Ok(server) || orphaned) {
-            self.set_foreground(self.own);
-        }
-    }
-
-    fn set_foreground(&self, group: Pid) {
-        // Without this, asking from the background would stop us.
-        let mut blocked = SigSet::empty();
-        blocked.add(Signal::SIGTTOU);
-        let restore = blocked.thread_block().is_ok();
-        if let Err(e) = tcsetpgrp(io::stdin(), group) {
-            debug!("Cannot give the terminal to process group {group}: {e}");
-        }
-        if restore {
-            let _ = blocked.thread_unblock();
-        }
-    }
-
-    /// Ctrl-Z stopped the server: stop as well, for the shell to notice, and go on together.
-    fn stop_with(&self, server: Pid) {
-        self.take_back(server);
-        // Comes back when the shell continues us; at once where no shell could.
-        if raise(Signal::SIGTSTP).is_ok() {
-            if tcgetpgrp(io::stdin()) == Ok(self.own) {
-                self.give_to(server);
-            }
-            send(server, Signal::SIGCONT);
+            () = stop.1.recv() => stop.0,
         }
     }
 }
