@@ -57,9 +57,14 @@ impl LeftBehind {
         format!("PID {} was killed and does not end", pids.join(", "))
     }
 
+    /// Whether they have had their time.
+    pub(crate) fn is_expired(&self, grace: Duration) -> bool {
+        self.asked.is_some_and(|asked| asked.elapsed() >= grace)
+    }
+
     /// Whether all have ended; kills those that have not when `grace` has run out.
     pub(crate) fn end(&self, grace: Duration) -> io::Result<bool> {
-        let expired = self.asked.is_some_and(|asked| asked.elapsed() >= grace);
+        let expired = self.is_expired(grace);
         let mut ended = true;
         for handle in &self.handles {
             if !handle.wait(Duration::ZERO)? {

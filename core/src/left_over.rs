@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use tracing::warn;
+use tracing::debug;
 
 use crate::dir::{LockDir, check_port, file_name};
 use crate::error::{LockError, context};
@@ -184,7 +184,7 @@ pub(crate) fn end_marked(
             if left_behind.knows(pid).map_err(failed)? {
                 continue;
             }
-            warn!("Ending PID {pid}, left behind by a killed server on port {port}");
+            debug!("Ending PID {pid}, left behind by a killed server on port {port}");
             ended.push(LeftOver::new(id.port(), pid));
             left_behind.add(handle).map_err(failed)?;
         }

@@ -179,13 +179,19 @@ impl ServerLock {
     ///
     /// As [`adopt`](Self::adopt), and [`LockError::StopFailed`] if a process can't be ended.
     pub fn reclaim(&mut self, grace: Duration) -> Result<(), LockError> {
-        end_other_holders(&self.file, grace).map_err(LockError::StopFailed)?;
-        self.hold_alone()?;
+        // The kernel is asked first: nobody else has it, usually.
+        if !self.hold_alone()? {
+            end_other_holders(&self.file, grace).map_err(LockError::StopFailed)?;
+            if !self.hold_alone()? {
+                return Err(LockError::StopFailed(self.still_held()));
+            }
+        }
         self.adopt()
     }
 
     /// Takes the lock by another description of the file: only that shows that nobody has the first.
-    fn hold_alone(&mut self) -> Result<(), LockError> {
+    /// False if somebody has.
+    fn hold_alone(&mut self) -> Result<bool, LockError> {
         let failed = LockError::StopFailed;
         let name = file_name(self.info.port);
         let second = self.directory.open_again(&name, &self.file);
@@ -195,10 +201,12 @@ impl ServerLock {
         self.file = Arc::new(second);
         let freed = lock_freed(&self.directory, &name, self.info.port, &self.file);
         match freed.map_err(failed)? {
-            Freed::Ours => Ok(()),
+            Freed::Ours => Ok(true),
             Freed::Gone => Err(self.lost()),
+            // Adopted before, it names us, and says nothing of who holds the lock.
+            Freed::Taken(next) if next.info == self.info => Ok(false),
             Freed::Taken(next) => Err(LockError::already_running(next.info)),
-            Freed::Held => Err(failed(self.still_held())),
+            Freed::Held => Ok(false),
         }
     }
 

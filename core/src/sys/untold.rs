@@ -6,7 +6,7 @@ use std::io;
 
 use chrono::{DateTime, Utc};
 
-use super::{LockFile, ProcessHandle};
+use super::{Directory, LockFile, ProcessHandle};
 use crate::server_id::ServerId;
 
 pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
@@ -50,6 +50,15 @@ pub(crate) fn is_anothers(e: &io::Error) -> bool {
 }
 
 pub(crate) fn server_id(_pid: u32) -> Option<ServerId> {
+    None
+}
+
+pub(crate) fn server_id_of(
+    _pid: u32,
+    _file: &LockFile,
+    _directory: &Directory,
+    _port: u16,
+) -> Option<ServerId> {
     None
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use super::cgroup::Leaf;
 use super::descent::{own_line, settled_variable};
@@ -11,6 +12,7 @@ use super::handle::ProcessHandle;
 use super::holders::{all_pids, is_owned_by};
 use super::process::stat;
 use crate::server_id::{SERVER_ID_ENV, ServerId};
+use crate::sys::{Directory, LockFile, user_and_place};
 
 /// How often the list of processes is read again for those who were forked meanwhile.
 const ROUNDS: usize = 64;
@@ -28,6 +30,18 @@ pub(crate) fn server_id(pid: u32) -> Option<ServerId> {
         Variable::Is(id) => ServerId::parse(&id),
         _ => None,
     }
+}
+
+/// The same for one that guards a port, if it is of the owner of the lock's file.
+pub(crate) fn server_id_of(
+    pid: u32,
+    file: &LockFile,
+    directory: &Directory,
+    port: u16,
+) -> Option<ServerId> {
+    let (_, place) = user_and_place(directory).ok()?;
+    let owner = file.metadata().ok()?.uid();
+    server_id(pid).filter(|id| id.port() == port && id.is_of(owner, &place))
 }
 
 /// All live processes of the servers that are `wanted`, this one and its ancestors apart. Where a

@@ -17,5 +17,5 @@ pub(crate) use holders::{
     holders, holds, is_straggler, leads_group, owned_alike, stragglers, taker,
 };
 pub(crate) use identity::{forked_identity, identity, own_identity};
-pub(crate) use marked::{marked, server_id};
+pub(crate) use marked::{Marked, marked, server_id, server_id_of};
 pub(crate) use process::{is_anothers, process};
