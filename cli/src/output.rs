@@ -51,7 +51,10 @@ pub(crate) fn left_overs_ended(port: u16, ended: &[LeftOver]) {
 
 /// "1 process (PID: 12)", "2 processes (PIDs: 12, 13)"
 pub(crate) fn processes(processes: &[LeftOver]) -> String {
-    let pids: Vec<_> = processes.iter().map(|process| process.pid.to_string()).collect();
+    let pids: Vec<_> = processes
+        .iter()
+        .map(|process| process.pid.to_string())
+        .collect();
     match &*pids {
         [pid] => format!("1 process (PID: {pid})"),
         pids => format!("{} processes (PIDs: {})", pids.len(), pids.join(", ")),

@@ -282,7 +282,10 @@ async fn obtain(
 }
 
 /// Nothing is started beside what a killed server has left on this port.
-async fn clear_left_overs(obtained: Obtained, shutdown: &mut Shutdown) -> Result<Obtained, Failure> {
+async fn clear_left_overs(
+    obtained: Obtained,
+    shutdown: &mut Shutdown,
+) -> Result<Obtained, Failure> {
     let Obtained::Lock(lock) = obtained else {
         return Ok(obtained);
     };

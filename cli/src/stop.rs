@@ -51,8 +51,16 @@ fn stop_one(
     if let (StopOutcome::Stopped { info, .. }, false) = (&outcome, named) {
         output::line(&format!("Port {port} was held by PID {}", info.pid))?;
     }
-    if let StopOutcome::Stopped { left_overs: left_overs @ 1.., .. } = outcome {
-        let processes = if left_overs == 1 { "process" } else { "processes" };
+    if let StopOutcome::Stopped {
+        left_overs: left_overs @ 1..,
+        ..
+    } = outcome
+    {
+        let processes = if left_overs == 1 {
+            "process"
+        } else {
+            "processes"
+        };
         output::line(&format!(
             "Ended {left_overs} {processes} that the server left behind"
         ))?;
@@ -60,11 +68,15 @@ fn stop_one(
     match outcome {
         StopOutcome::Stopped { forced: false, .. } => output::line("Server stopped successfully"),
         // Without being told to, core kills on Windows alone.
-        StopOutcome::Stopped { info, forced: true, .. } if !options.force => output::line(&format!(
+        StopOutcome::Stopped {
+            info, forced: true, ..
+        } if !options.force => output::line(&format!(
             "Server terminated: it does not listen for stop requests (PID: {})",
             info.pid
         )),
-        StopOutcome::Stopped { info, forced: true, .. } => output::line(&format!(
+        StopOutcome::Stopped {
+            info, forced: true, ..
+        } => output::line(&format!(
             "Server killed: it did not stop within {:?} (PID: {})",
             options.timeout, info.pid
         )),

@@ -71,11 +71,7 @@ impl LockDir {
     /// - [`LockError::InvalidPort`] for port 0.
     /// - [`LockError::ReadFailed`] as for [`left_overs`](Self::left_overs).
     /// - [`LockError::StopFailed`] if one may not be signalled, or does not end though killed.
-    pub fn end_left_overs(
-        &self,
-        port: u16,
-        grace: Duration,
-    ) -> Result<Vec<LeftOver>, LockError> {
+    pub fn end_left_overs(&self, port: u16, grace: Duration) -> Result<Vec<LeftOver>, LockError> {
         check_port(port)?;
         let Some(directory) = self.open().map_err(LockError::ReadFailed)? else {
             return Ok(Vec::new());
@@ -165,7 +161,8 @@ pub(crate) fn end_marked(
     grace: Duration,
     wanted: &dyn Fn(&ServerId) -> bool,
 ) -> Result<Vec<LeftOver>, LockError> {
-    let failed = |e: io::Error| LockError::StopFailed(context(e, format!("port {port}, left-overs")));
+    let failed =
+        |e: io::Error| LockError::StopFailed(context(e, format!("port {port}, left-overs")));
     let started = Instant::now();
     let mut left_behind = LeftBehind::default();
     let mut ended = Vec::new();

@@ -287,7 +287,12 @@ impl ServerLock {
     pub fn server_id(&self) -> Result<ServerId, LockError> {
         let found = sys::user_and_place(&*self.directory).map_err(LockError::HandOverFailed)?;
         let (user, place) = found;
-        Ok(ServerId::new(self.info.port, user, place, sys::own_session()))
+        Ok(ServerId::new(
+            self.info.port,
+            user,
+            place,
+            sys::own_session(),
+        ))
     }
 
     /// Ends what killed servers of this port have left behind, before a new one is started: SIGTERM,

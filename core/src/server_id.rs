@@ -112,7 +112,13 @@ mod tests {
         assert!(!id.is_of(1000, "fe-1-3"));
         assert!(!id.is_of(0, "fe-1-2"));
         assert_ne!(id, new());
-        for text in ["", "8000", "8000.0.a.1.2", "8000.0.a.1.2.3.4", "x.0.a.1.2.3"] {
+        for text in [
+            "",
+            "8000",
+            "8000.0.a.1.2",
+            "8000.0.a.1.2.3.4",
+            "x.0.a.1.2.3",
+        ] {
             assert_eq!(ServerId::parse(text), None, "{text}");
         }
     }

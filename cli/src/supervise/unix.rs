@@ -158,11 +158,7 @@ fn reap(server: Pid) -> io::Result<Option<WaitStatus>> {
 
 /// Starts the server as the leader of a process group of its own; it inherits the lock, and is
 /// named by it from before it runs.
-fn spawn(
-    lock: &mut ServerLock,
-    args: &ServeArgs,
-    offspring: &Offspring,
-) -> Result<Pid, Failure> {
+fn spawn(lock: &mut ServerLock, args: &ServeArgs, offspring: &Offspring) -> Result<Pid, Failure> {
     let mut command = command(lock, args)?;
     command.env(SERVER_ID_ENV, offspring.id().as_str());
     command.process_group(0);

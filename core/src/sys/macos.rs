@@ -12,8 +12,8 @@ use nix::unistd::Pid;
 use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
 
 use super::{LockFile, Process};
-use crate::server_id::ServerId;
 use crate::record::Identity;
+use crate::server_id::ServerId;
 
 fn look_up<T>(
     pid: u32,
