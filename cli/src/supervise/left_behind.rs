@@ -14,7 +14,7 @@ use tracing::warn;
 use super::ending::Ending;
 use crate::signals::{Shutdown, Stream};
 
-/// What ends by itself when the server has gone is no left-over.
+/// What ends by itself when the server has gone well is no left-over.
 const SETTLE: Duration = Duration::from_millis(100);
 /// How long a killed process may take to die.
 const KILL_WAIT: Duration = Duration::from_secs(5);
@@ -31,17 +31,22 @@ pub(super) enum LeftBehind {
     Alive,
 }
 
-/// Ends all that `offspring` knows, and the process group. Its members keep the group's number from
+/// Ends all that `offspring` knows of a server that has ended by itself and `succeeded`, or not, and the process group. Its members keep the group's number from
 /// being used again, so that it can't come to mean another one.
 pub(super) async fn end(
     group: Pid,
     offspring: &mut Offspring,
     ending: &mut Ending,
+    succeeded: bool,
     shutdown: &mut Shutdown,
     child_changed: &mut Stream,
 ) -> LeftBehind {
     let ended = Instant::now();
     let was_wanted = ending.is_wanted();
+    let settle = match was_wanted || !succeeded {
+        true => Duration::ZERO,
+        false => SETTLE,
+    };
     let mut killed: Option<Instant> = None;
     let mut step = Duration::from_micros(200);
     loop {
@@ -65,7 +70,7 @@ pub(super) async fn end(
                 warn!("What the server left behind was killed and has not ended: {pids:?}");
                 return LeftBehind::Alive;
             }
-        } else if was_wanted || ended.elapsed() >= SETTLE {
+        } else if ended.elapsed() >= settle {
             if !ending.is_asked() {
                 if !was_wanted {
                     warn!(

@@ -118,8 +118,16 @@ pub(crate) async fn run(
     if let Err(e) = lock.adopt() {
         warn!("{e}");
     }
-    let (own, caught) = (&mut shutdown, &mut child_changed);
-    let left_behind = left_behind::end(server, &mut offspring, &mut ending, own, caught).await;
+    let succeeded = matches!(status, WaitStatus::Exited(_, 0));
+    let left_behind = left_behind::end(
+        server,
+        &mut offspring,
+        &mut ending,
+        succeeded,
+        &mut shutdown,
+        &mut child_changed,
+    )
+    .await;
     drop(offspring);
     if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
         // The server's exit code tells its caller more than ours would.

@@ -106,8 +106,8 @@ impl Stop<'_> {
     ) -> Result<(), LockError> {
         // A keeper that clears up names itself meanwhile; another one just keeps the lock.
         let named = self.locks.read_lock_info(self.port).ok().flatten();
-        let keeper = keeper.or(target.launcher);
-        let clearing = named.filter(|info| Some(info.pid) == keeper);
+        let clears = keeper.or(target.launcher);
+        let clearing = named.filter(|info| Some(info.pid) == clears);
         let patient = keeper.is_none() || clearing.is_some();
         if patient && over < 2 * KILL_WAIT {
             return Ok(());
