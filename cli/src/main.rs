@@ -1,12 +1,15 @@
 //! `llmlb`: guard a port and serve on it, see what runs, stop it.
 
 mod args;
+mod built_in;
 mod exit;
+mod guard;
 mod output;
 mod serve;
 mod signals;
 mod status;
 mod stop;
+mod succession;
 mod supervise;
 mod unrepeated;
 

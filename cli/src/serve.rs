@@ -1,26 +1,23 @@
 //! `llmlb serve`: the lock first, waited for or taken over, then a server under it. The server is
-//! another room's: `gateway` or `supervise`.
+//! another room's: `built_in` or `supervise`.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use llmlb_gateway::Gateway;
 use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
-use tracing::{info, warn};
 
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
 use crate::signals::{Shutdown, die_of};
-use crate::{output, supervise};
+use crate::{built_in, output, supervise};
+#[cfg(unix)]
+use crate::{built_in::Prepared, succession::Succession};
 
 /// How long what a killed server has left behind gets between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(1);
-/// How often a server looks whether its lock file is still there.
-const VERIFY_STEP: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     // An empty variable where the command was meant to be must not become another server.
@@ -50,6 +47,10 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
     let obtained = obtain(&locks, port, &args, &mut shutdown).await?;
     let lock = match clear_left_overs(obtained, &mut shutdown).await? {
         Obtained::Lock(lock) => lock,
+        #[cfg(unix)]
+        Obtained::Succession(prepared, succession) => {
+            return built_in::serve(*prepared, *succession, &args, shutdown).await;
+        }
         Obtained::Interrupted(signal) => return Ok(die_of(signal)),
     };
     if !args.command.is_empty() {
@@ -60,91 +61,7 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
         Some(listener) => listener,
         None => bind(&args.host, port)?,
     };
-    built_in(lock, listener, &args, shutdown).await
-}
-
-async fn built_in(
-    lock: ServerLock,
-    listener: TcpListener,
-    args: &ServeArgs,
-    mut shutdown: Shutdown,
-) -> Result<u8, Failure> {
-    let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot serve: {e}"));
-    listener.set_nonblocking(true).map_err(failed)?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    let options = args.gateway.options();
-    if !address.ip().is_loopback() && options.api_key.is_none() {
-        warn!(
-            "{address} can be reached from other machines, and nobody is asked for a key: set \
-             --api-key, or listen on 127.0.0.1"
-        );
-    }
-    let gateway = Gateway::new(lock.info().clone(), options).map_err(failed)?;
-    tokio::select! {
-        () = gateway.look_around() => {}
-        _ = shutdown.recv() => {
-            announce_shutdown();
-            lock.release()?;
-            return Ok(exit::OK);
-        }
-    }
-    let mut server = std::pin::pin!(gateway.serve(listener));
-    info!("listening on {address}");
-    if gateway.has_no_backends() {
-        warn!("No model servers to pass requests on to: see --backend");
-    }
-    supervise::notify_ready();
-    tokio::select! {
-        never = watch(&lock) => match never {},
-        result = &mut server => {
-            result.map_err(failed)?;
-            return Err(Failure::new(exit::FAILURE, "the server ended by itself"));
-        }
-        _ = shutdown.recv() => {}
-    }
-    announce_shutdown();
-    gateway.drain();
-    let mut forced = None;
-    let finished = tokio::select! {
-        // The server first, in any case: it closes its port.
-        biased;
-        result = &mut server => {
-            result.map_err(failed)?;
-            true
-        }
-        () = tokio::time::sleep(args.drain_timeout) => {
-            warn!("Requests still in flight after {:?} were cut off", args.drain_timeout);
-            false
-        }
-        signal = shutdown.recv() => {
-            warn!("Second signal, ending at once");
-            forced = Some(signal);
-            false
-        }
-    };
-    if !finished {
-        gateway.cut();
-        server.await.map_err(failed)?;
-    }
-    lock.release()?;
-    Ok(forced.map_or(exit::OK, die_of))
-}
-
-/// Warns, once, when the lock file is no longer ours.
-pub(crate) async fn watch(lock: &ServerLock) -> Infallible {
-    loop {
-        tokio::time::sleep(VERIFY_STEP).await;
-        if let Err(e) = lock.verify() {
-            warn!("{e}");
-            return std::future::pending().await;
-        }
-    }
-}
-
-pub(crate) fn announce_shutdown() {
-    info!("Received shutdown signal, cleaning up...");
-    supervise::notify_stopping();
+    built_in::run(lock, listener, &args, shutdown).await
 }
 
 /// The addresses that a host's name stands for, and how to write them.
@@ -196,6 +113,9 @@ fn local_port(listener: &TcpListener) -> Result<u16, Failure> {
 
 enum Obtained {
     Lock(ServerLock),
+    /// With the port, from the server that was there.
+    #[cfg(unix)]
+    Succession(Box<Prepared>, Box<Succession>),
     /// By this signal, while waiting.
     Interrupted(i32),
 }
@@ -234,6 +154,10 @@ async fn obtain(
         match args.command.first() {
             Some(program) => supervise::check_command(program)?,
             None => drop(resolve(&args.host, port)?),
+        }
+        #[cfg(unix)]
+        if let Some(obtained) = succeed(locks, port, args, shutdown).await? {
+            return Ok(obtained);
         }
         let mut options = StopOptions::default();
         options.timeout = args.wait.unwrap_or(options.timeout);
@@ -316,6 +240,26 @@ async fn end_left_overs(
         })),
         Finished::Interrupted(signal) => Finished::Interrupted(signal),
     })
+}
+
+/// Takes the port over from a built-in server, if there is one and this is one.
+#[cfg(unix)]
+async fn succeed(
+    locks: &LockDir,
+    port: u16,
+    args: &ServeArgs,
+    shutdown: &mut Shutdown,
+) -> Result<Option<Obtained>, Failure> {
+    if !args.command.is_empty() || !Succession::is_possible(locks, port) {
+        return Ok(None);
+    }
+    let (wanted, _) = resolve(&args.host, port)?;
+    let prepared = match Prepared::new(args, shutdown).await? {
+        Ok(prepared) => Box::new(prepared),
+        Err(signal) => return Ok(Some(Obtained::Interrupted(signal))),
+    };
+    let succession = Succession::succeed(locks, port, &wanted).await;
+    Ok(succession.map(|succession| Obtained::Succession(prepared, Box::new(succession))))
 }
 
 enum Finished<T> {

@@ -57,6 +57,8 @@ mod removal;
 mod server_id;
 mod stop;
 mod sys;
+#[cfg(unix)]
+mod take_over;
 
 /// The crate that the times in [`LockInfo`] and [`LockError`] are of.
 pub use chrono;

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use crate::serve::announce_shutdown;
+use crate::guard::announce_shutdown;
 
 /// How far the ending of a server has come.
 pub(super) struct Ending {

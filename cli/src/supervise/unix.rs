@@ -15,10 +15,10 @@ use super::ended::Ended;
 use super::ending::{Ending, send};
 use super::left_behind::{self, LeftBehind};
 use super::terminal::{self, Terminal};
-use super::{cannot_run, command, notify_ready};
+use super::{cannot_run, command};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::serve::watch;
+use crate::guard::{notify_ready, watch};
 use crate::signals::{Inherited, Shutdown, Stream, die_of};
 
 /// How long those may take to end that hold the lock still, when all else has ended.

@@ -6,7 +6,7 @@ use std::io;
 
 use chrono::{DateTime, Utc};
 
-use super::{Directory, LockFile, ProcessHandle};
+use super::{Directory, LockFile, Process, ProcessHandle, process};
 use crate::server_id::ServerId;
 
 pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
@@ -75,4 +75,9 @@ impl Marked {
 
 pub(crate) fn marked(_wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<Marked> {
     Ok(Marked::default())
+}
+
+/// The process, if it is the one that started then.
+pub(crate) fn process_started_at(pid: u32, start: u64) -> io::Result<Option<Process>> {
+    Ok(process(pid)?.filter(|process| process.start == start))
 }

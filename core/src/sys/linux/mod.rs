@@ -18,4 +18,4 @@ pub(crate) use holders::{
 };
 pub(crate) use identity::{forked_identity, identity, own_identity};
 pub(crate) use marked::{Marked, marked, server_id, server_id_of};
-pub(crate) use process::{is_anothers, process};
+pub(crate) use process::{is_anothers, process, process_started_at};

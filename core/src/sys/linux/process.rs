@@ -35,8 +35,9 @@ impl Fields {
         Some(Self {
             state: *fields.next()?.as_bytes().first()?,
             parent: fields.next()?.parse().ok()?,
-            group: fields.next()?.parse().ok()?,
-            session: fields.next()?.parse().ok()?,
+            // -1 of one that is just being taken away.
+            group: fields.next()?.parse().unwrap_or(0),
+            session: fields.next()?.parse().unwrap_or(0),
             flags: fields.nth(2)?.parse().ok()?,
             threads: fields.nth(10)?.parse().ok()?,
             start: fields.nth(1)?.parse().ok()?,
@@ -65,8 +66,10 @@ pub(super) struct Stat {
 /// does not show it.
 pub(super) fn stat(pid: u32) -> io::Result<Option<Stat>> {
     let path = format!("/proc/{pid}/stat");
-    let Some((fields, shown_owner)) = read_stat(&path)? else {
-        return hidden(pid, &path).map(|()| None);
+    let (fields, shown_owner) = match read_stat(&path) {
+        Ok(Some(found)) => found,
+        Ok(None) => return unseen(pid, context(Errno::ACCESS, path)),
+        Err(e) => return unseen(pid, e),
     };
     // A main thread that has ended is a zombie for as long as any other thread lives.
     let alive = fields.is_running() || fields.threads > 1 && has_running_thread(pid)?;
@@ -105,11 +108,11 @@ fn is_gone(e: &io::Error) -> bool {
 
 /// That `/proc` does not show a process does not mean that there is none: it may be mounted with
 /// `hidepid`, or not at all. One that starts or ends this very moment is an error, too.
-fn hidden(pid: u32, path: &str) -> io::Result<()> {
+fn unseen(pid: u32, e: io::Error) -> io::Result<Option<Stat>> {
     match rustix::process::test_kill_process(raw_pid(pid)?) {
-        Err(Errno::SRCH) => Ok(()),
-        Ok(()) => Err(context(Errno::ACCESS, path)),
-        Err(e) => Err(context(e, path)),
+        Err(Errno::SRCH) => Ok(None),
+        Err(Errno::PERM) => Err(context(Errno::PERM, format!("/proc/{pid}"))),
+        _ => Err(e),
     }
 }
 
@@ -167,11 +170,25 @@ pub(crate) fn process(pid: u32) -> io::Result<Option<Process>> {
     if is_thread(pid)? {
         return Ok(None);
     }
-    Ok(Some(Process {
-        started: stat.started(),
-        parent: stat.parent,
-        start: stat.start,
-    }))
+    Ok(Some(Process::from(stat)))
+}
+
+/// The process, if it is the one that started then. Nobody writes the start of a thread into a file
+/// and means it, so that this asks less of the kernel.
+pub(crate) fn process_started_at(pid: u32, start: u64) -> io::Result<Option<Process>> {
+    let stat = stat(pid)?.filter(|stat| stat.is_alive() && stat.start == start);
+    Ok(stat.map(Process::from))
+}
+
+impl From<Stat> for Process {
+    fn from(stat: Stat) -> Self {
+        Self {
+            started: stat.started(),
+            parent: stat.parent,
+            start: stat.start,
+            owner: Some(stat.shown_owner),
+        }
+    }
 }
 
 /// `/proc/<tid>` exists for every thread of a process, though it isn't listed.
@@ -207,4 +224,17 @@ fn raw_pid(pid: u32) -> Result<rustix::process::Pid, Errno> {
     // rustix checks for negative numbers in debug builds alone.
     let raw = i32::try_from(pid).map_err(|_| Errno::SRCH)?;
     rustix::process::Pid::from_raw(raw).ok_or(Errno::SRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_is_just_being_taken_away_can_be_read() {
+        let text = b"7 (a) b) X 1 -1 -1 0 -1 4228100 0 0 0 0 0 0 0 0 20 0 0 0 12345 0 0";
+        let fields = Fields::parse(text).expect("what the kernel writes");
+        assert_eq!((fields.parent, fields.group, fields.start), (1, 0, 12345));
+        assert!(!fields.is_running());
+    }
 }

@@ -23,6 +23,7 @@ pub(crate) struct LockFile {
     pub(super) file: File,
     pub(super) path: PathBuf,
     pub(super) id: FileId,
+    owner: u32,
     /// Created by the call that opened it.
     new: bool,
     written: AtomicBool,
@@ -37,6 +38,7 @@ impl LockFile {
             file,
             path,
             id: (metadata.dev(), metadata.ino()),
+            owner: metadata.uid(),
             new,
             written: AtomicBool::new(false),
         }
@@ -66,6 +68,11 @@ impl LockFile {
             Err(e) if e.raw_os_error() == fs2::lock_contended_error().raw_os_error() => Ok(false),
             Err(e) => Err(context(e, format!("cannot lock {}", self.path.display()))),
         }
+    }
+
+    /// Whose it is.
+    pub(crate) fn owner(&self) -> Option<u32> {
+        Some(self.owner)
     }
 
     /// Whether both are the same file.
@@ -112,51 +119,35 @@ impl LockFile {
 
     /// The content, of a file that nobody else can be writing.
     pub(crate) fn read_own(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; 512];
-        let mut len = 0;
+        // One system call for all of it: in two, it may be of two texts.
+        let mut buffer = vec![0; (MAX_LEN + 1) as usize];
         loop {
-            match self.file.read_at(&mut buffer[len..], len as u64) {
-                // A short read of a regular file has reached its end.
-                Ok(n) if len + n < buffer.len() => {
-                    len += n;
-                    break;
+            match self.file.read_at(&mut buffer, 0) {
+                Ok(len) => {
+                    buffer.truncate(len);
+                    return Ok(buffer);
                 }
-                Ok(n) => len += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(at(&self.path, e)),
             }
-            if len as u64 > MAX_LEN {
-                break;
-            }
-            if len == buffer.len() {
-                buffer.resize((MAX_LEN + 1) as usize, 0);
-            }
         }
-        buffer.truncate(len);
-        Ok(buffer)
     }
 
-    /// Replaces the content. A reader sees the old or the new text, never half of one.
+    /// Replaces the content. A reader who meets the writer half-way sees blanks where something is
+    /// missing, and no text made of two: the kernel copies a text piece by piece.
     pub(crate) fn write(&self, text: &[u8]) -> io::Result<()> {
         let failed = |e| context(e, format!("cannot write {}", self.path.display()));
         // A file that this very call created is empty.
-        let old_len = if self.written.swap(true, Ordering::Relaxed) || !self.new {
-            self.file.metadata().map_err(failed)?.len()
-        } else {
-            0
-        };
-        let mut padded = text.to_vec();
-        if old_len > text.len() as u64 {
-            // Blanks are no part of JSON: the tail of a longer text is never read behind ours.
-            padded.resize(old_len.min(MAX_LEN) as usize, BLANK);
+        let is_empty = self.new && !self.written.swap(true, Ordering::Relaxed);
+        if !is_empty {
+            let old_len = self.file.metadata().map_err(failed)?.len();
+            self.blank(usize::try_from(old_len).unwrap_or(usize::MAX))
+                .map_err(failed)?;
+            if old_len > text.len() as u64 {
+                self.file.set_len(text.len() as u64).map_err(failed)?;
+            }
         }
-        if self.file.write_at(&padded, 0).map_err(failed)? != padded.len() {
-            return Err(failed(io::ErrorKind::StorageFull.into()));
-        }
-        if old_len > text.len() as u64 {
-            self.file.set_len(text.len() as u64).map_err(failed)?;
-        }
-        Ok(())
+        self.overwrite(text).map_err(failed)
     }
 
     /// Puts text over the beginning of the file. Async-signal-safe.
