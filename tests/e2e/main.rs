@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+// FUSE, ptrace.
+#[cfg(target_os = "linux")]
+mod company;
 mod hostile;
 // Cgroups, sessions, `/proc`.
 #[cfg(target_os = "linux")]
