@@ -83,14 +83,24 @@ impl LockDir {
             },
             None => return Ok(StopOutcome::NotRunning),
         };
-        let target = match stop.find_target()? {
-            Found::Target(target) => target,
-            Found::Nobody(outcome) => {
-                let left_overs = self.end_left_overs(port, GRACE)?;
-                return Ok(match left_overs.is_empty() {
-                    true => outcome,
-                    false => StopOutcome::LeftOversEnded { left_overs },
-                });
+        let mut left_overs = Vec::new();
+        let target = loop {
+            match stop.find_target()? {
+                // The lock is held by what a killed server has left.
+                Found::Target(target) if target.is_left_over() && left_overs.is_empty() => {
+                    left_overs = self.end_left_overs(port, GRACE)?;
+                    if left_overs.is_empty() {
+                        break target;
+                    }
+                }
+                Found::Target(target) => break target,
+                Found::Nobody(outcome) => {
+                    left_overs.extend(self.end_left_overs(port, GRACE)?);
+                    return Ok(match left_overs.is_empty() {
+                        true => outcome,
+                        false => StopOutcome::LeftOversEnded { left_overs },
+                    });
+                }
             }
         };
         let family = stop.family(&target)?;

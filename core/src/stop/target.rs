@@ -42,6 +42,13 @@ pub(super) struct Target {
     pub(super) taker: Option<u32>,
 }
 
+impl Target {
+    /// Whether it is nothing but what a killed server has left behind.
+    pub(super) fn is_left_over(&self) -> bool {
+        self.record.is_none() && self.id.is_some()
+    }
+}
+
 pub(super) enum Found {
     Target(Target),
     Nobody(StopOutcome),

@@ -1,4 +1,4 @@
-//! A network mount whose server is gone: `hung-mount DIRECTORY`, as root. Mounts a FUSE file system
+//! A network mount whose server is gone: `hung-mount DIRECTORY`, as root, since Linux 5.16. Mounts a FUSE file system
 //! in a mount namespace of its own, starts a process that has a file of it open, says
 //! `hung PID`, and answers nothing from then on. Ends with its standard input.
 
@@ -19,6 +19,7 @@ mod linux {
     use std::os::fd::AsRawFd;
     use std::process::Command;
     use std::thread;
+    use std::time::Duration;
 
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
@@ -26,6 +27,8 @@ mod linux {
     const LOOKUP: u32 = 1;
     const GETATTR: u32 = 3;
     const OPEN: u32 = 14;
+    /// Who closes it asks nobody: he would wait for ever, also when killed.
+    const FOPEN_NOFLUSH: u32 = 1 << 5;
     const INIT: u32 = 26;
     const DIRECTORY: u32 = 0o40755;
     const REGULAR: u32 = 0o100644;
@@ -53,6 +56,11 @@ mod linux {
             Some(&*options),
         )
         .unwrap();
+        // Nobody is to wait for ever for what this test has left.
+        thread::spawn(|| {
+            thread::sleep(Duration::from_secs(100));
+            std::process::exit(1);
+        });
         thread::spawn(move || answer_until_open(device));
         let file = File::open(format!("{directory}/file")).unwrap();
         let mut holder = Command::new("sleep")
@@ -87,7 +95,7 @@ mod linux {
                 }
                 OPEN => {
                     opened = true;
-                    numbers(&[0; 4])
+                    numbers(&[0, 0, FOPEN_NOFLUSH, 0])
                 }
                 _ => Vec::new(),
             };

@@ -6,14 +6,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::process;
-use std::thread;
-use std::time::Duration;
 
 use super::cgroup::Leaf;
-use super::environment::{Variable, threads, variable};
+use super::environment::{Reader, Variable, threads};
 use super::holders::{all_pids, is_owned_by};
 use super::process::stat;
-use crate::server_id::{SERVER_ID_ENV, ServerId};
+use crate::server_id::ServerId;
 
 /// What the launcher knows of its server's family.
 #[derive(Debug)]
@@ -88,7 +86,7 @@ impl Family {
         if stat.group == server || stat.session == server {
             return true;
         }
-        match settled_variable(pid) {
+        match Reader::default().settled_server_id(pid) {
             Variable::Is(id) if id == self.id.as_str() => true,
             Variable::Unknown => self.alone && self.adopts,
             // One that has left the session as well was let go.
@@ -141,18 +139,6 @@ fn adopt_orphans() -> bool {
     // Who is asked to be the reaper is this process, whatever number is given.
     let own = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(own)).is_ok()
-}
-
-/// The ID of the server that a process belongs to; a process that is about to become another
-/// program has none for an instant, and is looked at again.
-pub(super) fn settled_variable(pid: u32) -> Variable {
-    for _ in 0..3 {
-        match variable(pid, SERVER_ID_ENV) {
-            Variable::Empty => thread::sleep(Duration::from_millis(1)),
-            found => return found,
-        }
-    }
-    variable(pid, SERVER_ID_ENV)
 }
 
 /// All processes that descend from one, by one look from the top to the bottom.

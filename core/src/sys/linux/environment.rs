@@ -2,6 +2,16 @@
 //! meanings than there and not there.
 
 use std::fs;
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use crate::server_id::SERVER_ID_ENV;
+
+/// How long the kernel may take to show an environment. It waits for a process that is about to
+/// become another program, and that may wait for a network mount that hangs.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// A variable in the environment a process was started with.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,17 +26,80 @@ pub(super) enum Variable {
     Unknown,
 }
 
-pub(super) fn variable(pid: u32, name: &str) -> Variable {
-    match look_up(&format!("/proc/{pid}/environ"), name) {
-        // That of a main thread which has ended is seen through the others.
-        Variable::Empty => threads(pid)
-            .into_iter()
-            .filter(|&thread| thread != pid)
-            .map(|thread| look_up(&format!("/proc/{pid}/task/{thread}/environ"), name))
-            .find(|found| *found != Variable::Empty)
-            .unwrap_or(Variable::Empty),
-        found => found,
+/// Reads environments in a thread of its own, so that one which can't be read holds nobody up: the
+/// thread is left to wait for it.
+#[derive(Default)]
+pub(super) struct Reader(Option<Worker>);
+
+impl Reader {
+    /// What is said of the server that a process belongs to.
+    pub(super) fn server_id(&mut self, pid: u32) -> Variable {
+        self.variable(pid, SERVER_ID_ENV)
     }
+
+    /// The same; a process that is about to become another program has none for an instant, and is
+    /// looked at again.
+    pub(super) fn settled_server_id(&mut self, pid: u32) -> Variable {
+        for _ in 0..3 {
+            match self.server_id(pid) {
+                Variable::Empty => thread::sleep(Duration::from_millis(1)),
+                found => return found,
+            }
+        }
+        self.server_id(pid)
+    }
+
+    pub(super) fn variable(&mut self, pid: u32, name: &str) -> Variable {
+        match self.look_up(format!("/proc/{pid}/environ"), name) {
+            // That of a main thread which has ended is seen through the others.
+            Variable::Empty => threads(pid)
+                .into_iter()
+                .filter(|&thread| thread != pid)
+                .map(|thread| self.look_up(format!("/proc/{pid}/task/{thread}/environ"), name))
+                .find(|found| *found != Variable::Empty)
+                .unwrap_or(Variable::Empty),
+            found => found,
+        }
+    }
+
+    fn look_up(&mut self, path: String, name: &str) -> Variable {
+        match self.read(path) {
+            Some(Ok(bytes)) => parse(&bytes, name),
+            _ => Variable::Unknown,
+        }
+    }
+
+    /// `None` if it takes too long.
+    fn read(&mut self, path: String) -> Option<io::Result<Vec<u8>>> {
+        if self.0.is_none() {
+            self.0 = Some(start().ok()?);
+        }
+        let (paths, texts) = self.0.as_ref()?;
+        paths.send(path).ok()?;
+        let read = texts.recv_timeout(PATIENCE).ok();
+        if read.is_none() {
+            self.0 = None;
+        }
+        read
+    }
+}
+
+type Worker = (Sender<String>, Receiver<io::Result<Vec<u8>>>);
+
+/// Ends when its reader has gone, or with the process.
+fn start() -> io::Result<Worker> {
+    let (paths, asked) = channel::<String>();
+    let (answer, texts) = channel();
+    thread::Builder::new()
+        .name("environments".to_owned())
+        .spawn(move || {
+            for path in asked {
+                if answer.send(fs::read(path)).is_err() {
+                    return;
+                }
+            }
+        })?;
+    Ok((paths, texts))
 }
 
 pub(super) fn threads(pid: u32) -> Vec<u32> {
@@ -34,13 +107,6 @@ pub(super) fn threads(pid: u32) -> Vec<u32> {
     let entries = entries.into_iter().flatten().flatten();
     let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
     entries.filter_map(number).collect()
-}
-
-fn look_up(path: &str, name: &str) -> Variable {
-    match fs::read(path) {
-        Ok(bytes) => parse(&bytes, name),
-        Err(_) => Variable::Unknown,
-    }
 }
 
 fn parse(bytes: &[u8], name: &str) -> Variable {

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 
+use super::environment::{Reader, Variable};
 use super::process::{stat, status_field};
 use crate::error::context;
 use crate::sys::LockFile;
@@ -172,8 +173,10 @@ pub(crate) fn leads_group(pid: u32, marker: &str) -> bool {
 }
 
 fn has_in_environment(pid: u32, variable: &str) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|env| env.split(|&b| b == 0).any(|var| var == variable.as_bytes()))
+    let Some((name, value)) = variable.split_once('=') else {
+        return false;
+    };
+    matches!(Reader::default().variable(pid, name), Variable::Is(found) if found == value)
 }
 
 /// Processes that a server which led the process group `group` has left behind in it: those that

@@ -6,12 +6,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use super::cgroup::Leaf;
-use super::descent::{own_line, settled_variable};
-use super::environment::{Variable, variable};
+use super::descent::own_line;
+use super::environment::{Reader, Variable};
 use super::handle::ProcessHandle;
 use super::holders::{all_pids, is_owned_by};
 use super::process::stat;
-use crate::server_id::{SERVER_ID_ENV, ServerId};
+use crate::server_id::ServerId;
 use crate::sys::{Directory, LockFile, user_and_place};
 
 /// How often the list of processes is read again for those who were forked meanwhile.
@@ -26,7 +26,7 @@ pub(crate) struct Marked {
 
 /// The server that a process belongs to, as its environment says.
 pub(crate) fn server_id(pid: u32) -> Option<ServerId> {
-    match variable(pid, SERVER_ID_ENV) {
+    match Reader::default().server_id(pid) {
         Variable::Is(id) => ServerId::parse(&id),
         _ => None,
     }
@@ -48,6 +48,7 @@ pub(crate) fn server_id_of(
 /// process starts others meanwhile, these are found too.
 pub(crate) fn marked(wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<Marked> {
     let mut marked = Marked::default();
+    let mut reader = Reader::default();
     let mut seen: HashSet<u32> = own_line();
     for _ in 0..ROUNDS {
         let new: Vec<u32> = all_pids()?
@@ -58,8 +59,8 @@ pub(crate) fn marked(wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<Marked> {
             break;
         }
         for pid in new {
-            if let Some(id) = carried(pid).filter(wanted) {
-                marked.add(pid, id)?;
+            if let Some(id) = carried(pid, &mut reader).filter(wanted) {
+                marked.add(pid, id, &mut reader)?;
             }
         }
     }
@@ -73,14 +74,14 @@ pub(crate) fn marked(wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<Marked> {
 }
 
 /// The ID in the environment of a live process.
-fn carried(pid: u32) -> Option<ServerId> {
-    let found = match variable(pid, SERVER_ID_ENV) {
+fn carried(pid: u32, reader: &mut Reader) -> Option<ServerId> {
+    let found = match reader.server_id(pid) {
         Variable::Empty => {
             let stat = stat(pid).ok()??;
             if stat.is_kernel() || !stat.is_alive() {
                 return None;
             }
-            settled_variable(pid)
+            reader.settled_server_id(pid)
         }
         found => found,
     };
@@ -91,11 +92,11 @@ fn carried(pid: u32) -> Option<ServerId> {
 }
 
 impl Marked {
-    fn add(&mut self, pid: u32, id: ServerId) -> io::Result<()> {
+    fn add(&mut self, pid: u32, id: ServerId, reader: &mut Reader) -> io::Result<()> {
         if let Some(handle) = ProcessHandle::open(pid)?
             && is_alive(pid)
             && is_owned_by(pid, id.owner())?
-            && carried(pid).as_ref() == Some(&id)
+            && carried(pid, reader).as_ref() == Some(&id)
         {
             if let Some(leaf) = Leaf::of(pid, &id) {
                 self.add_leaf(leaf, &id);
@@ -164,7 +165,7 @@ fn is_member(pid: u32, id: &ServerId) -> bool {
     if !stat.is_alive() || !is_owned_by(pid, id.owner()).unwrap_or(false) {
         return false;
     }
-    match settled_variable(pid) {
+    match Reader::default().settled_server_id(pid) {
         Variable::Is(carried) if carried == id.as_str() => true,
         Variable::Unknown => true,
         // One that has left the session as well was let go.
