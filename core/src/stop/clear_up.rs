@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 
 use super::attempt::Stop;
 use super::target::Target;
+use crate::dir::SETTLE;
 use crate::error::LockError;
 use crate::left_behind::{KILL_WAIT, LeftBehind};
 use crate::process::{find, is_holder};
@@ -51,6 +52,7 @@ impl Stop<'_> {
         let left_by_family = alive(family).map_err(LockError::StopFailed)?;
         let mut left_behind = LeftBehind::default();
         let mut searched: Option<Instant> = None;
+        let mut kept: Option<Instant> = None;
         let mut step = Duration::from_micros(100);
         loop {
             let keeper = target
@@ -90,7 +92,8 @@ impl Stop<'_> {
                 });
             }
             if started.elapsed() >= 2 * GRACE {
-                self.check_patience(target, keeper, started.elapsed().saturating_sub(grace))?;
+                let over = started.elapsed().saturating_sub(grace);
+                self.check_patience(target, keeper, over, &mut kept)?;
             }
             drop(file);
             self.pause(step)?;
@@ -103,12 +106,19 @@ impl Stop<'_> {
         target: &Target,
         keeper: Option<u32>,
         over: Duration,
+        kept: &mut Option<Instant>,
     ) -> Result<(), LockError> {
         // A keeper that clears up names itself meanwhile; another one just keeps the lock.
         let named = self.locks.read_lock_info(self.port).ok().flatten();
         let clears = keeper.or(target.launcher);
         let clearing = named.filter(|info| Some(info.pid) == clears);
-        let patient = keeper.is_none() || clearing.is_some();
+        if keeper.is_none() || clearing.is_some() {
+            *kept = None;
+        } else {
+            kept.get_or_insert_with(Instant::now);
+        }
+        // One that gives the lock back this very moment names nobody.
+        let patient = kept.is_none_or(|kept| kept.elapsed() < SETTLE);
         if patient && over < 2 * KILL_WAIT {
             return Ok(());
         }
