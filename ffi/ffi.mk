@@ -22,6 +22,7 @@ FFI_URL := $(shell sed -n 's/^repository = "\(.*\)"/\1/p' Cargo.toml)
 FFI_ABI := $(shell echo $(FFI_VERSION) | sed -E 's/^(0\.[0-9]+|[1-9][0-9]*)\..*/\1/')
 
 FFI_STATIC := $(TARGET)/release/libllmlb_lock.a
+FFI_ARCHIVE := $(FFI_OUT)/libllmlb_lock.a
 ifeq ($(shell uname -s),Darwin)
 FFI_SHARED := $(TARGET)/release/libllmlb_lock.dylib
 FFI_LINK := libllmlb_lock.dylib
@@ -56,8 +57,10 @@ check-header:
 install: ffi
 	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
 	install -m 644 include/llmlb_lock.h $(DESTDIR)$(INCLUDEDIR)/llmlb_lock.h
-	install -m 644 $(FFI_STATIC) $(DESTDIR)$(LIBDIR)/libllmlb_lock.a
-	install -m 755 $(FFI_SHARED) $(DESTDIR)$(LIBDIR)/$(FFI_REAL)
+	mkdir -p $(FFI_OUT)
+	CC="$(CC)" AR="$(AR)" LD="$(LD)" sh ffi/archive.sh include/llmlb_lock.h $(FFI_STATIC) $(FFI_ARCHIVE)
+	install -m 644 $(FFI_ARCHIVE) $(DESTDIR)$(LIBDIR)/libllmlb_lock.a
+	install -m 644 $(FFI_SHARED) $(DESTDIR)$(LIBDIR)/$(FFI_REAL)
 	ln -sf $(FFI_REAL) $(DESTDIR)$(LIBDIR)/$(FFI_SONAME)
 	ln -sf $(FFI_SONAME) $(DESTDIR)$(LIBDIR)/$(FFI_LINK)
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \

@@ -2,7 +2,7 @@
 # Tests Windows, and checks Windows and macOS, from a Debian machine: see PLATFORM.md for what that
 # shows and what it can't.
 #
-#   tests/cross.sh test-windows    runs the tests of core and the program under wine
+#   tests/cross.sh test-windows    runs the tests of core, the program and the C library under wine
 #   tests/cross.sh check-windows   types and lints, all targets, for MSVC
 #   tests/cross.sh check-macos     types and lints, all targets, for Apple silicon
 set -euo pipefail
@@ -52,6 +52,7 @@ test_windows() {
     local package
     local tested=(-p llmlb-lock-core -p llmlb-gateway -p llmlb -p llmlb-tests)
     cargo build "${tested[@]}" --lib --bins --tests --target $triple "${build_std[@]}"
+    cargo build -p llmlb-lock-ffi --lib --target $triple "${build_std[@]}"
 
     unset DISPLAY
     export WINEPREFIX="$target/wine" WINEDEBUG=-all
@@ -78,6 +79,22 @@ C
         cargo test "${tested[@]}" --lib --bins --tests --no-fail-fast --target $triple \
         "${build_std[@]}" >"$target/windows.log" 2>&1 || result=$?
     cat "$target/windows.log"
+    test_windows_c "$target/$triple/debug" || result=$?
+    return $result
+}
+
+# The C library's own way to be asked to stop.
+test_windows_c() {
+    local out="$target/c"
+    rm -rf "$out"
+    mkdir -p "$out/locks"
+    x86_64-w64-mingw32-gcc -std=c11 -Wall -Wextra -Werror -Iinclude tests/c/windows/stop_event.c \
+        -o "$out/stop_event.exe" "$1/libllmlb_lock.dll.a"
+    cp "$1/llmlb_lock.dll" "$out"
+    local result=0
+    LLMLB_LOCK_DIR="Z:$out/locks" timeout 120 wine "$out/stop_event.exe" >"$out/log" 2>&1 ||
+        result=$?
+    cat "$out/log"
     return $result
 }
 

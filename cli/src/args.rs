@@ -3,15 +3,15 @@
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
-use llmlb_gateway::{
-    ApiKey, ApiKeyError, BackendSet, BackendSpec, BackendUrl, BackendUrlError, Options,
-};
+use llmlb_gateway::{ApiKey, ApiKeyError, BackendUrlError, Options};
 
+use crate::backends::{Backend, Place, Sources};
 use crate::unrepeated::Unrepeated;
 
 /// One LLM server per port, always: guard it, see it, stop it.
@@ -27,7 +27,8 @@ use crate::unrepeated::Unrepeated;
         Exit codes: 0 done, 1 refused or failed, 2 wrong arguments;\n  \
         status --port: 3 not running, 4 cannot tell;\n  \
         serve -- COMMAND: the command's own, 126 not executable, 127 not found,\n  \
-        128 + N when signal N ended it."
+        128 + N when signal N ended it.\n\n\
+        Times are in seconds, or with a unit: 5, 0.5s, 2m, 1h."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -37,7 +38,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Guard a port and serve on it, or run a server command that does
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Stop a server gracefully
     Stop(StopArgs),
     /// Show what runs
@@ -63,7 +64,7 @@ Examples:
   llmlb serve --port 8000 --replace -- ./server --port {port}
 
 A server command stands behind the --, and has to stay in the foreground. {port} and {host} in its
-arguments are replaced, and it finds them in PORT, HOST, LLMLB_PORT and LLMLB_HOST too.")]
+arguments are replaced ({{port}} is a literal {port}), and it finds them in PORT, HOST, LLMLB_PORT and LLMLB_HOST too.")]
 pub(crate) struct ServeArgs {
     /// The port to guard; 0 takes a free one
     #[arg(short, long, default_value = DEFAULT_PORT, env = "LLMLB_PORT", value_parser = port,
@@ -74,8 +75,8 @@ pub(crate) struct ServeArgs {
     #[arg(short = 'H', long, default_value = DEFAULT_HOST, env = "LLMLB_HOST", value_parser = host)]
     pub(crate) host: String,
 
-    /// Wait up to SECS for the present holder of the port to leave
-    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    /// Wait up to TIME for the present holder of the port to leave
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub(crate) wait: Option<Duration>,
 
     /// Take the present holder's place: from a load balancer to a load balancer without closing the
@@ -85,7 +86,7 @@ pub(crate) struct ServeArgs {
 
     /// How long requests in flight, or the COMMAND, may take to end after SIGTERM or SIGINT before
     /// they are cut off, or it is killed
-    #[arg(long, value_name = "SECS", default_value = "4", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "4", value_parser = seconds)]
     pub(crate) drain_timeout: Duration,
 
     #[command(flatten)]
@@ -100,10 +101,15 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Load balancing (without COMMAND)")]
 pub(crate) struct GatewayArgs {
-    /// A model server to pass requests on to; may be given many times
+    /// A model server to pass requests on to; may be given many times. dns+http://NAME:PORT is one
+    /// for each address of the name, followed as it changes
     #[arg(long, value_name = "URL", env = "LLMLB_BACKENDS", value_delimiter = ',',
           value_parser = Unrepeated(backend))]
     backend: Vec<MaybeBackend>,
+
+    /// A file of model servers, one URL a line; read again when it changes, and on SIGHUP
+    #[arg(long, value_name = "PATH", env = "LLMLB_BACKENDS_FILE")]
+    backends_file: Option<PathBuf>,
 
     /// The key that clients have to send, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "LLMLB_API_KEY", hide_env_values = true,
@@ -119,21 +125,43 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "N", default_value = "1024", value_parser = positive)]
     max_requests: u32,
 
+    /// Log each request at its end, as a line of JSON on stderr
+    #[arg(long)]
+    access_log: bool,
+
+    /// How long to serve on after SIGTERM or SIGINT while /ready says no: for load balancers above
+    #[arg(long, value_name = "SECS", default_value = "0", value_parser = seconds)]
+    drain_delay: Duration,
+
     /// How long connecting to a backend may take
-    #[arg(long, value_name = "SECS", default_value = "2", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "2", value_parser = seconds)]
     connect_timeout: Duration,
 
     /// How often to look whether a backend is up
-    #[arg(long, value_name = "SECS", default_value = "2", value_parser = interval)]
+    #[arg(long, value_name = "TIME", default_value = "2", value_parser = interval)]
     health_interval: Duration,
 
-    /// How many good looks in a row bring a backend up
+    /// How many good looks in a row bring a backend up that had failed
     #[arg(long, value_name = "N", default_value = "2", value_parser = positive)]
     health_rise: u32,
 
     /// How many failures in a row bring a backend down
     #[arg(long, value_name = "N", default_value = "3", value_parser = positive)]
     health_fall: u32,
+
+    /// How long a backend that does one thing at a time may work without a word before it is taken
+    /// for hung
+    #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
+    busy_timeout: Duration,
+
+    /// How long a backend may take, once it has a request, to begin with its answer; without, for
+    /// ever
+    #[arg(long, value_name = "SECS", value_parser = interval)]
+    first_byte_timeout: Option<Duration>,
+
+    /// How long an answer may pause before it is broken off; without, for ever
+    #[arg(long, value_name = "SECS", value_parser = interval)]
+    stream_idle_timeout: Option<Duration>,
 }
 
 impl GatewayArgs {
@@ -142,16 +170,28 @@ impl GatewayArgs {
             .api_key(self.api_key.clone())
             .backend_api_key(self.backend_api_key.clone())
             .max_requests(usize::try_from(self.max_requests).unwrap_or(usize::MAX))
+            .access_log(self.access_log)
             .connect_timeout(self.connect_timeout)
             .health_interval(self.health_interval)
             .health_rise(self.health_rise)
             .health_fall(self.health_fall)
+            .busy_timeout(self.busy_timeout)
+            .first_byte_timeout(self.first_byte_timeout)
+            .stream_idle_timeout(self.stream_idle_timeout)
             .no_backends_hint("no backends: start llmlb serve with --backend URL")
     }
 
-    pub(crate) fn backends(&self) -> BackendSet {
-        let urls = self.backend.iter().flatten().cloned();
-        urls.map(BackendSpec::new).collect()
+    pub(crate) fn sources(&self) -> Sources {
+        let file = self.backends_file.clone();
+        Sources {
+            listed: self.backend.iter().flatten().cloned().collect(),
+            // An empty variable is one that is not set.
+            file: file.filter(|path| !path.as_os_str().is_empty()),
+        }
+    }
+
+    pub(crate) fn drain_delay(&self) -> Duration {
+        self.drain_delay
     }
 
     /// Whether clients have to show a key.
@@ -191,17 +231,22 @@ pub(crate) fn without_effect(matches: &ArgMatches) -> Option<String> {
 }
 
 /// None where nothing is written, as in an empty LLMLB_BACKENDS.
-type MaybeBackend = Option<BackendUrl>;
+type MaybeBackend = Option<Backend>;
 
 fn backend(text: &str) -> Result<MaybeBackend, String> {
     match text.trim() {
         "" => Ok(None),
-        url => url.parse().map(Some).map_err(|problem| match problem {
-            // What is before an @ may be a password.
-            BackendUrlError::Credentials => "credentials belong into --backend-api-key".to_owned(),
-            problem if url.contains('@') => problem.to_string(),
-            problem => format!("'{url}': {problem}"),
-        }),
+        url => url
+            .parse()
+            .map(|place: Place| Some(Backend::new(place)))
+            .map_err(|problem| match problem {
+                // What is before an @ may be a password.
+                BackendUrlError::Credentials => {
+                    "credentials belong into --backend-api-key".to_owned()
+                }
+                problem if url.contains('@') => problem.to_string(),
+                problem => format!("'{url}': {problem}"),
+            }),
     }
 }
 
@@ -213,6 +258,11 @@ fn key(text: &str) -> Result<ApiKey, String> {
 #[command(group(ArgGroup::new("which").required(true)))]
 pub(crate) struct StopArgs {
     /// The port whose server to stop
+    #[arg(value_name = "PORT", group = "which",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    positional: Option<u16>,
+
+    /// The same
     #[arg(short, long, group = "which",
           value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
@@ -221,8 +271,8 @@ pub(crate) struct StopArgs {
     #[arg(long, group = "which")]
     pub(crate) all: bool,
 
-    /// How long a server may take, in seconds
-    #[arg(short, long, value_name = "SECS", default_value = "5", value_parser = seconds)]
+    /// How long a server may take
+    #[arg(short, long, value_name = "TIME", default_value = "5", value_parser = seconds)]
     pub(crate) timeout: Duration,
 
     /// Kill it when the time has run out
@@ -230,9 +280,22 @@ pub(crate) struct StopArgs {
     pub(crate) force: bool,
 }
 
+impl StopArgs {
+    /// The port, however it was given.
+    pub(crate) fn named(mut self) -> Self {
+        self.port = self.port.or(self.positional);
+        self
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     /// Show this port alone, and tell by the exit code: 0 running, 3 not running, 4 cannot tell
+    #[arg(value_name = "PORT", conflicts_with = "port",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    positional: Option<u16>,
+
+    /// The same
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
@@ -249,17 +312,31 @@ pub(crate) struct StatusArgs {
     pub(crate) watch: bool,
 }
 
+impl StatusArgs {
+    /// The port, however it was given.
+    pub(crate) fn named(mut self) -> Self {
+        self.port = self.port.or(self.positional);
+        self
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     Table,
     Json,
 }
 
+/// `5`, `0.5s`, `2m` or `1h`.
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text
+    let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    let with_unit = units
+        .iter()
+        .find_map(|&(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)));
+    let (number, unit) = with_unit.unwrap_or((text, 1.0));
+    let number: f64 = number
         .parse()
-        .map_err(|_| "not a number of seconds".to_owned())?;
-    let duration = Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())?;
+        .map_err(|_| "not a time, such as 5, 0.5s, 2m or 1h".to_owned())?;
+    let duration = Duration::try_from_secs_f64(number * unit).map_err(|e| e.to_string())?;
     // No clock reaches further than this for sure.
     Ok(duration.min(Duration::from_secs(u32::MAX.into())))
 }
@@ -318,6 +395,26 @@ mod tests {
         }
         let cli = parse(&["status"]).unwrap();
         assert!(matches!(cli.command, Command::Status(_)));
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, expected) in [
+            ("5", 5.0),
+            ("0.5s", 0.5),
+            ("2m", 120.0),
+            ("1h", 3600.0),
+            ("250ms", 0.25),
+        ] {
+            assert_eq!(
+                seconds(text),
+                Ok(Duration::from_secs_f64(expected)),
+                "{text}"
+            );
+        }
+        for text in ["", "s", "5 s", "5d", "-1s", "1e300h"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -2,19 +2,22 @@
 //! servers before and after it on the same port.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use llmlb_gateway::{BackendSet, Gateway, raise_descriptor_limit};
+use llmlb_gateway::{Gateway, raise_descriptor_limit};
 use llmlb_lock_core::{LockInfo, ServerLock};
 use serde_json::{Map, Value};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::{info, warn};
 
 use crate::args::ServeArgs;
+use crate::backends::Follower;
 use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, notify_ready};
+use crate::hangup::Hangups;
+use crate::own_address;
 use crate::signals::{Shutdown, die_of};
 use crate::succession::{Course, Predecessor, Succession};
 
@@ -24,31 +27,38 @@ const GRACE: Duration = Duration::from_secs(1);
 /// A load balancer that knows its backends and has yet to be given a port.
 pub(crate) struct Prepared {
     gateway: Gateway,
-    /// Where its backends come from.
-    _sets: watch::Sender<BackendSet>,
-    has_backends: bool,
+    backends: Follower,
 }
 
 impl Prepared {
-    /// Looks at the backends, which takes a second at most. Or the signal that came first.
+    /// Looks at the backends, which takes a second at most. Or the signal that came first. It is to
+    /// listen on these addresses.
     pub(crate) async fn new(
         args: &ServeArgs,
+        listening: &[SocketAddr],
         shutdown: &mut Shutdown,
     ) -> Result<Result<Self, i32>, Failure> {
         raise_descriptor_limit();
         let gateway = Gateway::new(args.gateway.options()).map_err(failed)?;
-        let backends = args.gateway.backends();
-        let has_backends = !backends.is_empty();
-        let (sets, followed) = watch::channel(backends);
-        tokio::select! {
-            () = gateway.follow(followed) => {}
+        let (sources, listening) = (args.gateway.sources(), listening.to_vec());
+        let look_around = async {
+            // Files and names may take their time.
+            let start = move || {
+                let backends = Follower::start(sources)?;
+                own_address::refuse(&backends.sets().borrow(), &listening)?;
+                Ok::<_, String>(backends)
+            };
+            let backends = spawn_blocking(start).await;
+            let backends = backends.map_err(|e| Failure::new(exit::FAILURE, e))?;
+            let backends = backends.map_err(|e| Failure::new(exit::USAGE, e))?;
+            gateway.follow(backends.sets()).await;
+            Ok::<_, Failure>(backends)
+        };
+        let backends = tokio::select! {
+            backends = look_around => backends?,
             signal = shutdown.recv() => return Ok(Err(signal)),
-        }
-        Ok(Ok(Self {
-            gateway,
-            _sets: sets,
-            has_backends,
-        }))
+        };
+        Ok(Ok(Self { gateway, backends }))
     }
 }
 
@@ -60,7 +70,8 @@ pub(crate) async fn run(
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     // Those who connect wait meanwhile.
-    let Ok(prepared) = Prepared::new(args, &mut shutdown).await? else {
+    let listening = [listener.local_addr().map_err(failed)?];
+    let Ok(prepared) = Prepared::new(args, &listening, &mut shutdown).await? else {
         announce_shutdown();
         lock.release()?;
         return Ok(exit::OK);
@@ -85,9 +96,17 @@ pub(crate) async fn serve(
         );
     }
     gateway.describe(description(succession.lock().info()));
+    // Before anybody may think that it is there to be reloaded.
+    let mut hangups = Hangups::listen().map_err(failed)?;
+    let mut reloads = std::pin::pin!(async {
+        loop {
+            hangups.recv().await;
+            prepared.backends.reload();
+        }
+    });
     let mut server = std::pin::pin!(gateway.serve(listener));
     info!("listening on {address}");
-    if !prepared.has_backends {
+    if prepared.backends.sets().borrow().is_empty() {
         warn!("No model servers to pass requests on to: see --backend");
     }
     notify_ready();
@@ -97,11 +116,21 @@ pub(crate) async fn serve(
             return Err(Failure::new(exit::FAILURE, "the server ended by itself"));
         }
         course = succession.reign(gateway, &mut shutdown) => course,
+        () = &mut reloads => return Err(Failure::new(exit::FAILURE, "no more signals")),
     };
     let mut served = false;
     let (lock, mut predecessor) = match course {
         Course::Shutdown => {
             announce_shutdown();
+            gateway.leave_soon();
+            let delay = args.gateway.drain_delay();
+            if !delay.is_zero() {
+                tokio::select! {
+                    () = sleep(delay) => {}
+                    _ = shutdown.recv() => {}
+                    _ = &mut server => served = true,
+                }
+            }
             let (lock, predecessor) = succession.end();
             (Some(lock), predecessor)
         }

@@ -1,10 +1,15 @@
 //! `llmlb`: guard a port and serve on it, see what runs, stop it.
 
 mod args;
+mod backends;
 mod built_in;
 mod exit;
 mod guard;
+mod hangup;
+mod hints;
 mod output;
+mod own_address;
+mod pool;
 mod serve;
 mod signals;
 mod status;
@@ -19,9 +24,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
+use llmlb_gateway::ACCESS_LOG;
 use llmlb_lock_core::LOCK_DIR_ENV;
+use tracing::Metadata;
 use tracing::level_filters::{LevelFilter, ParseLevelFilterError};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -29,7 +37,14 @@ use args::{Cli, Command};
 use exit::Failure;
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches_from(args::with_default_command(env::args_os()));
+    let arguments = args::with_default_command(env::args_os());
+    let matches = match Cli::command().try_get_matches_from(&arguments) {
+        Ok(matches) => matches,
+        Err(e) => match hints::hint(&arguments, &e) {
+            Some(hint) => return output::report(Failure::new(exit::USAGE, hint)),
+            None => e.exit(),
+        },
+    };
     if let Some(option) = args::without_effect(&matches) {
         let message = format!(
             "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs \
@@ -51,15 +66,15 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => {
             log(LevelFilter::INFO);
-            serve::run(args)
+            serve::run(*args)
         }
         Command::Stop(args) => {
             log(LevelFilter::WARN);
-            stop::run(&args)
+            stop::run(&args.named())
         }
         Command::Status(args) => {
             log(LevelFilter::WARN);
-            status::run(&args)
+            status::run(&args.named())
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -108,12 +123,23 @@ fn log(default: LevelFilter) {
     };
     let filter = filter.unwrap_or_else(|| Targets::new().with_default(default));
     let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let is_access = |metadata: &Metadata<'_>| metadata.target() == ACCESS_LOG;
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(colour)
-        .with_target(false);
+        .with_target(false)
+        .with_filter(filter_fn(move |metadata| !is_access(metadata)));
+    // Lines of JSON, for programs: nothing stands before them.
+    let access = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_level(false)
+        .with_target(false)
+        .with_filter(filter_fn(is_access));
     tracing_subscriber::registry()
         .with(layer)
+        .with(access)
         .with(filter)
         .init();
     if let Some(e) = mistake {

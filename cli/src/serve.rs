@@ -200,7 +200,11 @@ async fn obtain(
         locks.acquire_interruptible(port, patience, || interrupted.load(Ordering::Relaxed))
     };
     match interruptible(shutdown, wait).await? {
-        Finished::Done(result) => Ok(Obtained::Lock(result?)),
+        Finished::Done(Ok(lock)) => Ok(Obtained::Lock(lock)),
+        Finished::Done(Err(e)) => {
+            output::note(&format!("Waited {patience:?} in vain"));
+            Err(e.into())
+        }
         Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
     }
 }
@@ -254,7 +258,7 @@ async fn succeed(
         return Ok(None);
     }
     let (wanted, _) = resolve(&args.host, port)?;
-    let prepared = match Prepared::new(args, shutdown).await? {
+    let prepared = match Prepared::new(args, &wanted, shutdown).await? {
         Ok(prepared) => Box::new(prepared),
         Err(signal) => return Ok(Some(Obtained::Interrupted(signal))),
     };

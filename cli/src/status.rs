@@ -2,25 +2,36 @@
 
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
-use chrono::{DateTime, Local, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{Table, presets};
 use llmlb_lock_core::{LeftOver, LockDir, Server, ServerState};
 use serde::Serialize;
 
 use crate::args::{Format, StatusArgs};
 use crate::exit::{self, Failure};
-use crate::output;
+use crate::{output, pool};
 
 /// A listening port on this machine accepts within microseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
+/// How many look at once whether a port accepts connections.
+const PROBES: usize = 128;
+/// How many lock files are shown. Whoever has more has not made them by starting servers.
+const SHOWN: usize = 2000;
 const WATCH_STEP: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
     let locks = LockDir::default();
+    if !locks.path().exists() {
+        let directory = locks.path().display();
+        output::note(&format!(
+            "There is no directory {directory}, and so no lock in it"
+        ));
+    }
     loop {
         let rows = match rows(&locks, args) {
             Ok(rows) => rows,
@@ -32,9 +43,15 @@ pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
             }
             Err(failure) => return Err(failure),
         };
-        let text = match args.format {
-            Format::Table => table(&rows, args.port),
-            Format::Json => json(&rows)?,
+        let remark = rows.remark();
+        let rows = rows.rows;
+        let text = match (args.format, remark) {
+            (Format::Table, None) => table(&rows, args.port),
+            (Format::Table, Some(remark)) => table(&rows, args.port) + &remark + "\n",
+            (Format::Json, remark) => {
+                remark.iter().for_each(|remark| output::note(remark));
+                json(&rows)?
+            }
         };
         if !args.watch {
             output::write(text.as_bytes())?;
@@ -54,16 +71,7 @@ pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
     }
 }
 
-fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Vec<Row>, Failure> {
-    let mut rows = servers(locks, args)?;
-    if args.all && args.port.is_none() {
-        rows.extend(locks.left_overs()?.into_iter().map(Row::left_over));
-        rows.sort_by_key(|row| row.port);
-    }
-    Ok(rows)
-}
-
-fn servers(locks: &LockDir, args: &StatusArgs) -> Result<Vec<Row>, Failure> {
+fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Rows, Failure> {
     let servers: Vec<Server> = match args.port {
         Some(port) => locks.server(port)?.into_iter().collect(),
         None => locks.servers()?,
@@ -80,27 +88,59 @@ fn servers(locks: &LockDir, args: &StatusArgs) -> Result<Vec<Row>, Failure> {
             "{hidden} lock files that can't be read, of other users perhaps, are not shown: see --all"
         ));
     }
+    let (servers, left_out) = within_bounds(servers);
     // Looked up by the first probe, if there is one.
     let addresses = &LazyLock::new(local_addresses);
-    Ok(thread::scope(|scope| {
-        let probes: Vec<_> = servers
-            .iter()
-            .map(|server| {
-                let port = server.port;
-                let running = server.state == ServerState::Running;
-                running.then(|| scope.spawn(move || accepts(port, addresses)))
-            })
-            .collect();
-        let listening: Vec<bool> = probes
-            .into_iter()
-            .map(|probe| probe.is_some_and(|probe| probe.join().unwrap_or(false)))
-            .collect();
-        servers
-            .into_iter()
-            .zip(listening)
-            .map(|(server, listening)| Row::new(server, listening))
-            .collect()
-    }))
+    let listening = pool::map(&servers, PROBES, |server| {
+        server.state == ServerState::Running && accepts(server.port, addresses)
+    });
+    let rows = servers.into_iter().zip(listening);
+    let mut rows: Vec<Row> = rows
+        .map(|(server, listening)| Row::new(server, listening))
+        .collect();
+    if args.all && args.port.is_none() {
+        rows.extend(locks.left_overs()?.into_iter().map(Row::left_over));
+        rows.sort_by_key(|row| row.port);
+    }
+    Ok(Rows { rows, left_out })
+}
+
+/// What is shown of them, and how many are not: those of others, who may have made any number.
+fn within_bounds(mut servers: Vec<Server>) -> (Vec<Server>, usize) {
+    let left_out = servers.len().saturating_sub(SHOWN);
+    if left_out > 0 {
+        servers.sort_by_cached_key(|server| !is_own(&server.path));
+        servers.truncate(SHOWN);
+        servers.sort_unstable_by_key(|server| server.port);
+    }
+    (servers, left_out)
+}
+
+#[cfg(unix)]
+fn is_own(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let own = nix::unistd::geteuid().as_raw();
+    path.symlink_metadata().is_ok_and(|file| file.uid() == own)
+}
+
+/// The directory is the user's own.
+#[cfg(windows)]
+fn is_own(_: &Path) -> bool {
+    true
+}
+
+struct Rows {
+    rows: Vec<Row>,
+    left_out: usize,
+}
+
+impl Rows {
+    fn remark(&self) -> Option<String> {
+        let Self { left_out, .. } = self;
+        (*left_out > 0).then(|| {
+            format!("{left_out} more lock files are not shown; see --port for one of them")
+        })
+    }
 }
 
 #[derive(Serialize)]
@@ -173,10 +213,7 @@ fn table(rows: &[Row], port: Option<u16>) -> String {
             .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
         let started = row.started_at.map_or_else(
             || "-".to_owned(),
-            |at| {
-                at.with_timezone(&Local)
-                    .to_rfc3339_opts(SecondsFormat::Secs, false)
-            },
+            |at| at.to_rfc3339_opts(SecondsFormat::Secs, true),
         );
         let status = match &row.owner {
             Some(owner) => format!("{:?} (owner: {owner})", row.status),

@@ -1,15 +1,18 @@
 //! `llmlb stop`: core's `stop_server` in words, for one port or all.
 
 use std::io::{self, IsTerminal};
-use std::thread;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
-use llmlb_lock_core::{LockDir, ServerState, StopOptions, StopOutcome};
+use llmlb_lock_core::{LockDir, Server, ServerState, StopOptions, StopOutcome};
+use tracing::subscriber::NoSubscriber;
 
 use crate::args::StopArgs;
 use crate::exit::{self, Failure};
-use crate::output;
+use crate::{output, pool};
+
+/// How many are stopped side by side.
+const STOPS: usize = 128;
 
 pub(crate) fn run(args: &StopArgs) -> Result<u8, Failure> {
     let locks = LockDir::default();
@@ -31,25 +34,32 @@ fn stop_one(
     options: &StopOptions,
     progress: &MultiProgress,
 ) -> Result<(), Failure> {
+    // Above what moves, or it would be torn.
+    let line = |text: &str| progress.suspend(|| output::line(text));
     let mut named = false;
-    if let Some(server) = locks.server(port)?
+    let server = locks.server(port)?;
+    if let Some(server) = &server
         && server.state == ServerState::Running
-        && let Some(info) = server.info
+        && let Some(info) = &server.info
     {
         named = true;
-        output::line(&format!(
+        line(&format!(
             "Stopping server on port {port} (PID: {})...",
             info.pid
         ))?;
     }
-    let spinner = ProgressBar::new_spinner().with_message(format!("waiting for port {port}"));
-    let spinner = progress.add(spinner);
-    spinner.enable_steady_tick(Duration::from_millis(100));
+    // What is left behind is not waited for.
+    let spinner = server
+        .filter(|server| server.state != ServerState::Stale)
+        .map(|_| spin(progress, port));
     let outcome = locks.stop_server(port, options);
-    spinner.finish_and_clear();
+    if let Some(spinner) = spinner {
+        spinner.finish_and_clear();
+        progress.remove(&spinner);
+    }
     let outcome = outcome?;
     if let (StopOutcome::Stopped { info, .. }, false) = (&outcome, named) {
-        output::line(&format!("Port {port} was held by PID {}", info.pid))?;
+        line(&format!("Port {port} was held by PID {}", info.pid))?;
     }
     if let StopOutcome::Stopped {
         left_overs: left_overs @ 1..,
@@ -61,31 +71,31 @@ fn stop_one(
         } else {
             "processes"
         };
-        output::line(&format!(
+        line(&format!(
             "Ended {left_overs} {processes} that the server left behind"
         ))?;
     }
     match outcome {
-        StopOutcome::Stopped { forced: false, .. } => output::line("Server stopped successfully"),
+        StopOutcome::Stopped { forced: false, .. } => line("Server stopped successfully"),
         // Without being told to, core kills on Windows alone.
         StopOutcome::Stopped {
             info, forced: true, ..
-        } if !options.force => output::line(&format!(
+        } if !options.force => line(&format!(
             "Server terminated: it does not listen for stop requests (PID: {})",
             info.pid
         )),
         StopOutcome::Stopped {
             info, forced: true, ..
-        } => output::line(&format!(
+        } => line(&format!(
             "Server killed: it did not stop within {:?} (PID: {})",
             options.timeout, info.pid
         )),
-        StopOutcome::LeftOversEnded { left_overs } => output::line(&format!(
+        StopOutcome::LeftOversEnded { left_overs } => line(&format!(
             "No server running on port {port}; ended {}, left behind by a killed one",
             output::processes(&left_overs)
         )),
-        StopOutcome::NotRunning => output::line(&format!("No server running on port {port}")),
-        StopOutcome::StaleCleaned { .. } => output::line(&format!(
+        StopOutcome::NotRunning => line(&format!("No server running on port {port}")),
+        StopOutcome::StaleCleaned { .. } => line(&format!(
             "No server running on port {port}; removed the lock file it left behind"
         )),
         StopOutcome::TimedOut { info } => Err(Failure::new(
@@ -111,34 +121,67 @@ fn stop_one(
     }
 }
 
+fn spin(progress: &MultiProgress, port: u16) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(format!("waiting for port {port}"));
+    let spinner = progress.add(spinner);
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
+/// Removes what servers left behind, in one line for all of it. A server that has such a port by now
+/// is stopped, as all are.
+fn remove_stale(locks: &LockDir, ports: &[u16], options: &StopOptions) -> Result<(), Failure> {
+    // They have been looked for, for all ports at once.
+    let options = &options.clone().left_overs(false);
+    let removed = pool::map(ports, STOPS, |&port| {
+        // Each would be a line of its own.
+        tracing::subscriber::with_default(NoSubscriber::default(), || {
+            locks.stop_server(port, options)
+        })
+    });
+    let mut count = 0;
+    for outcome in removed {
+        if let StopOutcome::StaleCleaned { .. } = outcome? {
+            count += 1;
+        }
+    }
+    output::line(&format!(
+        "Removed {count} lock files that servers left behind"
+    ))
+}
+
 fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
     let servers = locks.servers()?;
-    // Another user's is not ours to stop, and no reason to fail.
-    let mut ports: Vec<u16> = servers
+    let (stale, live): (Vec<_>, Vec<_>) = servers
         .iter()
+        // Another user's is not ours to stop, and no reason to fail.
         .filter(|server| !matches!(server.state, ServerState::Unreadable { .. }))
-        .map(|server| server.port)
-        .collect();
+        .partition(|server| server.state == ServerState::Stale);
+    let ports_of = |servers: Vec<&Server>| servers.iter().map(|server| server.port).collect();
+    let (mut stale, mut ports): (Vec<u16>, Vec<u16>) = (ports_of(stale), ports_of(live));
     // What killed servers have left needs no lock file.
-    ports.extend(locks.left_overs()?.iter().map(|left_over| left_over.port));
+    let left_overs = locks.left_overs()?;
+    ports.extend(left_overs.iter().map(|left_over| left_over.port));
     ports.sort_unstable();
     ports.dedup();
+    stale.retain(|port| ports.binary_search(port).is_err());
+    if stale.len() > 1 {
+        remove_stale(locks, &stale, options)?;
+        if ports.is_empty() {
+            return Ok(exit::OK);
+        }
+    } else {
+        ports.append(&mut stale);
+    }
     if ports.is_empty() {
         output::line("No servers running")?;
         return Ok(exit::OK);
     }
     let progress = &progress();
-    let failures: Vec<Failure> = thread::scope(|scope| {
-        let stops: Vec<_> = ports
-            .iter()
-            .map(|&port| scope.spawn(move || stop_one(locks, port, options, progress)))
-            .collect();
-        let results = stops.into_iter().map(|stop| {
-            stop.join()
-                .unwrap_or_else(|_| Err(Failure::new(exit::FAILURE, "a stop panicked")))
-        });
-        results.filter_map(Result::err).collect()
+    let results = pool::map(&ports, STOPS, |&port| {
+        stop_one(locks, port, options, progress)
     });
+    let failures: Vec<Failure> = results.into_iter().filter_map(Result::err).collect();
     if failures.is_empty() {
         return Ok(exit::OK);
     }

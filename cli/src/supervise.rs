@@ -78,31 +78,47 @@ fn cannot_run(args: &ServeArgs, e: &io::Error) -> Failure {
     Failure::new(exit::NOT_EXECUTABLE, format!("cannot run {program}: {e}"))
 }
 
-/// The argument with `{port}` and `{host}` replaced.
+/// The argument with `{port}` and `{host}` replaced; `{{port}}` is a literal `{port}`.
 #[cfg(unix)]
 fn fill(arg: &OsStr, port: &str, host: &str) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let arg = replace(arg.as_bytes(), b"{port}", port.as_bytes());
-    OsString::from_vec(replace(&arg, b"{host}", host.as_bytes()))
+    let units = |text: &str| text.as_bytes().to_vec();
+    OsString::from_vec(replace(
+        arg.as_bytes(),
+        &replacements(port, host).map(|(from, to)| (units(from), units(to))),
+    ))
 }
 
-/// The argument with `{port}` and `{host}` replaced.
+/// The argument with `{port}` and `{host}` replaced; `{{port}}` is a literal `{port}`.
 #[cfg(windows)]
 fn fill(arg: &OsStr, port: &str, host: &str) -> OsString {
     use std::os::windows::ffi::{OsStrExt, OsStringExt};
     let units = |text: &str| text.encode_utf16().collect::<Vec<_>>();
     let arg: Vec<u16> = arg.encode_wide().collect();
-    let arg = replace(&arg, &units("{port}"), &units(port));
-    OsString::from_wide(&replace(&arg, &units("{host}"), &units(host)))
+    OsString::from_wide(&replace(
+        &arg,
+        &replacements(port, host).map(|(from, to)| (units(from), units(to))),
+    ))
 }
 
-fn replace<T: Copy + PartialEq>(text: &[T], from: &[T], to: &[T]) -> Vec<T> {
+fn replacements<'a>(port: &'a str, host: &'a str) -> [(&'static str, &'a str); 4] {
+    [
+        ("{{port}}", "{port}"),
+        ("{{host}}", "{host}"),
+        ("{port}", port),
+        ("{host}", host),
+    ]
+}
+
+/// Once from left to right: what was put in is not looked at again.
+fn replace<T: Copy + PartialEq>(text: &[T], replacements: &[(Vec<T>, Vec<T>)]) -> Vec<T> {
     let mut result = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&first, tail)) = rest.split_first() {
-        if let Some(after) = rest.strip_prefix(from) {
+        let found = replacements.iter().find(|(from, _)| rest.starts_with(from));
+        if let Some((from, to)) = found {
             result.extend_from_slice(to);
-            rest = after;
+            rest = &rest[from.len()..];
         } else {
             result.push(first);
             rest = tail;
@@ -123,6 +139,8 @@ mod tests {
             "--url=http://::1:8000/8000"
         );
         assert_eq!(fill("{port"), "{port");
+        assert_eq!(fill("{{port}} {{host}}"), "{port} {host}");
+        assert_eq!(fill(r#"{"port":{port}}"#), r#"{"port":8000}"#);
         assert_eq!(fill(""), "");
     }
 }

@@ -24,7 +24,7 @@ mod linux {
     use std::hint::black_box;
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Stdio};
-    use std::sync::mpsc;
+    use std::sync::{Mutex, mpsc};
     use std::thread;
     use std::time::{Duration, Instant};
 
@@ -285,30 +285,34 @@ mod linux {
         );
         let hand_overs = (0..100).map(|round| {
             // At another point of its waiting each time.
-            hand_over(&locks, Duration::from_micros(20_000 + 97 * round)).0
+            hand_over(&locks, Duration::from_micros(20_000 + 97 * round))
         });
         report(
             "hand-over to a waiting acquire_timeout",
             hand_overs.collect(),
-            "5 ms",
+            "1.5 ms",
         );
-        let share = 100.0 * hand_over(&locks, Duration::from_secs(5)).1;
+        let (times, share) = herd(&locks, Duration::from_secs(5));
+        report("hand-over among 40 waiters", times, "");
         println!(
-            "{:46} {share:>8.2} % {:>26}",
-            "a waiter's share of a core", "1 %"
+            "{:46} {:>8.2} % {:>26}",
+            "what 40 waiters take of a core",
+            100.0 * share,
+            "1 %"
         );
     }
 
     /// Medians of batches in turn, so that both see the same machine.
     fn compare(what: &str, bar: f64, mut ours: impl FnMut(), mut theirs: impl FnMut()) {
-        const BATCH: u32 = 50;
+        // Short enough to fit between two interruptions of a busy machine.
+        const BATCH: u32 = 5;
         let batch = |act: &mut dyn FnMut()| {
             let started = Instant::now();
             (0..BATCH).for_each(|_| act());
             started.elapsed() / BATCH
         };
         let (mut our_times, mut their_times) = (Vec::new(), Vec::new());
-        for _ in 0..400 {
+        for _ in 0..3000 {
             our_times.push(batch(&mut ours));
             their_times.push(batch(&mut theirs));
         }
@@ -358,36 +362,85 @@ mod linux {
         (0..100).map(|_| stop()).collect()
     }
 
-    /// From the release to the return of the waiting call; and the share of a core waiting took.
-    fn hand_over(locks: &LockDir, after: Duration) -> (Duration, f64) {
+    /// From the release to the return of the waiting call.
+    fn hand_over(locks: &LockDir, after: Duration) -> Duration {
         let lock = locks.acquire(PORT).unwrap();
         let (tell, told) = mpsc::channel();
         thread::scope(|scope| {
             let waiter = scope.spawn(move || {
                 tell.send(()).unwrap();
-                let (started, cpu) = (Instant::now(), cpu_time());
                 let lock = locks.acquire_timeout(PORT, Duration::from_secs(60));
-                let worked = (cpu_time() - cpu).as_secs_f64();
-                let share = worked / started.elapsed().as_secs_f64();
-                (Instant::now(), share, lock.unwrap())
+                (Instant::now(), lock.unwrap())
             });
             told.recv().unwrap();
             thread::sleep(after);
             let released = Instant::now();
             lock.release().unwrap();
-            let (acquired, share, _lock) = waiter.join().unwrap();
-            (acquired.saturating_duration_since(released), share)
+            let (acquired, _lock) = waiter.join().unwrap();
+            acquired.saturating_duration_since(released)
         })
     }
 
-    /// Of this thread.
-    fn cpu_time() -> Duration {
+    /// Waiters for one lock that is held for so long: the share of a core that all of them took
+    /// meanwhile, and how long each hand-over took from one to the next.
+    fn herd(locks: &LockDir, held: Duration) -> (Vec<Duration>, f64) {
+        const COUNT: usize = 40;
+        let lock = locks.acquire(PORT).unwrap();
+        let clocks = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            let waiter = || {
+                clocks.lock().unwrap().push(thread_clock());
+                let lock = locks
+                    .acquire_timeout(PORT, Duration::from_secs(60))
+                    .unwrap();
+                let acquired = Instant::now();
+                // The next one has long been waiting again when this one leaves.
+                thread::sleep(Duration::from_millis(20));
+                let released = Instant::now();
+                lock.release().unwrap();
+                (acquired, released)
+            };
+            let waiters: Vec<_> = (0..COUNT).map(|_| scope.spawn(waiter)).collect();
+            while clocks.lock().unwrap().len() < COUNT {
+                thread::yield_now();
+            }
+            thread::sleep(Duration::from_millis(200));
+            let worked = || -> Duration { clocks.lock().unwrap().iter().map(|&id| read(id)).sum() };
+            let (before, started) = (worked(), Instant::now());
+            thread::sleep(held);
+            let share = (worked() - before).as_secs_f64() / started.elapsed().as_secs_f64();
+            let mut last = Instant::now();
+            lock.release().unwrap();
+            let mut holds: Vec<_> = waiters
+                .into_iter()
+                .map(|waiter| waiter.join().unwrap())
+                .collect();
+            holds.sort_unstable();
+            let mut times = Vec::new();
+            for (acquired, released) in holds {
+                times.push(acquired.saturating_duration_since(last));
+                last = released;
+            }
+            (times, share)
+        })
+    }
+
+    /// The clock of the time that this thread works.
+    fn thread_clock() -> libc::clockid_t {
+        let mut id = 0;
+        // SAFETY: this thread lives, and the identifier is ours to be written.
+        let result = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &mut id) };
+        assert_eq!(result, 0);
+        id
+    }
+
+    fn read(clock: libc::clockid_t) -> Duration {
         let mut time = libc::timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
         // SAFETY: the time is ours to be written.
-        let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+        let result = unsafe { libc::clock_gettime(clock, &mut time) };
         assert_eq!(result, 0);
         Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
     }

@@ -13,12 +13,11 @@ use crate::info::LockInfo;
 use crate::lock::{ServerLock, write_record};
 use crate::process::{could_be, is_alive, is_holder};
 use crate::record::{Content, Record};
-use crate::sys::{Attempt, Directory, LockFile};
+use crate::sys::{self, Attempt, Directory, LockFile};
+use crate::wait::{self, Over};
 
-/// How often a waiter tries for the lock: one system call each time.
+/// The longest pause before looking again for who can't be waited on, or can't be named.
 const WAIT_STEP: Duration = Duration::from_millis(7);
-/// Once in how many tries a waiter looks whether it waits for the right file.
-const CHECK_STEPS: u32 = 50;
 
 impl LockDir {
     /// Guards `port`. Does not wait for another holder to leave.
@@ -49,7 +48,8 @@ impl LockDir {
     }
 
     /// [`acquire_timeout`](Self::acquire_timeout), ended by `interrupted` when that returns true.
-    /// It is called every few milliseconds, and only while waiting.
+    /// It is called at least every 100 milliseconds, after each signal that this thread handles,
+    /// and only while waiting.
     ///
     /// # Errors
     ///
@@ -62,11 +62,14 @@ impl LockDir {
     ) -> Result<ServerLock, LockError> {
         check_port(port)?;
         let name = file_name(port);
+        // Looked up before anybody waits for our name in a file that we have locked, and then known.
+        let _ = sys::own_identity();
         let mut directory = self.open_or_create()?;
         // A timeout too long for the clock is one without end.
         let deadline = Instant::now().checked_add(timeout);
         let mut unclear: Option<Unclear> = None;
-        let mut pause = |step: Duration| {
+        let mut locked: Option<LockFile> = None;
+        let pause = |step: Duration, interrupted: &mut dyn FnMut() -> bool| {
             if interrupted() {
                 return Err(LockError::Interrupted { port });
             }
@@ -75,10 +78,13 @@ impl LockDir {
         };
         loop {
             let expired = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            let waiting = match directory
-                .try_lock(&name)
-                .map_err(LockError::AcquireFailed)?
-            {
+            let attempt = match locked.take() {
+                Some(file) => Attempt::Locked(file),
+                None => directory
+                    .try_lock(&name)
+                    .map_err(LockError::AcquireFailed)?,
+            };
+            let waiting = match attempt {
                 Attempt::Locked(file) => match self.claim(file, directory, port)? {
                     Claim::Acquired(lock) => return Ok(lock),
                     Claim::Moved(returned) => {
@@ -91,7 +97,7 @@ impl LockDir {
                         if expired() {
                             return Err(LockError::already_running(info));
                         }
-                        pause(5 * WAIT_STEP)?;
+                        pause(5 * WAIT_STEP, &mut interrupted)?;
                         unclear = None;
                         continue;
                     }
@@ -103,32 +109,33 @@ impl LockDir {
                     None
                 }
             };
-            if let Some(file) = waiting
-                && let Some(info) = holder_of(&file, port)?
-            {
-                if expired() {
-                    return Err(LockError::already_running(info));
-                }
-                // Whatever we lock here is looked at anew: the holder removes the file.
-                let path = self.lock_path(port);
-                let mut steps = 0_u32;
-                while !expired() && !file.retry().map_err(LockError::AcquireFailed)? {
-                    pause(WAIT_STEP)?;
-                    steps = steps.wrapping_add(1);
-                    // A file that was removed under its holder is no longer worth a wait.
-                    if steps.is_multiple_of(CHECK_STEPS)
-                        && !file.is_at(&path).map_err(LockError::AcquireFailed)?
-                    {
-                        break;
+            if let Some(file) = waiting {
+                let settled = match holder_of(&file, port)? {
+                    Some(info) if expired() => return Err(LockError::already_running(info)),
+                    Some(_) => {
+                        unclear = None;
+                        true
                     }
-                }
-                file.unlock();
-                unclear = None;
-                if directory
-                    .is_at_its_path()
-                    .map_err(LockError::AcquireFailed)?
-                {
-                    continue;
+                    // Nobody will be named any more, as a dead server's child holds it perhaps.
+                    None => unclear.as_ref().is_some_and(Unclear::is_settled) && !expired(),
+                };
+                if settled {
+                    let path = self.lock_path(port);
+                    let over = wait::for_holder(&file, &path, deadline, &mut interrupted);
+                    match over.map_err(LockError::AcquireFailed)? {
+                        Over::Interrupted => return Err(LockError::Interrupted { port }),
+                        // Given up for an instant, many who wait would take it from each other.
+                        Over::Locked => {
+                            locked = file.after_wait().map_err(LockError::AcquireFailed)?;
+                        }
+                        Over::Moved | Over::Expired => {}
+                    }
+                    if directory
+                        .is_at_its_path()
+                        .map_err(LockError::AcquireFailed)?
+                    {
+                        continue;
+                    }
                 }
             }
             // Moved away or removed: whoever starts or stops by now does so in another one.
@@ -141,13 +148,13 @@ impl LockDir {
             }
             // Someone is starting, stopping or recovering this very moment.
             let unclear = unclear.get_or_insert_with(Unclear::now);
-            if expired() && unclear.since.elapsed() >= SETTLE {
+            if expired() && unclear.is_settled() {
                 return Err(LockError::HeldByUnknown {
                     port,
                     path: self.lock_path(port),
                 });
             }
-            pause(unclear.next_pause())?;
+            pause(unclear.next_pause(), &mut interrupted)?;
         }
     }
 
@@ -281,6 +288,11 @@ impl Unclear {
             since: Instant::now(),
             pause: Duration::from_micros(50),
         }
+    }
+
+    /// It has lasted longer than starting, stopping or recovering takes.
+    fn is_settled(&self) -> bool {
+        self.since.elapsed() >= SETTLE
     }
 
     fn next_pause(&mut self) -> Duration {

@@ -31,7 +31,8 @@ pub enum LockError {
     /// The lock could not be taken; the message names the path and the reason.
     #[error("Failed to acquire lock: {0}")]
     AcquireFailed(#[source] io::Error),
-    /// The lock could not be given back cleanly. The kernel lock is free all the same.
+    /// The lock could not be given back cleanly: its file could not be removed, or another process,
+    /// as a forked child, has it still and keeps the port guarded. This one holds it no more.
     #[error("Failed to release lock: {0}")]
     ReleaseFailed(#[source] io::Error),
     /// The lock file is not what this library writes. Comes from reading alone: acquiring recovers

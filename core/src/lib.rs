@@ -59,6 +59,7 @@ mod stop;
 mod sys;
 #[cfg(unix)]
 mod take_over;
+mod wait;
 
 /// The crate that the times in [`LockInfo`] and [`LockError`] are of.
 pub use chrono;
@@ -77,4 +78,4 @@ pub use process::{is_process_running, stop_process};
 pub use server_id::{SERVER_ID_ENV, ServerId};
 pub use stop::{GUARDED_PORT_ENV, StopOptions, StopOutcome, stop_server};
 #[cfg(windows)]
-pub use sys::StopEvent;
+pub use sys::{ServerJob, StopEvent};

@@ -22,22 +22,20 @@ fn waiter(stage: &Stage) {
     stage.hear();
 }
 
-#[cfg(target_os = "linux")]
-fn has_open(pid: u32, path: &std::path::Path) -> bool {
-    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    fds.flatten()
-        .any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path))
-}
-
 /// A process that waits for the lock, with the holder's file open.
 #[cfg(target_os = "linux")]
 fn waiting(dir: &std::path::Path) -> Actor {
     let mut waiter = Actor::new("waiter", dir);
     assert_eq!(waiter.hear(), "waiting");
     common::eventually("it waits on the file", || {
-        has_open(waiter.pid(), &lock_file(dir))
+        common::has_open(waiter.pid(), &lock_file(dir))
     });
     waiter
+}
+
+#[cfg(target_os = "linux")]
+fn has_a_watch(pid: u32) -> bool {
+    common::has_open(pid, "anon_inode:inotify".as_ref())
 }
 
 #[cfg(target_os = "linux")]
@@ -78,7 +76,7 @@ fn a_waiter_cannot_split_the_lock_after_a_release() {
         let successor = locks.acquire(PORT).unwrap();
         waiter.resume();
         common::eventually("it waits on the new file", || {
-            has_open(waiter.pid(), successor.path())
+            common::has_open(waiter.pid(), successor.path())
         });
         assert!(waiter.is_silent());
         successor.verify().unwrap();
@@ -166,4 +164,76 @@ fn a_waiter_does_not_wait_for_a_file_that_was_removed_under_its_holder() {
         let named = locks.read_lock_info(PORT).unwrap();
         named.is_some_and(|info| info.pid == waiter.pid())
     });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_waiter_waits_by_events_and_leaves_none_open() {
+    let dir = temp_dir();
+    let mut holder = Actor::holding(dir.path());
+    let mut waiter = waiting(dir.path());
+    common::eventually("it is told of changes", || has_a_watch(waiter.pid()));
+    assert_eq!(holder.ask("release"), "ok");
+    assert_eq!(waiter.hear(), "won");
+    common::eventually("it is closed", || !has_a_watch(waiter.pid()));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_waiter_gets_the_lock_that_an_inherited_descriptor_kept() {
+    let dir = temp_dir();
+    let mut lock = LockDir::new(dir.path()).acquire(PORT).unwrap();
+    lock.set_inheritable(true).unwrap();
+    let mut server = std::process::Command::new("cat")
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    lock.hand_over(server.id()).unwrap();
+    drop(lock);
+    let mut waiter = waiting(dir.path());
+    assert!(waiter.is_silent());
+    server.kill().unwrap();
+    assert_eq!(waiter.hear(), "won");
+    server.wait().unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_waiter_goes_where_the_directory_is() {
+    let dir = temp_dir();
+    let locks = dir.path().join("locks");
+    fs::create_dir(&locks).unwrap();
+    let _holder = Actor::holding(&locks);
+    let mut waiter = waiting(&locks);
+    fs::rename(&locks, dir.path().join("moved")).unwrap();
+    assert_eq!(waiter.hear(), "won");
+    assert!(lock_file(&locks).exists());
+}
+
+#[test]
+fn many_waiters_get_it_one_after_the_other() {
+    const COUNT: usize = 20;
+    let dir = temp_dir();
+    let locks = &LockDir::new(dir.path());
+    let lock = locks.acquire(PORT).unwrap();
+    let mut waiters: Vec<Actor> = (0..COUNT)
+        .map(|_| Actor::new("waiter", dir.path()))
+        .collect();
+    waiters
+        .iter_mut()
+        .for_each(|waiter| assert_eq!(waiter.hear(), "waiting"));
+    lock.release().unwrap();
+    for _ in 0..COUNT {
+        let mut winner = None;
+        common::eventually("one has it", || {
+            winner = waiters.iter().position(|waiter| !waiter.is_silent());
+            winner.is_some()
+        });
+        let mut winner = waiters.swap_remove(winner.unwrap());
+        let named = locks.read_lock_info(PORT).unwrap().unwrap();
+        assert_eq!(named.pid, winner.pid());
+        assert!(waiters.iter().all(Actor::is_silent));
+        assert_eq!(winner.ask("release"), "ok");
+    }
+    assert!(!lock_file(dir.path()).exists());
 }

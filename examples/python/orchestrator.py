@@ -8,7 +8,8 @@
     replace PORT    stop the server there and start a new one
     quit            stop them all, and leave
 
-A server that dies, as by `kill -9`, is started again. The servers outlive an orchestrator that is
+A server that dies, as by `kill -9`, is started again: at once if it had run for a while, else after
+a pause that doubles each time. The servers outlive an orchestrator that is
 killed: the next one finds them by their locks, and leaves them running.
 """
 
@@ -17,8 +18,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import llmlb_lock
+
+# A server that runs this many seconds has come up well.
+WELL = 10.0
+# Seconds between two starts of one that does not: from, to.
+PAUSES = 0.1, 30.0
 
 
 class Orchestrator:
@@ -28,8 +35,8 @@ class Orchestrator:
         # Those that are to run; one that is not here any more ends on purpose.
         self._servers: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, port: int) -> None:
-        """Starts the server, unless one runs there already."""
+    def start(self, port: int, pause: float = 0.0) -> None:
+        """Starts the server, unless one runs there already. `pause` came before it."""
         try:
             lock = llmlb_lock.acquire(port)
         except llmlb_lock.AlreadyRunning as e:
@@ -40,14 +47,24 @@ class Orchestrator:
             server = lock.popen(self._command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
         say(f"{port}: started PID {server.pid}")
         self._servers[port] = server
-        threading.Thread(target=self._watch, args=(port, server), daemon=True).start()
+        threading.Thread(target=self._watch, args=(port, server, pause), daemon=True).start()
 
-    def _watch(self, port: int, server: subprocess.Popen[bytes]) -> None:
+    def _watch(self, port: int, server: subprocess.Popen[bytes], pause: float) -> None:
+        started = time.monotonic()
         code = server.wait()
+        if time.monotonic() - started >= WELL:
+            pause = 0.0
+        else:
+            pause = min(max(2 * pause, PAUSES[0]), PAUSES[1])
+        with self._mutex:
+            if self._servers.get(port) is not server:
+                return
+            say(f"{port}: PID {server.pid} died ({code}), next start in {pause:g} s")
+        # Whoever stops or replaces the server meanwhile does not wait for this.
+        time.sleep(pause)
         with self._mutex:
             if self._servers.get(port) is server:
-                say(f"{port}: PID {server.pid} died ({code})")
-                self.start(port)
+                self.start(port, pause)
 
     def replace(self, port: int) -> None:
         with self._mutex:

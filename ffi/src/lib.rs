@@ -17,6 +17,8 @@ mod panic;
 mod pointer;
 mod result;
 mod server;
+#[cfg(windows)]
+mod stop_event;
 mod types;
 mod version;
 
@@ -25,5 +27,7 @@ pub use lock::*;
 pub use log::*;
 pub use result::*;
 pub use server::*;
+#[cfg(windows)]
+pub use stop_event::*;
 pub use types::*;
 pub use version::*;

@@ -267,8 +267,9 @@ pub unsafe extern "C" fn llmlb_lock_verify(lock: *const llmlb_lock_t) -> llmlb_r
 /// is done with it is `LLMLB_INVALID_ARGUMENT`.
 ///
 /// In a forked child, and after `llmlb_lock_hand_over`, this only closes the descriptor.
-/// `LLMLB_RELEASE_FAILED` if the file can't be removed: the port is free all the same, the next
-/// acquire recovers the file. May be called by any thread.
+/// `LLMLB_RELEASE_FAILED` if another process, as a forked child, has the lock's descriptor for about
+/// a second yet: the port stays guarded until that has closed it. Also if the file can't be removed:
+/// the port is free all the same, the next acquire recovers the file. May be called by any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llmlb_lock_release(lock: *mut llmlb_lock_t) -> llmlb_result_t {
     boundary(|| {

@@ -28,7 +28,8 @@ pub enum llmlb_result_t {
     LLMLB_ALREADY_RUNNING = 16,
     /// The lock could not be taken.
     LLMLB_ACQUIRE_FAILED = 17,
-    /// The lock file could not be removed. The port is free all the same.
+    /// The lock file could not be removed, or another process has the lock still, as a forked
+    /// child, and keeps the port guarded. This one holds it no more.
     LLMLB_RELEASE_FAILED = 18,
     /// The lock file is not what this library writes. Only reading says so: acquiring recovers a
     /// corrupt file that nobody holds.
@@ -55,6 +56,8 @@ pub enum llmlb_result_t {
     LLMLB_STOP_FAILED = 29,
     /// The caller's `interrupted` callback ended a wait.
     LLMLB_INTERRUPTED = 30,
+    /// Stop requests cannot be listened for. Windows only.
+    LLMLB_STOP_EVENT_FAILED = 31,
 }
 
 use llmlb_result_t::*;
@@ -100,6 +103,7 @@ fn text(result: u32) -> &'static CStr {
         LLMLB_NOT_HOLDER => c"Named process does not hold the lock",
         LLMLB_STOP_FAILED => c"Failed to stop server",
         LLMLB_INTERRUPTED => c"Interrupted while waiting",
+        LLMLB_STOP_EVENT_FAILED => c"Failed to listen for stop requests",
     }
 }
 
@@ -147,7 +151,7 @@ mod tests {
              ABI_MISMATCH=6 OTHER=7 ALREADY_RUNNING=16 ACQUIRE_FAILED=17 RELEASE_FAILED=18 \
              CORRUPTED=19 DIRECTORY_CREATION_FAILED=20 HELD_BY_UNKNOWN=21 INVALID_PORT=22 \
              LOST=23 NO_SUCH_PROCESS=24 NOT_OWNER=25 HAND_OVER_FAILED=26 READ_FAILED=27 \
-             NOT_HOLDER=28 STOP_FAILED=29 INTERRUPTED=30"
+             NOT_HOLDER=28 STOP_FAILED=29 INTERRUPTED=30 STOP_EVENT_FAILED=31"
         );
         // And each has a text of its own.
         let texts: BTreeSet<&CStr> = (0..64).map(text).collect();

@@ -109,7 +109,8 @@ unsafe fn list_servers(
 /// It is asked with SIGTERM, through a handle that cannot come to mean another process, and only
 /// if it can be shown to hold the lock and belongs to the owner of the lock file. Processes it
 /// leaves behind that hold the lock are ended with it. On Windows it is asked through an event; a
-/// process that does not listen for it is terminated at once, with or without `force`.
+/// process that does not listen for it (`llmlb_stop_event_listen`) is terminated at once, with or
+/// without `force`.
 ///
 /// `LLMLB_OK` means that `*outcome` tells how it went, not that the server has ended: look for
 /// `LLMLB_STOP_TIMED_OUT`. `LLMLB_NOT_HOLDER` if the named process is not provably the holder,

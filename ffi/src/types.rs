@@ -124,7 +124,7 @@ pub enum llmlb_stop_status_t {
 pub struct llmlb_stop_outcome_t {
     /// How it ended.
     pub status: llmlb_stop_status_t,
-    /// Whether the server had to be killed: the time had run out, or, on Windows, it does not listen.
+    /// Whether the server had to be killed: its time had run out, or, on Windows, it listens not.
     pub forced: bool,
     /// Whether `info` says who the server was; else it is all zero.
     pub has_info: bool,

@@ -3,13 +3,19 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::Method;
+use axum::http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, UPGRADE};
 use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderMap, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http_body::Body as _;
 
 use crate::error::Refusal;
+use crate::protocol::has_dot_segments;
 use crate::shared::Shared;
+
+/// Of what can be sent at all.
+const LONGEST_PATH: usize = 65_534;
 
 /// Lets only those through who show the key, where one is asked for.
 pub(crate) async fn require_key(
@@ -17,21 +23,31 @@ pub(crate) async fn require_key(
     request: Request,
     next: Next,
 ) -> Response {
-    match &shared.options.api_key {
-        Some(key) if !key.is_shown_by(request.headers()) => {
-            shared.metrics.refused(&Refusal::Unauthorized);
-            Refusal::Unauthorized.into_response()
-        }
-        _ => next.run(request).await,
+    if shows_key(&shared, request.headers()) || is_preflight(&request) {
+        return next.run(request).await;
     }
+    shared.metrics.refused(&Refusal::Unauthorized);
+    Refusal::Unauthorized.into_response()
 }
 
-/// Whether a request may be passed on, being one of this `number`; and if so, its path.
-pub(crate) fn admit(
-    shared: &Shared,
-    request: &Request,
-    number: usize,
-) -> Result<PathAndQuery, Refusal> {
+/// Whether the key is shown, or none is asked for.
+pub(crate) fn shows_key(shared: &Shared, headers: &HeaderMap) -> bool {
+    let key = shared.options.api_key.as_ref();
+    key.is_none_or(|key| key.is_shown_by(headers))
+}
+
+/// Browsers ask beforehand whether they may ask, without a key and without a body.
+pub(crate) fn is_preflight(request: &Request) -> bool {
+    let headers = request.headers();
+    request.method() == Method::OPTIONS
+        && headers.contains_key(ORIGIN)
+        && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+        && !headers.contains_key(UPGRADE)
+        && request.body().is_end_stream()
+}
+
+/// Whether a request may be passed on; and if so, its path.
+pub(crate) fn admit(shared: &Shared, request: &Request) -> Result<PathAndQuery, Refusal> {
     let path = match request.uri().path_and_query() {
         Some(path) if request.method() != Method::CONNECT && path.as_str().starts_with('/') => path,
         _ => return Err(Refusal::Unsupported("anything but a path to ask for")),
@@ -39,17 +55,34 @@ pub(crate) fn admit(
     if !shared.life.is_serving() {
         return Err(Refusal::Draining);
     }
-    if shared.live.roster().members().is_empty() {
+    let roster = shared.live.roster();
+    if roster.members().is_empty() {
         return Err(if is_openai(path) || path.path().starts_with("/api/") {
             Refusal::NoBackends(shared.options.no_backends_hint.clone())
         } else {
             Refusal::NoSuchPath(path.path().to_owned())
         });
     }
-    if number > shared.limits.requests {
+    within(path, roster.longest_base())?;
+    // By the time its body is here, there might be one; to wait for that is not worth it.
+    if shared.slots.available_permits() == 0 {
         return Err(Refusal::Overloaded);
     }
     Ok(path.clone())
+}
+
+/// A base is all that a backend offers of its server.
+fn within(path: &PathAndQuery, longest_base: usize) -> Result<(), Refusal> {
+    if longest_base == 0 {
+        return Ok(());
+    }
+    if path.as_str().len() + longest_base > LONGEST_PATH {
+        return Err(Refusal::PathTooLong);
+    }
+    if has_dot_segments(path.path()) {
+        return Err(Refusal::Malformed("its path has . or .. in it"));
+    }
+    Ok(())
 }
 
 /// Whether a path is of OpenAI's API, where a model that nobody lists does not exist.

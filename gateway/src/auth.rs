@@ -1,8 +1,11 @@
 //! Keys: what clients show, where one is asked for, and what backends are shown.
 
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, HeaderName};
 use axum::http::{HeaderMap, HeaderValue};
 use subtle::ConstantTimeEq;
+
+/// How Anthropic's clients show a key.
+pub(crate) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// A secret that debug output leaves out.
 #[derive(Clone)]
@@ -46,15 +49,27 @@ impl ApiKey {
 
     /// Takes the same time for every wrong key of the right length.
     pub(crate) fn is_shown_by(&self, headers: &HeaderMap) -> bool {
-        let mut values = headers.get_all(AUTHORIZATION).iter();
-        let (Some(value), None) = (values.next(), values.next()) else {
-            return false;
-        };
-        let Some((scheme, token)) = value.as_bytes().split_at_checked("Bearer ".len()) else {
+        match only(headers, &X_API_KEY) {
+            Some(key) if bool::from(key.ct_eq(self.0.as_bytes())) => true,
+            _ => only(headers, &AUTHORIZATION).is_some_and(|value| self.is_borne_by(value)),
+        }
+    }
+
+    fn is_borne_by(&self, value: &[u8]) -> bool {
+        let Some((scheme, token)) = value.split_at_checked("Bearer ".len()) else {
             return false;
         };
         scheme.eq_ignore_ascii_case(b"Bearer ")
             && bool::from(token.trim_ascii_start().ct_eq(self.0.as_bytes()))
+    }
+}
+
+/// A header's value, if it has one alone.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => Some(value.as_bytes()),
+        _ => None,
     }
 }
 
@@ -96,6 +111,25 @@ mod tests {
         }
         assert!(!shown(&[]));
         assert!(!shown(&["Bearer sk-1", "Bearer sk-2"]));
+    }
+
+    #[test]
+    fn there_are_two_ways_to_show_it() {
+        let key = ApiKey::parse("sk-1").unwrap();
+        let shown = |pairs: &[(HeaderName, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(name, HeaderValue::from_static(value));
+            }
+            key.is_shown_by(&headers)
+        };
+        assert!(shown(&[(X_API_KEY, "sk-1")]));
+        assert!(shown(&[
+            (X_API_KEY, "other"),
+            (AUTHORIZATION, "Bearer sk-1")
+        ]));
+        assert!(!shown(&[(X_API_KEY, "Bearer sk-1")]));
+        assert!(!shown(&[(X_API_KEY, "sk-1"), (X_API_KEY, "sk-1")]));
     }
 
     #[test]

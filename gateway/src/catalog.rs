@@ -1,31 +1,93 @@
-//! The models of all backends, taken together.
+//! The models of all backends, taken together: put together when that changes, not when it is asked
+//! for.
 
-use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 
 use crate::live::Live;
+use crate::roster::Roster;
 
-/// Of all backends that are up, each once.
-pub(crate) fn entries(live: &Live) -> Vec<(String, Value)> {
-    let mut all: Vec<(String, Value)> = Vec::new();
-    let roster = live.roster();
-    let up = roster.members().iter().filter(|b| b.is_up());
-    for models in up.filter_map(|backend| backend.models()) {
-        for (id, entry) in models.entries() {
-            if !all.iter().any(|(known, _)| known == id) {
-                all.push((id.clone(), entry.clone()));
+/// How many names fit into a message.
+const NAMES: usize = 20;
+
+/// What the backends listed that were up at one time, each model once.
+pub(crate) struct Catalog {
+    roster: Arc<Roster>,
+    up: Vec<bool>,
+    /// Whether any says what it serves.
+    pub(crate) known: bool,
+    /// As `/v1/models` gives it.
+    pub(crate) list: Bytes,
+    /// As `/v1/models/ID` gives each.
+    entries: HashMap<String, Bytes>,
+    /// The first of them, and how many more there are.
+    pub(crate) names: (Vec<String>, usize),
+}
+
+impl Catalog {
+    pub(crate) fn entry(&self, id: &str) -> Option<Bytes> {
+        self.entries.get(id).cloned()
+    }
+
+    fn new(roster: Arc<Roster>) -> Self {
+        let up: Vec<bool> = roster.members().iter().map(|b| b.is_up()).collect();
+        let members = roster.members().iter().zip(&up);
+        let listings = members.filter(|(_, up)| **up).map(|(b, _)| b.models());
+        let listings: Vec<_> = listings.flatten().collect();
+        let mut text = br#"{"object":"list","data":["#.to_vec();
+        let mut places = HashMap::new();
+        let mut names = (Vec::new(), 0);
+        for (id, entry) in listings.iter().flat_map(|models| models.entries()) {
+            if places.contains_key(id) {
+                continue;
+            }
+            if !places.is_empty() {
+                text.push(b',');
+            }
+            let start = text.len();
+            text.extend_from_slice(entry.to_string().as_bytes());
+            places.insert(id.clone(), start..text.len());
+            if names.0.len() < NAMES {
+                names.0.push(id.clone());
+            } else {
+                names.1 += 1;
             }
         }
+        text.extend_from_slice(b"]}");
+        let list = Bytes::from(text);
+        let places = places.into_iter();
+        Self {
+            known: !listings.is_empty(),
+            entries: places.map(|(id, place)| (id, list.slice(place))).collect(),
+            list,
+            names,
+            roster,
+            up,
+        }
     }
-    all
+
+    fn is_of(&self, roster: &Arc<Roster>) -> bool {
+        let members = || roster.members().iter().zip(&self.up);
+        Arc::ptr_eq(&self.roster, roster) && members().all(|(b, up)| b.is_up() == *up)
+    }
 }
 
-pub(crate) fn names(live: &Live) -> Vec<String> {
-    entries(live).into_iter().map(|(id, _)| id).collect()
-}
+/// The latest one.
+#[derive(Default)]
+pub(crate) struct Catalogs(ArcSwapOption<Catalog>);
 
-/// Whether any backend that is up says what it serves.
-pub(crate) fn is_known(live: &Live) -> bool {
-    let roster = live.roster();
-    let mut members = roster.members().iter();
-    members.any(|b| b.is_up() && b.models().is_some())
+impl Catalogs {
+    /// Of the backends as they are now.
+    pub(crate) fn now(&self, live: &Live) -> Arc<Catalog> {
+        let roster = live.roster();
+        if let Some(catalog) = self.0.load_full().filter(|known| known.is_of(&roster)) {
+            return catalog;
+        }
+        let catalog = Arc::new(Catalog::new(Arc::clone(&roster)));
+        self.0.store(Some(Arc::clone(&catalog)));
+        catalog
+    }
 }

@@ -1,7 +1,8 @@
 //! Chooses a backend: one pure function over what is known at this moment.
 //!
-//! Fit (does it serve the model) before state (may it be given a request) before affinity (did it
-//! make what is asked for) before the fewest requests in flight by weight before whose turn it is.
+//! Fit (does it serve the model) before affinity (did it make what is asked for) before standing
+//! (should it be spared) before the fewest requests in flight by weight before whose turn it is; who
+//! is down or full is no choice at all.
 //! Apart from what it chooses among, so that each rule can be read, tested and measured here.
 
 use std::cmp::Ordering;
@@ -16,9 +17,13 @@ pub(crate) enum Fit {
 }
 
 /// Whether a backend may be given a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Standing {
     Ready,
+    /// It said that it has enough for now: asked when there is no other.
+    Cooling,
+    /// Requests found it failing: asked when there is no other, not even one that is full.
+    Ejected,
     /// It has as many as it may have.
     Full,
     /// It is down, or has been tried for this request.
@@ -32,6 +37,8 @@ pub(crate) struct Candidate {
     pub(crate) standing: Standing,
     /// The request follows up on something that it made.
     pub(crate) affine: bool,
+    /// It would have to load the model first.
+    pub(crate) cold: bool,
     pub(crate) in_flight: usize,
     pub(crate) weight: u32,
     pub(crate) turn: u64,
@@ -47,34 +54,54 @@ pub(crate) enum Choice<T> {
 
 /// The best of them; of equals, the first.
 pub(crate) fn choose<T>(candidates: impl Iterator<Item = (T, Candidate)>, now: u64) -> Choice<T> {
-    let mut best: Option<(T, Candidate)> = None;
+    let mut best: Option<(T, Candidate, u32)> = None;
     let mut full = false;
     // From within: a chain of iterators is slow to be pulled at.
     candidates.for_each(|(who, candidate)| match candidate.standing {
-        Standing::Ready => match &best {
-            Some((_, least)) if order(&candidate, least, now).is_ge() => {}
-            _ => best = Some((who, candidate)),
-        },
+        Standing::Ready | Standing::Cooling | Standing::Ejected => {
+            let rank = rank(&candidate);
+            let is_better = match &best {
+                None => true,
+                Some((_, _, lowest)) if rank != *lowest => rank < *lowest,
+                Some((_, least, _)) => order(&candidate, least, now).is_lt(),
+            };
+            if is_better {
+                best = Some((who, candidate, rank));
+            }
+        }
         Standing::Full => full = true,
         Standing::Out => {}
     });
     match best {
-        Some((who, _)) => Choice::Chosen(who),
+        Some((_, one, _)) if full && one.standing == Standing::Ejected => Choice::Full,
+        Some((who, ..)) => Choice::Chosen(who),
         None if full => Choice::Full,
         None => Choice::Nobody,
     }
 }
 
-fn order(a: &Candidate, b: &Candidate, now: u64) -> Ordering {
-    (a.fit, !a.affine)
-        .cmp(&(b.fit, !b.affine))
-        .then_with(|| load(a, b).cmp(&load(b, a)))
-        .then_with(|| a.turn.max(now).cmp(&b.turn.max(now)))
+/// Fit, affinity and standing as one number, the lower the better.
+fn rank(candidate: &Candidate) -> u32 {
+    (candidate.fit as u32) << 16 | u32::from(!candidate.affine) << 8 | candidate.standing as u32
 }
+
+/// Of two that rank alike.
+fn order(a: &Candidate, b: &Candidate, now: u64) -> Ordering {
+    let loads = if (a.weight, a.cold) == (b.weight, b.cold) {
+        a.in_flight.cmp(&b.in_flight)
+    } else {
+        load(a, b).cmp(&load(b, a))
+    };
+    loads.then_with(|| a.turn.max(now).cmp(&b.turn.max(now)))
+}
+
+/// To load a model takes as long as so many requests in flight.
+const LOADING: u64 = 4;
 
 /// A's requests for each unit of weight, times both weights.
 fn load(a: &Candidate, b: &Candidate) -> u64 {
-    (a.in_flight as u64).saturating_mul(b.weight.into())
+    let loading = if a.cold { LOADING } else { 0 };
+    (a.in_flight as u64 + loading).saturating_mul(b.weight.into())
 }
 
 /// One round of turns. Who has twice the weight has two turns in it.
@@ -98,6 +125,7 @@ mod tests {
         fit: Fit::Listed,
         standing: Standing::Ready,
         affine: false,
+        cold: false,
         in_flight: 0,
         weight: 1,
         turn: 0,
@@ -126,12 +154,31 @@ mod tests {
             fit: Fit::NotListed,
             ..affine
         };
-        let ranks = [other, silent, busy, later, PLAIN, affine];
+        let standing = |standing| Candidate { standing, ..PLAIN };
+        let ejected = standing(Standing::Ejected);
+        let cooling = standing(Standing::Cooling);
+        let ranks = [other, silent, ejected, cooling, busy, later, PLAIN, affine];
         for best in 2..=ranks.len() {
             // An affine one stands above all that fit as well.
             let expected = best - 1;
             assert_eq!(chosen(&ranks[..best]), Choice::Chosen(expected), "{best}");
         }
+    }
+
+    #[test]
+    fn who_has_the_model_loaded_is_better_until_there_is_a_queue() {
+        let cold = Candidate {
+            cold: true,
+            ..PLAIN
+        };
+        let warm = |in_flight| Candidate { in_flight, ..PLAIN };
+        for in_flight in 0..LOADING as usize {
+            assert_eq!(chosen(&[cold, warm(in_flight)]), Choice::Chosen(1));
+        }
+        assert_eq!(
+            chosen(&[cold, warm(LOADING as usize + 1)]),
+            Choice::Chosen(0)
+        );
     }
 
     #[test]
@@ -151,6 +198,12 @@ mod tests {
         };
         assert_eq!(chosen(&[out, full, last]), Choice::Chosen(2));
         assert_eq!(chosen(&[out, full]), Choice::Full);
+        let ejected = Candidate {
+            standing: Standing::Ejected,
+            ..PLAIN
+        };
+        assert_eq!(chosen(&[out, ejected]), Choice::Chosen(1));
+        assert_eq!(chosen(&[full, ejected]), Choice::Full);
         assert_eq!(chosen(&[out, out]), Choice::Nobody);
         assert_eq!(chosen(&[]), Choice::Nobody);
     }

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::info;
 
 use crate::backend::Backend;
-use crate::probe;
+use crate::history::STEP;
 use crate::set::BackendSet;
 use crate::shared::Shared;
+use crate::{ollama, probe};
 
 /// How long to wait for the first look at all of them.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -36,12 +37,22 @@ pub(crate) async fn follow(shared: Arc<Shared>, mut sets: watch::Receiver<Backen
     apply(&shared, &first, &mut care, Some(&looked));
     drop(looked);
     let task = Task(tokio::spawn(async move {
+        let mut samples = interval(STEP);
+        samples.set_missed_tick_behavior(MissedTickBehavior::Skip);
         // Without a sender, the last set stays.
-        while sets.changed().await.is_ok() {
-            let set = sets.borrow_and_update().clone();
-            apply(&shared, &set, &mut care, None);
+        let mut followed = true;
+        loop {
+            tokio::select! {
+                changed = sets.changed(), if followed => match changed {
+                    Ok(()) => {
+                        let set = sets.borrow_and_update().clone();
+                        apply(&shared, &set, &mut care, None);
+                    }
+                    Err(_) => followed = false,
+                },
+                _ = samples.tick() => shared.sample(),
+            }
         }
-        std::future::pending().await
     }));
     // Ends when no sender is left.
     let _ = timeout(FIRST_LOOK, all_looked.recv()).await;
@@ -73,11 +84,12 @@ async fn look_after(
     backend: Arc<Backend>,
     mut looked: Option<mpsc::Sender<()>>,
 ) {
-    let interval = shared.options.health_interval;
     loop {
-        probe::look(&shared.live, &backend, interval).await;
+        let begun = Instant::now();
+        probe::look(&shared.live, &backend).await;
+        ollama::look(&backend).await;
         drop(looked.take());
         backend.pool.prune();
-        sleep(interval).await;
+        backend.rest(begun).await;
     }
 }

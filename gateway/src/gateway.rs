@@ -88,6 +88,12 @@ impl Gateway {
         self.shared.life.advance(Phase::Retired);
     }
 
+    /// Says on `/ready` that requests are best sent elsewhere, and serves on: for load balancers above
+    /// that look there, before [`drain`](Self::drain).
+    pub fn leave_soon(&self) {
+        self.shared.life.leave_soon();
+    }
+
     /// Takes no more, and lets what is in flight finish.
     pub fn drain(&self) {
         self.shared.life.advance(Phase::Draining);

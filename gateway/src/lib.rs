@@ -57,29 +57,44 @@ mod choose;
 mod error;
 mod follow;
 mod gateway;
+mod history;
 mod life;
 mod limits;
 mod listen;
 mod live;
+mod made;
 #[doc(hidden)]
 pub mod measure;
 mod metrics;
 mod model;
+mod ollama;
 mod options;
+mod outlier;
 mod pages;
 mod peer;
 mod probe;
+mod protocol;
 mod proxy;
 mod report;
 mod roster;
 mod set;
 mod shared;
+mod summary;
 mod url;
+mod usage;
+mod verdict;
+mod via;
+mod warnings;
+
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use model::fuzzing;
 
 pub use auth::{ApiKey, ApiKeyError};
 pub use gateway::Gateway;
 pub use limits::raise_descriptor_limit;
 pub use options::Options;
 pub use peer::ClientAddress;
+pub use report::ACCESS as ACCESS_LOG;
 pub use set::{BackendSet, BackendSpec};
 pub use url::{BackendUrl, BackendUrlError};

@@ -2,7 +2,7 @@
 //!
 //! Apart, as everything looks at it and nothing else may decide it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::{Notify, watch};
 
@@ -25,6 +25,8 @@ pub(crate) enum Phase {
 pub(crate) struct Life {
     phase: watch::Sender<Phase>,
     in_flight: AtomicUsize,
+    /// Others are to send their requests elsewhere.
+    leaving: AtomicBool,
     /// Told when nothing is in flight.
     idle: Notify,
 }
@@ -34,6 +36,7 @@ impl Life {
         Self {
             phase: watch::Sender::new(Phase::Serving),
             in_flight: AtomicUsize::new(0),
+            leaving: AtomicBool::new(false),
             idle: Notify::new(),
         }
     }
@@ -53,6 +56,18 @@ impl Life {
         });
     }
 
+    pub(crate) fn is_ready(&self) -> bool {
+        *self.phase.borrow() == Phase::Serving && !self.leaving.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn leave_soon(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
     pub(crate) fn phases(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
     }
@@ -67,9 +82,9 @@ impl Life {
         });
     }
 
-    /// Counts a request in. Returns how many there are, itself included.
-    pub(crate) fn enter(&self) -> usize {
-        self.in_flight.fetch_add(1, Ordering::AcqRel) + 1
+    /// Counts a request in.
+    pub(crate) fn enter(&self) {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn leave(&self) {

@@ -18,7 +18,15 @@ pub(crate) struct Limits {
     pub(crate) clients: usize,
 }
 
+/// Bodies may be on their way for at least so many requests, however few may be in flight.
+const UPLOADS: usize = 64;
+
 impl Limits {
+    /// Requests of which the body is still coming: they hold a connection to a client alone.
+    pub(crate) fn uploads(&self) -> usize {
+        self.requests.max(UPLOADS).min(self.clients)
+    }
+
     /// As much as is wanted, or the process may have descriptors for.
     pub(crate) fn find(wanted: usize) -> Self {
         let Some(descriptors) = descriptor_limit() else {

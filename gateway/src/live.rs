@@ -11,6 +11,7 @@ use arc_swap::{ArcSwap, Guard};
 
 use crate::backend::{Backend, Care, Place};
 use crate::choose::{Candidate, Choice, Fit, Standing, choose, take_turn};
+use crate::outlier::{Others, is_outlier};
 use crate::roster::Roster;
 use crate::set::BackendSet;
 
@@ -22,6 +23,31 @@ pub(crate) struct Wanted<'a> {
     pub(crate) strict: bool,
     /// The name of the backend that made what this follows up on.
     pub(crate) affine: Option<&'a str>,
+}
+
+/// The backends that a request has been given to in vain.
+#[derive(Default)]
+pub(crate) struct Tried {
+    who: Vec<Arc<Backend>>,
+    /// One of them answered that it has enough: only who is likely to be better will do.
+    pub(crate) turned_away: bool,
+}
+
+impl Tried {
+    pub(crate) fn add(&mut self, backend: Arc<Backend>) {
+        self.who.push(backend);
+    }
+
+    fn has(&self, backend: &Arc<Backend>) -> bool {
+        self.who.iter().any(|tried| Arc::ptr_eq(tried, backend))
+    }
+
+    fn standing(&self, backend: &Arc<Backend>) -> (Standing, usize) {
+        let (standing, burden) = backend.standing();
+        let spared = matches!(standing, Standing::Cooling | Standing::Ejected);
+        let out = (spared && self.turned_away) || self.has(backend);
+        (if out { Standing::Out } else { standing }, burden)
+    }
 }
 
 /// Why there is no place for a request.
@@ -124,21 +150,22 @@ impl Live {
     }
 
     /// Takes a place at the backend that [`choose`] says, leaving out those that were `tried`.
-    pub(crate) fn take(
-        &self,
-        wanted: &Wanted<'_>,
-        tried: &[Arc<Backend>],
-    ) -> Result<Place, NoPlace> {
+    pub(crate) fn take(&self, wanted: &Wanted<'_>, tried: &Tried) -> Result<Place, NoPlace> {
         let mut desk = self.desk();
         let roster = self.roster.load();
         let eligible = roster.eligible(wanted.model, wanted.strict);
-        let candidates =
-            eligible.map(|(backend, fit)| (backend, candidate(backend, fit, wanted, tried)));
+        let maker = maker(&roster, wanted, tried);
+        let candidates = eligible
+            .filter(|(backend, _)| maker.is_none_or(|maker| Arc::ptr_eq(maker, backend)))
+            .map(|(backend, fit)| (backend, candidate(backend, fit, wanted, tried)));
         match choose(candidates, desk.now) {
             Choice::Chosen(backend) => {
                 let (now, turn) = take_turn(backend.turn(), desk.now, backend.weight());
                 desk.now = now;
                 backend.set_turn(turn);
+                if let Some(model) = wanted.model.filter(|model| backend.loaded.lacks(model)) {
+                    backend.loaded.expect(model);
+                }
                 Ok(Place::take(Arc::clone(backend)))
             }
             Choice::Full => Err(NoPlace::Full),
@@ -146,27 +173,60 @@ impl Live {
         }
     }
 
+    /// A request failed at its backend for this reason, which others may do better. Returns whether
+    /// the backend is ejected for that.
+    pub(crate) fn failed(&self, place: &mut Place, problem: &str) -> bool {
+        let Some(on_trial) = place.failed(problem) else {
+            return false;
+        };
+        let others = self.others(place);
+        let record = place.request_failed(others.good);
+        on_trial || (is_outlier(record, &others) && place.eject(problem))
+    }
+
+    /// How those do that are up beside this one.
+    fn others(&self, one: &Arc<Backend>) -> Others {
+        let roster = self.roster.load();
+        let mut others = Others::default();
+        let members = roster.members().iter();
+        for backend in members.filter(|backend| !Arc::ptr_eq(backend, one)) {
+            others.good += backend.good_answers();
+            match backend.standing().0 {
+                Standing::Out => continue,
+                _ if backend.is_ejected() => others.ejected += 1,
+                _ => {
+                    others.serving += 1;
+                    let share = backend.failure_share();
+                    others.best = Some(others.best.map_or(share, |best| share.min(best)));
+                }
+            }
+        }
+        others
+    }
+
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn candidate(
-    backend: &Arc<Backend>,
-    fit: Fit,
-    wanted: &Wanted<'_>,
-    tried: &[Arc<Backend>],
-) -> Candidate {
-    let standing = if tried.iter().any(|t| Arc::ptr_eq(t, backend)) {
-        Standing::Out
-    } else {
-        backend.standing()
-    };
+/// Who made what this follows up on, if it is there: no other will do, then.
+fn maker<'a>(roster: &'a Roster, wanted: &Wanted<'_>, tried: &Tried) -> Option<&'a Arc<Backend>> {
+    let name = wanted.affine?;
+    let mut eligible = roster.eligible(wanted.model, wanted.strict);
+    let (maker, _) = eligible.find(|(backend, _)| backend.name == name)?;
+    (maker.is_up() && !tried.has(maker)).then_some(maker)
+}
+
+fn candidate(backend: &Arc<Backend>, fit: Fit, wanted: &Wanted<'_>, tried: &Tried) -> Candidate {
+    let (standing, in_flight) = tried.standing(backend);
     Candidate {
         fit,
         standing,
         affine: wanted.affine.is_some_and(|name| name == backend.name),
-        in_flight: backend.in_flight(),
+        cold: wanted
+            .model
+            .is_some_and(|model| backend.loaded.lacks(model)),
+        in_flight,
         weight: backend.weight(),
         turn: backend.turn(),
     }
@@ -189,24 +249,20 @@ fn nobody(roster: &Roster, wanted: &Wanted<'_>) -> NoPlace {
 #[cfg(test)]
 mod tests {
     use std::num::{NonZeroU32, NonZeroUsize};
-    use std::time::Duration;
+
+    use axum::http::HeaderValue;
 
     use super::*;
     use crate::backend::models::listing;
-    use crate::backend::{State, Thresholds};
+    use crate::backend::{State, Trouble};
+    use crate::options::Options;
     use crate::set::BackendSpec;
 
     const FALL: u32 = 3;
 
     fn new() -> Live {
-        Live::new(Care {
-            thresholds: Thresholds {
-                rise: 2,
-                fall: FALL,
-            },
-            connect_timeout: Duration::from_secs(1),
-            key: None,
-        })
+        let options = Options::new().health_fall(FALL);
+        Live::new(Care::of(&options, HeaderValue::from_static("1.1 test")))
     }
 
     fn spec(name: &str) -> BackendSpec {
@@ -236,16 +292,22 @@ mod tests {
         strict: bool,
         tried: &[Arc<Backend>],
     ) -> Result<Place, NoPlace> {
+        let tried = Tried {
+            who: tried.to_vec(),
+            turned_away: false,
+        };
         let wanted = Wanted {
             model: Some(model),
             strict,
             affine: None,
         };
-        live.take(&wanted, tried)
+        live.take(&wanted, &tried)
     }
 
     fn any(live: &Live) -> Place {
-        live.take(&Wanted::default(), &[]).ok().unwrap()
+        live.take(&Wanted::default(), &Tried::default())
+            .ok()
+            .unwrap()
     }
 
     fn name(backend: &Backend) -> &str {
@@ -295,7 +357,7 @@ mod tests {
         assert_eq!(problem("c", false), None);
         for _ in 0..FALL {
             assert_eq!(problem("a", true), None);
-            live.all()[0].failed("gone".to_owned());
+            live.all()[0].failed(Trouble::new("gone"));
         }
         assert_eq!(problem("a", true), Some(NoPlace::Unavailable));
         assert_eq!(problem("c", true), Some(NoPlace::NoSuchModel));
@@ -316,7 +378,7 @@ mod tests {
             ..Wanted::default()
         };
         let places: Vec<_> = (0..3)
-            .map(|_| live.take(&wanted, &[]).ok().unwrap())
+            .map(|_| live.take(&wanted, &Tried::default()).ok().unwrap())
             .collect();
         assert!(places.iter().all(|place| name(place) == "b1"));
     }
@@ -337,7 +399,7 @@ mod tests {
         places.push(any(&live));
         assert_eq!((all[0].in_flight(), all[1].in_flight()), (6, 3));
         assert_eq!(
-            live.take(&Wanted::default(), &[]).err(),
+            live.take(&Wanted::default(), &Tried::default()).err(),
             Some(NoPlace::Full)
         );
         places.pop();
@@ -382,7 +444,7 @@ mod tests {
         live.apply(&BackendSet::default());
         assert!(live.all().is_empty());
         assert_eq!(
-            live.take(&Wanted::default(), &[]).err(),
+            live.take(&Wanted::default(), &Tried::default()).err(),
             Some(NoPlace::Unavailable)
         );
     }

@@ -1,10 +1,15 @@
 //! What benchmarks reach into. No part of what this crate promises.
 
-use std::time::Duration;
+use std::pin::pin;
+use std::task::{Context, Waker};
 
+use axum::http::{HeaderMap, HeaderValue};
+
+use crate::backend::Care;
 use crate::backend::models::Models;
-use crate::backend::{Care, Thresholds};
-use crate::live::{Live, Wanted};
+use crate::live::{Live, Tried, Wanted};
+use crate::model::{Found, Search};
+use crate::options::Options;
 use crate::set::BackendSpec;
 
 /// Backends that are up, to choose among.
@@ -15,11 +20,8 @@ impl Choosing {
     /// This many, each with `listed` models of its own and one, "shared", of all.
     #[must_use]
     pub fn among(count: usize, listed: usize) -> Option<Self> {
-        let live = Live::new(Care {
-            thresholds: Thresholds { rise: 1, fall: 1 },
-            connect_timeout: Duration::from_secs(1),
-            key: None,
-        });
+        let via = HeaderValue::from_static("1.1 measured");
+        let live = Live::new(Care::of(&Options::new(), via));
         let urls = (0..count).map(|index| format!("http://backend-{index}:8000").parse());
         let specs: Vec<_> = urls
             .map(|url| Some(BackendSpec::new(url.ok()?)))
@@ -49,6 +51,28 @@ impl Choosing {
             strict: true,
             affine: None,
         };
-        self.0.take(&wanted, &[]).is_ok()
+        self.0.take(&wanted, &Tried::default()).is_ok()
+    }
+}
+
+/// What a body that is sent to a chat's path names, in pieces of this size.
+#[must_use]
+pub fn model_in(body: &[u8], piece: usize) -> Option<String> {
+    let mut search = Search::new("/v1/chat/completions", &HeaderMap::new());
+    let mut kept = 0;
+    for piece in body.chunks(piece) {
+        kept += piece.len();
+        let read = pin!(search.read(piece, &body[..kept]));
+        // Only what is packed is read in turns.
+        if read
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_pending()
+        {
+            return None;
+        }
+    }
+    match search.asked(true).model {
+        Found::Text(model) => Some(model),
+        _ => None,
     }
 }

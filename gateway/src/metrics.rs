@@ -3,13 +3,16 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
-    exponential_buckets,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder, exponential_buckets,
 };
 
 use crate::backend::Backend;
 use crate::error::Refusal;
+use crate::summary::Summary;
+use crate::usage::Usage;
 
 pub(crate) const FORMAT: &str = prometheus::TEXT_FORMAT;
 
@@ -24,56 +27,124 @@ pub(crate) struct Metrics {
     up: IntGaugeVec,
     first_byte: HistogramVec,
     total: HistogramVec,
+    failures: IntCounterVec,
+    retries: IntCounterVec,
+    model_requests: IntCounterVec,
+    first_token: HistogramVec,
+    inter_token: HistogramVec,
+    tokens: IntCounterVec,
 }
+
+/// Of one model at one backend.
+const MODEL: &[&str] = &["model", "backend"];
 
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let made = Make(&registry);
         // From a cached answer to a generation that takes half an hour.
-        let buckets = exponential_buckets(0.001, 2.0, 21)?;
-        let seconds = |name, help| HistogramOpts::new(name, help).buckets(buckets.clone());
+        let long = exponential_buckets(0.001, 2.0, 21)?;
+        let short = exponential_buckets(0.0005, 2.0, 16)?;
         let metrics = Self {
-            registry: Registry::new(),
             reading: Mutex::new(()),
-            requests: IntCounterVec::new(
-                Opts::new(
-                    "llmlb_requests_total",
-                    "Requests by backend (none: the gateway answered) and status code",
-                ),
+            requests: made.counters(
+                "llmlb_requests_total",
+                "Requests by backend (none: the gateway answered) and status code; 499: the client \
+                 left, 502: the answer broke off",
                 &["backend", "code"],
             )?,
-            in_flight: IntGaugeVec::new(
-                Opts::new(
-                    "llmlb_requests_in_flight",
-                    "Requests in flight, streams included",
-                ),
+            in_flight: made.gauges(
+                "llmlb_requests_in_flight",
+                "Requests in flight, streams included",
                 &["backend"],
             )?,
-            up: IntGaugeVec::new(
-                Opts::new("llmlb_backend_up", "Whether the backend is up"),
+            up: made.gauges(
+                "llmlb_backend_up",
+                "Whether the backend is up, and not ejected",
                 &["backend"],
             )?,
-            first_byte: HistogramVec::new(
-                seconds(
-                    "llmlb_time_to_first_byte_seconds",
-                    "From the request to the first byte of the answer's body",
-                ),
+            first_byte: made.histograms(
+                "llmlb_time_to_first_byte_seconds",
+                "From the request to the first byte of the answer's body",
+                &["backend"],
+                &long,
+            )?,
+            total: made.histograms(
+                "llmlb_request_duration_seconds",
+                "From the request to the end of the answer",
+                &["backend"],
+                &long,
+            )?,
+            failures: made.counters(
+                "llmlb_backend_failures_total",
+                "Failures by backend and reason",
+                &["backend", "reason"],
+            )?,
+            retries: made.counters(
+                "llmlb_retries_total",
+                "Requests that went on from this backend, to another or over a new connection",
                 &["backend"],
             )?,
-            total: HistogramVec::new(
-                seconds(
-                    "llmlb_request_duration_seconds",
-                    "From the request to the end of the answer",
-                ),
-                &["backend"],
+            model_requests: made.counters(
+                "llmlb_model_requests_total",
+                "Requests by model (those that backends list), backend and status code",
+                &["model", "backend", "code"],
             )?,
+            first_token: made.histograms(
+                "llmlb_time_to_first_token_seconds",
+                "From the request to the first piece of a streamed answer",
+                MODEL,
+                &long,
+            )?,
+            inter_token: made.histograms(
+                "llmlb_inter_token_seconds",
+                "Between two pieces of a streamed answer",
+                MODEL,
+                &short,
+            )?,
+            tokens: made.counters(
+                "llmlb_tokens_total",
+                "Tokens read (in) and made (out), as the backends' answers tell",
+                &["model", "backend", "direction"],
+            )?,
+            registry: registry.clone(),
         };
-        let registry = &metrics.registry;
-        registry.register(Box::new(metrics.requests.clone()))?;
-        registry.register(Box::new(metrics.in_flight.clone()))?;
-        registry.register(Box::new(metrics.up.clone()))?;
-        registry.register(Box::new(metrics.first_byte.clone()))?;
-        registry.register(Box::new(metrics.total.clone()))?;
+        let build = made.gauges("llmlb_build_info", "The version that runs", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(metrics)
+    }
+
+    /// A backend has failed a request, or is left out because of that.
+    pub(crate) fn failed(&self, backend: &str, reason: &str) {
+        self.failures.with_label_values(&[backend, reason]).inc();
+    }
+
+    /// A request goes on elsewhere.
+    pub(crate) fn retried(&self, backend: &str) {
+        self.retries.with_label_values(&[backend]).inc();
+    }
+
+    /// The first piece of a streamed answer has come. Returns where the times to the next go.
+    pub(crate) fn first_token(&self, model: &str, backend: &str, after: Duration) -> Histogram {
+        let labels = [model, backend];
+        let first = self.first_token.with_label_values(&labels);
+        first.observe(after.as_secs_f64());
+        self.inter_token.with_label_values(&labels)
+    }
+
+    /// A request for a model that is listed has ended at a backend.
+    pub(crate) fn model_ended(&self, model: &str, backend: &str, code: u16, usage: Option<Usage>) {
+        let code = Code::new(code);
+        self.model_requests
+            .with_label_values(&[model, backend, code.text()])
+            .inc();
+        let Some(usage) = usage else {
+            return;
+        };
+        for (direction, count) in [("in", usage.input), ("out", usage.output)] {
+            let tokens = self.tokens.with_label_values(&[model, backend, direction]);
+            tokens.inc_by(count);
+        }
     }
 
     /// A request has ended at a backend.
@@ -99,12 +170,15 @@ impl Metrics {
     }
 
     pub(crate) fn count(&self, backend: &str, code: u16) {
-        let mut digits = [0; 3];
-        for (digit, unit) in digits.iter_mut().zip([100, 10, 1]) {
-            *digit = b'0' + u8::try_from(code / unit % 10).unwrap_or(0);
-        }
-        let code = std::str::from_utf8(&digits).unwrap_or_default();
-        self.requests.with_label_values(&[backend, code]).inc();
+        let code = Code::new(code);
+        self.requests
+            .with_label_values(&[backend, code.text()])
+            .inc();
+    }
+
+    /// What the page shows.
+    pub(crate) fn summary(&self) -> Summary {
+        Summary::of(&self.registry.gather())
     }
 
     /// All of it, with these backends as they are now.
@@ -117,11 +191,59 @@ impl Metrics {
             let name = backend.name.as_str();
             let in_flight = i64::try_from(backend.in_flight()).unwrap_or(i64::MAX);
             self.in_flight.with_label_values(&[name]).set(in_flight);
-            let up = i64::from(backend.is_up());
+            let up = i64::from(backend.is_up() && !backend.is_ejected());
             self.up.with_label_values(&[name]).set(up);
         }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+}
+
+/// Makes families, and has them told.
+struct Make<'a>(&'a Registry);
+
+impl Make<'_> {
+    fn register<F: Collector + Clone + 'static>(&self, family: F) -> prometheus::Result<F> {
+        self.0.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<IntCounterVec> {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> prometheus::Result<HistogramVec> {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(options, labels)?)
+    }
+}
+
+/// A status code as a label, without the heap.
+struct Code([u8; 3]);
+
+impl Code {
+    fn new(code: u16) -> Self {
+        let digit = |unit| b'0' + u8::try_from(code / unit % 10).unwrap_or(0);
+        Self([digit(100), digit(10), digit(1)])
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }

@@ -17,6 +17,11 @@ pub struct Options {
     pub(crate) health_interval: Duration,
     pub(crate) health_rise: u32,
     pub(crate) health_fall: u32,
+    pub(crate) busy_timeout: Duration,
+    pub(crate) ejection_time: Duration,
+    pub(crate) first_byte_timeout: Option<Duration>,
+    pub(crate) stream_idle_timeout: Option<Duration>,
+    pub(crate) access_log: bool,
     pub(crate) description: Vec<(String, Value)>,
     pub(crate) no_backends_hint: String,
 }
@@ -31,6 +36,11 @@ impl Default for Options {
             health_interval: Duration::from_secs(2),
             health_rise: 2,
             health_fall: 3,
+            busy_timeout: Duration::from_secs(300),
+            ejection_time: Duration::from_secs(10),
+            first_byte_timeout: None,
+            stream_idle_timeout: None,
+            access_log: false,
             description: Vec::new(),
             no_backends_hint: "no backends: none is configured".to_owned(),
         }
@@ -79,7 +89,8 @@ impl Options {
         self
     }
 
-    /// How many good looks in a row bring a backend up (default: 2).
+    /// How many good looks in a row bring a backend up that had failed (default: 2). One that only
+    /// was not there is up after one.
     #[must_use]
     pub fn health_rise(mut self, count: u32) -> Self {
         self.health_rise = count;
@@ -90,6 +101,45 @@ impl Options {
     #[must_use]
     pub fn health_fall(mut self, count: u32) -> Self {
         self.health_fall = count;
+        self
+    }
+
+    /// Whether each request is told of at its end: one line of JSON, as an event at level info with
+    /// the target [`ACCESS_LOG`](crate::ACCESS_LOG) (default: no).
+    #[must_use]
+    pub fn access_log(mut self, wanted: bool) -> Self {
+        self.access_log = wanted;
+        self
+    }
+
+    /// How long a backend that has requests in hand, and is not known to answer health checks
+    /// meanwhile, may say nothing at all before it is taken for hung (default: 300 s).
+    #[must_use]
+    pub fn busy_timeout(mut self, patience: Duration) -> Self {
+        self.busy_timeout = patience;
+        self
+    }
+
+    /// How long a backend is left out at first that answers health checks and fails requests which
+    /// others answer (default: 10 s). It is doubled each time, up to 300 s.
+    #[must_use]
+    pub fn ejection_time(mut self, time: Duration) -> Self {
+        self.ejection_time = time;
+        self
+    }
+
+    /// How long a backend may take, once it has the whole request, to begin with its answer; after
+    /// that, the answer is 504 (default: for ever).
+    #[must_use]
+    pub fn first_byte_timeout(mut self, patience: Option<Duration>) -> Self {
+        self.first_byte_timeout = patience;
+        self
+    }
+
+    /// How long an answer that has begun may pause before it is broken off (default: for ever).
+    #[must_use]
+    pub fn stream_idle_timeout(mut self, patience: Option<Duration>) -> Self {
+        self.stream_idle_timeout = patience;
         self
     }
 

@@ -15,31 +15,61 @@ pub(crate) struct Roster {
     listed: HashMap<String, Vec<usize>>,
     /// Who does not say what it serves.
     silent: Vec<usize>,
+    /// Whether it matters which of them a request goes to.
+    differ: bool,
+    /// What is put before paths at most.
+    longest_base: usize,
 }
 
 impl Roster {
     pub(crate) fn new(members: Vec<Arc<Backend>>) -> Self {
         let mut listed: HashMap<String, Vec<usize>> = HashMap::new();
         let mut silent = Vec::new();
+        let mut differ = false;
+        let mut first: Option<BTreeSet<String>> = None;
         for (index, backend) in members.iter().enumerate() {
             let Some(models) = backend.models() else {
                 silent.push(index);
                 continue;
             };
             let names: BTreeSet<&str> = models.names().flat_map(names_of).collect();
+            match &first {
+                None => first = Some(names.iter().map(|name| (*name).to_owned()).collect()),
+                Some(first) => differ |= !first.iter().eq(names.iter()),
+            }
             for name in names {
                 listed.entry(name.to_owned()).or_default().push(index);
             }
         }
+        // Of those that say nothing nobody knows more than of each other.
+        differ |= first.is_some() && !silent.is_empty();
+        let longest_base = members.iter().map(|b| b.url.base().len()).max();
         Self {
             members,
             listed,
             silent,
+            differ,
+            longest_base: longest_base.unwrap_or(0),
         }
+    }
+
+    /// Whether any backend lists the model.
+    pub(crate) fn lists(&self, model: &str) -> bool {
+        self.listed.contains_key(model)
     }
 
     pub(crate) fn members(&self) -> &[Arc<Backend>] {
         &self.members
+    }
+
+    /// Whether some serve other models than others.
+    pub(crate) fn differ(&self) -> bool {
+        self.differ
+    }
+
+    /// How much is put before paths at most: nothing, where each backend is all of its server.
+    pub(crate) fn longest_base(&self) -> usize {
+        self.longest_base
     }
 
     /// Who may be asked for this model. Not `strict`, all may, those that do not list it last.

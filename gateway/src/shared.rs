@@ -1,18 +1,24 @@
 //! What all parts of one gateway look at: its options, its backends, how far it has come.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use axum::http::HeaderValue;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
-use crate::auth::ApiKey;
-use crate::backend::{Care, Thresholds};
+use crate::backend::Care;
+use crate::body::Intake;
+use crate::catalog::Catalogs;
+use crate::history::{History, Sample};
 use crate::life::Life;
 use crate::limits::Limits;
 use crate::live::Live;
+use crate::made::Made;
 use crate::metrics::Metrics;
 use crate::options::Options;
+use crate::via;
 
 /// The owner's words, in the owner's order.
 type Description = Vec<(String, Value)>;
@@ -20,31 +26,39 @@ type Description = Vec<(String, Value)>;
 pub(crate) struct Shared {
     pub(crate) since: Instant,
     pub(crate) options: Options,
+    /// What requests that came through here are known by.
+    pub(crate) via: HeaderValue,
     description: Mutex<Description>,
     pub(crate) limits: Limits,
+    /// For requests that are passed on.
+    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) intake: Intake,
+    pub(crate) made: Made,
+    pub(crate) catalogs: Catalogs,
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
+    pub(crate) history: History,
     pub(crate) life: Life,
 }
 
 impl Shared {
     pub(crate) fn new(options: Options) -> io::Result<Self> {
-        let thresholds = Thresholds {
-            rise: options.health_rise,
-            fall: options.health_fall,
-        };
-        let care = Care {
-            thresholds,
-            connect_timeout: options.connect_timeout,
-            key: options.backend_api_key.as_ref().and_then(ApiKey::header),
-        };
+        let via = via::name_for_this_gateway();
+        let care = Care::of(&options, via.clone());
+        let limits = Limits::find(options.max_requests);
         Ok(Self {
             since: Instant::now(),
+            via,
             description: Mutex::new(options.description.clone()),
             live: Live::new(care),
             metrics: Metrics::new().map_err(io::Error::other)?,
+            history: History::default(),
             life: Life::new(),
-            limits: Limits::find(options.max_requests),
+            slots: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
+            intake: Intake::new(limits.uploads()),
+            made: Made::new(),
+            catalogs: Catalogs::default(),
+            limits,
             options,
         })
     }
@@ -53,5 +67,20 @@ impl Shared {
         self.description
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps how things are for those who look later.
+    pub(crate) fn sample(&self) {
+        let all = self.metrics.summary().all;
+        self.history.push(Sample {
+            at: self.since.elapsed().as_secs_f64(),
+            in_flight: self.life.in_flight(),
+            requests: all.requests,
+            failures: all.failures,
+            tokens_in: all.tokens_in,
+            tokens_out: all.tokens_out,
+            first_token_sum: all.first_token_sum,
+            first_token_count: all.first_token_count,
+        });
     }
 }

@@ -20,6 +20,8 @@ logged as `llmlb_lock` in `logging`.
 
 from __future__ import annotations
 
+import sys
+
 from llmlb_lock import _native
 from llmlb_lock._errors import (
     AcquireFailed,
@@ -40,6 +42,9 @@ from llmlb_lock._errors import (
 )
 from llmlb_lock._lock import LockDir, ServerLock
 from llmlb_lock._native import GUARDED_PORT_ENV, LOCK_DIR_ENV, LockInfo
+
+if sys.platform == "win32":
+    from llmlb_lock._native import StopEvent as StopEvent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,12 +97,15 @@ __all__ = [
     "stop_server",
 ]
 
+if sys.platform == "win32":
+    __all__ += ["StopEvent"]
+
 __version__ = _native.VERSION
 
 # What tracebacks and pickles name is where it is imported from.
 for _name in __all__:
     _object = globals().get(_name)
-    if isinstance(_object, type) and _object is not LockInfo:
+    if isinstance(_object, type) and _object.__module__ != __name__:
         _object.__module__ = __name__
 
 if not TYPE_CHECKING:  # a type checker that saw this would take any name for an existing one
@@ -131,7 +139,7 @@ def acquire(port: int, timeout: float | None = None) -> ServerLock:
         ...
     llmlb_lock.LockTimeout: Server already running on port 8000 (PID: ..., started: ...)
     <BLANKLINE>
-    To stop: llmlb stop --port 8000
+    To stop: ... -m llmlb_lock stop --port 8000
     Or:      kill -TERM ...
     >>> lock.release()
     """
@@ -200,7 +208,8 @@ def stop_server(port: int, timeout: float = 5.0, force: bool = False) -> StopOut
     """Stops the server that guards `port`; waits until it has ended and its file is gone.
 
     It gets SIGTERM, only if it can be shown to hold the lock; after `timeout` seconds, with
-    `force`, SIGKILL. Returns Stopped, NotRunning, StaleCleaned or TimedOut, to `match` on.
+    `force`, SIGKILL. On Windows its `StopEvent` is set; one that has none is terminated at once.
+    Returns Stopped, NotRunning, StaleCleaned or TimedOut, to `match` on.
 
     >>> stop_server(8000)
     NotRunning()

@@ -99,7 +99,10 @@ class AcquireFailed(LockError):
 
 
 class ReleaseFailed(LockError):
-    """The lock file could not be removed. The port is free all the same."""
+    """The lock file could not be removed, or another process has the lock still.
+
+    As a forked child may: it keeps the port guarded. This process holds it no more.
+    """
 
 
 class DirectoryCreationFailed(LockError):

@@ -11,25 +11,29 @@ from llmlb_lock._errors import NoSuchProcess
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Mapping, Sequence
+    from asyncio.subprocess import Process
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
     from pathlib import Path
     from subprocess import Popen
     from types import TracebackType
-    from typing import Any, NoReturn, TypeAlias
+    from typing import Any, NoReturn, ParamSpec, TypeAlias, TypeVar
 
     from llmlb_lock._native import LockInfo
     from llmlb_lock._records import Server, StopOutcome
 
     _Argument: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
+    _Parameters = ParamSpec("_Parameters")
+    _Result = TypeVar("_Result")
 
 
 class ServerLock:
-    """A guarded port, for the time of a `with` or `async with` block.
+    """A guarded port, for the time of a `with` or `async with` block, or of a function's calls.
 
     Entering takes the lock, as `acquire` does, and raises if that fails; leaving gives it back.
     A lock that came from `acquire` is held already; entering it again only means that leaving the
-    block gives it back.
+    block gives it back. As a decorator it guards every call of a function, async or not, with a
+    lock of its own.
 
     >>> import llmlb_lock
     >>> with llmlb_lock.ServerLock(8000, timeout=30) as lock:
@@ -39,7 +43,16 @@ class ServerLock:
     False
     """
 
-    __slots__ = ("__weakref__", "_directory", "_entered", "_lock", "_owner", "_port", "_timeout")
+    __slots__ = (
+        "__weakref__",
+        "_directory",
+        "_entered",
+        "_lock",
+        "_owner",
+        "_port",
+        "_server",
+        "_timeout",
+    )
 
     def __init__(
         self,
@@ -52,6 +65,8 @@ class ServerLock:
         self._lock: _native.Lock | None = None
         self._entered = False
         self._owner = 0
+        # Whom the lock was given to, once it is not held any more.
+        self._server: LockInfo | None = None
         self._port = _native.check_port(port)
         self._timeout = timeout
         # Absolute from now on: it means the same after a change of directory.
@@ -60,6 +75,7 @@ class ServerLock:
     def _keep(self, lock: _native.Lock) -> None:
         self._lock = lock
         self._owner = os.getpid()
+        self._server = None
 
     def _take(self) -> ServerLock:
         self._keep(_native.acquire(self._directory, self._port, self._timeout, None))
@@ -124,6 +140,41 @@ class ServerLock:
         self._entered = False
         self.release()
 
+    def __call__(self, function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+        """Guards every call of `function`.
+
+        >>> import llmlb_lock
+        >>> @llmlb_lock.ServerLock(8000)
+        ... def serve():
+        ...     return llmlb_lock.read_lock_info(8000) is not None
+        >>> serve(), llmlb_lock.read_lock_info(8000)
+        (True, None)
+        """
+        import functools
+        import inspect
+
+        def lock() -> ServerLock:
+            return ServerLock(self._port, timeout=self._timeout, directory=self._directory)
+
+        guarded: Any
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def guarded_async(*args: Any, **kwargs: Any) -> Any:
+                async with lock():
+                    return await function(*args, **kwargs)
+
+            guarded = guarded_async
+        else:
+
+            @functools.wraps(function)
+            def guarded_sync(*args: Any, **kwargs: Any) -> Any:
+                with lock():
+                    return function(*args, **kwargs)
+
+            guarded = guarded_sync
+        return guarded  # type: ignore[no-any-return]
+
     def __del__(self) -> None:
         # A lock for the life of the process is no mistake, and a forked child only has a copy.
         if (
@@ -156,7 +207,12 @@ class ServerLock:
 
     @property
     def info(self) -> LockInfo:
-        """Whom the lock file names. RuntimeError when the lock is not held, as for all below."""
+        """Whom the lock file names; after `popen` the server that was started.
+
+        RuntimeError when the lock is not held, as for all below.
+        """
+        if self._server is not None and not self.locked:
+            return self._server
         return self._held().info
 
     @property
@@ -235,58 +291,73 @@ class ServerLock:
         """
         import subprocess
 
+        from llmlb_lock._launch import Launch
+
         lock = self._held()
-        values = {"port": str(self._port), "host": host}
-        if isinstance(args, (str, bytes, os.PathLike)):
-            filled: Any = _fill(args, values)
-        else:
-            filled = [_fill(argument, values) for argument in args]
-        environment = dict(os.environ if env is None else env)
-        for name, value in values.items():
-            environment[name.upper()] = environment[f"LLMLB_{name.upper()}"] = value
-        environment.pop(_native.GUARDED_PORT_ENV, None)
-        if not options.get("start_new_session") and options.get("process_group") is None:
-            options |= _NEW_GROUP
-        leads = bool(options.get("start_new_session")) or options.get("process_group") == 0
-        if leads:
-            environment[_native.GUARDED_PORT_ENV] = values["port"]
-        options["pass_fds"] = (*options.get("pass_fds", ()), *lock.filenos())
-        process = subprocess.Popen(filled, env=environment, **options)
+        launch = Launch(lock, self._port, args, host, env, options)
+        process = subprocess.Popen(launch.args, **launch.options)
         try:
-            lock.hand_over(process.pid)
-        except NoSuchProcess:
-            pass  # it has ended already, and the guard with it
+            self._pass_on(lock, process.pid)
         except BaseException:
-            _kill(process, leads)
+            launch.kill(process)
+            process.wait()
             raise
-        lock.release()
         return process
 
+    async def popen_async(
+        self,
+        args: _Argument | Sequence[_Argument],
+        *,
+        host: str = "127.0.0.1",
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Process:
+        """`popen` that lets the event loop run, and gives a process of `asyncio.subprocess`.
 
-_NEW_GROUP: dict[str, Any] = (
-    {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
-)
+        The options are those of `asyncio.create_subprocess_exec`, or with `shell=True` of
+        `asyncio.create_subprocess_shell`. Cancelling it ends what was started, and the lock stays
+        here.
 
+        >>> import asyncio, llmlb_lock, sys
+        >>> async def main():
+        ...     async with await llmlb_lock.acquire_async(8000) as lock:
+        ...         server = await lock.popen_async([sys.executable, "-m", "http.server", "{port}"])
+        ...     assert lock.info.pid == server.pid
+        ...     server.terminate()
+        ...     return await server.wait()
+        >>> asyncio.run(main())
+        -15
+        """
+        import asyncio
 
-def _fill(argument: _Argument, values: dict[str, str]) -> str | bytes:
-    text = os.fspath(argument)
-    for name, value in values.items():
-        if isinstance(text, bytes):
-            text = text.replace(b"{%b}" % name.encode(), os.fsencode(value))
+        from llmlb_lock._launch import Launch
+
+        lock = self._held()
+        launch = Launch(lock, self._port, args, host, env, options)
+        if launch.options.pop("shell", False):
+            process = await asyncio.create_subprocess_shell(launch.args, **launch.options)
         else:
-            text = text.replace(f"{{{name}}}", value)
-    return text
+            whole = isinstance(launch.args, (str, bytes))
+            argv = [launch.args] if whole else launch.args
+            process = await asyncio.create_subprocess_exec(*argv, **launch.options)
+        try:
+            self._pass_on(lock, process.pid)
+        except BaseException:
+            launch.kill(process)
+            await process.wait()
+            raise
+        return process
 
+    def _pass_on(self, lock: _native.Lock, pid: int) -> None:
+        try:
+            lock.hand_over(pid)
+            self._server = lock.info
+        except NoSuchProcess:
+            # It has ended already, and the guard with it.
+            from datetime import datetime, timezone
 
-def _kill(process: Popen[Any], leads: bool) -> None:
-    import signal
-
-    # Not reaped yet, so its id can't have become another's.
-    if leads:
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()
+            self._server = _native.LockInfo(pid, datetime.now(timezone.utc), self._port)
+        lock.release()
 
 
 def _discard(waiting: Future[_native.Lock]) -> None:

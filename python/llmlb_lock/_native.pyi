@@ -1,3 +1,4 @@
+import sys
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
@@ -84,3 +85,21 @@ def stop_process(pid: SupportsIndex) -> None: ...
 def stop_server(
     directory: _Directory, port: SupportsIndex, timeout: float, force: bool
 ) -> tuple[str, LockInfo | None, bool]: ...
+
+if sys.platform == "win32":
+    from types import TracebackType
+
+    @final
+    class StopEvent:
+        def __new__(cls) -> StopEvent: ...
+        def wait(self, timeout: float | None = None) -> bool: ...
+        @property
+        def handle(self) -> int: ...
+        def close(self) -> None: ...
+        def __enter__(self) -> StopEvent: ...
+        def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            traceback: TracebackType | None,
+        ) -> None: ...

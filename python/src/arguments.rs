@@ -2,16 +2,27 @@
 
 use std::time::Duration;
 
-use pyo3::exceptions::{PyOverflowError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyBool;
 
 /// An integer; `None` where it is too large for any purpose here.
 fn integer(object: Borrowed<'_, '_, PyAny>) -> PyResult<Option<i64>> {
+    // True is 1 in Python, and 1 the first of all processes.
+    no_bool(object, "an integer")?;
     match object.extract::<i64>() {
         Ok(number) => Ok(Some(number)),
         Err(e) if e.is_instance_of::<PyOverflowError>(object.py()) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+fn no_bool(object: Borrowed<'_, '_, PyAny>, needed: &str) -> PyResult<()> {
+    if object.is_instance_of::<PyBool>() {
+        let message = format!("{} is not {needed}", object.str()?);
+        return Err(PyTypeError::new_err(message));
+    }
+    Ok(())
 }
 
 /// A port from 1 to 65535.
@@ -53,6 +64,7 @@ impl FromPyObject<'_, '_> for Seconds {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
+        no_bool(object, "a number of seconds")?;
         let seconds: f64 = object.extract()?;
         if seconds.is_nan() || seconds < 0.0 {
             return Err(PyValueError::new_err(format!(

@@ -78,6 +78,8 @@ fn raise(py: Python<'_>, error: &LockError, waited: bool) -> PyResult<PyErr> {
         details.set_item("errno", errno)?;
     }
     let class = py.import("llmlb_lock._errors")?.getattr(class)?;
-    let exception = class.call((error.to_string(),), Some(&details))?;
+    let advice = py.import("llmlb_lock._advice")?;
+    let message = advice.call_method1("of_package", (error.to_string(),))?;
+    let exception = class.call((message,), Some(&details))?;
     Ok(PyErr::from_value(exception))
 }

@@ -5,6 +5,8 @@ mod errors;
 mod info;
 mod lock;
 mod logging;
+#[cfg(windows)]
+mod stop_event;
 mod wait;
 
 use std::path::PathBuf;
@@ -27,6 +29,9 @@ mod _native {
     use crate::info::LockInfo;
     #[pymodule_export]
     use crate::lock::{Lock, acquire};
+    #[cfg(windows)]
+    #[pymodule_export]
+    use crate::stop_event::StopEvent;
     #[pymodule_export]
     use crate::wait::Cancel;
 

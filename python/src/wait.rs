@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use crate::logging;
 
 /// How often signal handlers get their turn: a wait calls back more often than that.
-const SIGNALS_STEP: Duration = Duration::from_millis(50);
+pub(crate) const SIGNALS_STEP: Duration = Duration::from_millis(50);
 
 /// Runs `f` without the interpreter's lock. What a logging handler raises meanwhile is raised,
 /// and the value dropped.

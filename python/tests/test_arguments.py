@@ -37,6 +37,18 @@ def test_what_is_no_number(call: Callable[[Any], object], thing: object) -> None
         call(thing)
 
 
+@pytest.mark.parametrize("call", [*TAKES_A_PORT, llmlb_lock.stop_process])
+@pytest.mark.parametrize("truth", [True, False])
+def test_a_bool_is_no_number(call: Callable[[Any], object], truth: bool) -> None:
+    with pytest.raises(TypeError, match=f"{truth} is not an integer"):
+        call(truth)
+
+
+def test_a_bool_is_no_timeout(port: int) -> None:
+    with pytest.raises(TypeError, match="True is not a number of seconds"):
+        llmlb_lock.acquire(port, timeout=True)
+
+
 @pytest.mark.parametrize("number", [1, 65535])
 def test_the_first_and_the_last_port(number: int) -> None:
     with llmlb_lock.ServerLock(number) as lock:

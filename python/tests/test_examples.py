@@ -82,7 +82,8 @@ def test_an_orchestrator(ports: list[int]) -> None:
             assert second[replaced] != first[replaced]
 
             os.kill(first[killed], signal.SIGKILL)
-            assert orchestrator.line() == f"{killed}: PID {first[killed]} died (-9)"
+            died = f"{killed}: PID {first[killed]} died (-9), next start in "
+            assert orchestrator.line().startswith(died)
             new = orchestrator.line()
             third = pids()
             assert new == f"{killed}: started PID {third[killed]}"
@@ -118,3 +119,21 @@ def test_servers_outlive_a_killed_orchestrator(ports: list[int]) -> None:
             assert pids() == before
     finally:
         stop_all(ports)
+
+
+def test_an_orchestrator_pauses_longer_and_longer_for_a_server_that_does_not_come_up(
+    port: int,
+) -> None:
+    with example("orchestrator.py", port, "--", sys.executable, "-c", "exit(3)") as orchestrator:
+        lines = [orchestrator.line() for _ in range(8)]
+        died = [line for line in lines if "died" in line]
+        pauses = [line.partition("(3), next start in ")[2] for line in died]
+        assert pauses == ["0.1 s", "0.2 s", "0.4 s", "0.8 s"][: len(pauses)]
+        assert len(pauses) >= 3
+        # It answers while a pause lasts.
+        assert orchestrator.process.stdin is not None
+        orchestrator.process.stdin.write(b"show\nquit\n")
+        orchestrator.process.stdin.flush()
+        while orchestrator.line() != "bye":
+            pass
+        assert orchestrator.wait() == 0

@@ -11,6 +11,7 @@ import sys
 
 import llmlb_lock
 import pytest
+from llmlb_lock._advice import PROGRAM
 from support import PATIENCE, Child, accepts, run_python, wait_until
 
 BIN = os.environ.get("LLMLB_BIN", "")
@@ -30,10 +31,11 @@ def llmlb(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 def refused_naming(port: int, pid: int) -> str:
+    """With what core says: Python names the command that somebody has who has it alone."""
     with pytest.raises(llmlb_lock.AlreadyRunning) as refused:
         llmlb_lock.acquire(port)
     assert (refused.value.port, refused.value.pid) == (port, pid)
-    return str(refused.value)
+    return str(refused.value).replace(f"{PROGRAM} stop", "llmlb stop")
 
 
 @needs_command

@@ -187,3 +187,30 @@ def test_a_refused_acquire_leaves_the_file_as_it_is(port: int, lock_directory: P
         with pytest.raises(llmlb_lock.AlreadyRunning):
             llmlb_lock.acquire(port)
         assert (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns) == before
+
+
+def test_a_decorated_function_runs_under_the_lock(port: int) -> None:
+    @llmlb_lock.ServerLock(port)
+    def serve(more: int, *, deep: bool = False) -> int:
+        """Serves."""
+        assert llmlb_lock.read_lock_info(port) is not None
+        if deep:
+            with pytest.raises(llmlb_lock.AlreadyRunning):
+                serve(more)
+        return more + 1
+
+    assert serve.__doc__ == "Serves."
+    assert [serve(1), serve(2, deep=True)] == [2, 3]
+    assert llmlb_lock.read_lock_info(port) is None
+    with llmlb_lock.ServerLock(port), pytest.raises(llmlb_lock.AlreadyRunning):
+        serve(1)
+
+
+def test_a_decorated_function_gives_the_lock_back_when_it_fails(port: int) -> None:
+    @llmlb_lock.ServerLock(port)
+    def fail() -> None:
+        raise KeyError(port)
+
+    with pytest.raises(KeyError):
+        fail()
+    assert llmlb_lock.read_lock_info(port) is None

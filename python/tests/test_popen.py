@@ -39,6 +39,7 @@ def test_a_server_is_guarded_as_long_as_it_lives(port: int) -> None:
         info = llmlb_lock.read_lock_info(port)
         assert info is not None
         assert info.pid == server.pid
+        assert lock.info == info
         with pytest.raises(llmlb_lock.AlreadyRunning) as refused:
             llmlb_lock.acquire(port)
         assert refused.value.pid == server.pid
@@ -253,3 +254,15 @@ for child in children:
 """,
         port,
     )
+
+
+def test_the_lock_tells_of_a_server_that_has_ended_already(port: int) -> None:
+    lock = llmlb_lock.acquire(port)
+    with started(lock, [sys.executable, "-c", "pass"]) as server:
+        server.wait(PATIENCE)
+        assert (lock.info.pid, lock.info.port) == (server.pid, port)
+    # Taken anew, it tells of this process again.
+    with lock:
+        assert lock.info.pid == os.getpid()
+    with pytest.raises(RuntimeError, match="not held"):
+        _ = lock.info

@@ -17,6 +17,11 @@ code=0
 said=$(LD_LIBRARY_PATH=$libraries DYLD_LIBRARY_PATH=$libraries "$out/launcher" 2>&1) || code=$?
 [ "$code" = 2 ] && [ "$said" = "usage: launcher PORT COMMAND [ARG...]" ]
 
+executable=$(find "$out/root" -type f -perm /111)
+[ -z "$executable" ] || {
+    echo "nothing here is to be run: $executable" >&2
+    exit 1
+}
 grep -q "^#define LLMLB_ABI_VERSION" "$out/root/usr/include/llmlb/llmlb_lock.h"
 [ "$(pkg-config --modversion llmlb_lock)" = "$(cargo pkgid -p llmlb-lock-ffi | sed 's/.*[#@]//')" ]
 

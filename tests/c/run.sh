@@ -33,6 +33,15 @@ done
     sed -n '/^```c$/,/^```$/{/^```/d;p;}' "$root/ffi/README.md" > "$out/readme.c"
     $CC -std=c11 $cflags "$out/readme.c" -o "$out/readme" $libs
 }
+# The header says nothing that only some standards know.
+for std in c89 c99 c11 c17 c2x; do
+    $CC -std=$std -pedantic-errors -Wall -Wextra -Werror -Wstrict-prototypes -fsyntax-only \
+        -x c "$prefix/include/llmlb_lock.h"
+done
+for std in c++98 c++11 c++14 c++17 c++20 c++2b; do
+    $CXX -std=$std -pedantic-errors -Wall -Wextra -Werror -fsyntax-only \
+        -x c++ "$prefix/include/llmlb_lock.h"
+done
 export LLMLB_LAUNCHER="$out/launcher"
 
 for kind in shared static c++; do
@@ -72,8 +81,15 @@ if command -v nm > /dev/null && [ "$(uname -s)" = Linux ]; then
     echo "== exported symbols and size"
     library=$prefix/lib/libllmlb_lock.so
     nm -D --defined-only "$library" | sed 's/.* //; s/@.*//' | sort > "$out/exported"
-    sed -n 's/^[a-z].*[ *]\(llmlb_[a-z_]*\)(.*/\1/p' "$root/include/llmlb_lock.h" | sort > "$out/declared"
+    # What is declared for this system.
+    # shellcheck disable=SC2086
+    $CC $cflags -E -P "$prefix/include/llmlb_lock.h" |
+        sed -n 's/^[A-Za-z_].*[ *]\(llmlb_[a-z_]*\)(.*/\1/p' | sort > "$out/declared"
+    [ "$(wc -l < "$out/declared")" -gt 30 ]
     diff "$out/declared" "$out/exported"
+    # The archive has no symbols either that could meet those of another Rust library.
+    nm -g --defined-only "$prefix/lib/libllmlb_lock.a" | sed -n 's/.* [A-Z] //p' | sort > "$out/archived"
+    diff "$out/declared" "$out/archived"
     soname=$(readelf -d "$library" | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')
     [ -e "$prefix/lib/$soname" ]
     readelf -d "$out/shared/stories" | grep -q "NEEDED.*\[$soname\]"

@@ -27,3 +27,4 @@ mod swap;
 mod terminal;
 #[cfg(windows)]
 mod windows;
+mod words;

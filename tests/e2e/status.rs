@@ -188,3 +188,69 @@ fn a_hundred_ports_that_do_not_answer_take_no_longer_than_a_few() {
     // One after the other, a hundred would take at least 20 seconds.
     assert!(measure(100) < std::time::Duration::from_secs(10));
 }
+
+/// As any user may fill a directory that all may write to.
+#[cfg(unix)]
+#[test]
+fn thousands_of_lock_files_abort_nobody() {
+    use nix::fcntl::{Flock, FlockArg};
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use std::os::unix::process::CommandExt;
+
+    const COUNT: usize = 3000;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(
+        Resource::RLIMIT_NOFILE,
+        soft.max(hard.min(COUNT as u64 + 1000)),
+        hard,
+    )
+    .unwrap();
+    let sandbox = Sandbox::new();
+    let now = chrono::Utc::now().to_rfc3339();
+    let pid = std::process::id();
+    let held: Vec<_> = (10_000..)
+        .take(COUNT)
+        .map(|port: u16| {
+            let path = sandbox.lock_file(port);
+            let text = format!("{{\"pid\":{pid},\"started_at\":\"{now}\",\"port\":{port}}}");
+            fs::write(&path, text).unwrap();
+            Flock::lock(
+                fs::File::open(path).unwrap(),
+                FlockArg::LockExclusiveNonblock,
+            )
+            .unwrap()
+        })
+        .collect();
+    let own = sandbox.serve(free_port_below(10_000));
+    let status = |format: &str| {
+        let mut llmlb = sandbox.llmlb(["status", "--format", format]);
+        // Enough for dozens of threads, not for thousands.
+        let limit = || Ok(setrlimit(Resource::RLIMIT_AS, 1 << 30, 1 << 30)?);
+        // SAFETY: setting a limit is safe after a fork.
+        unsafe { llmlb.pre_exec(limit) };
+        llmlb_tests::Finished::of(llmlb.output().unwrap()).expect(0)
+    };
+    let table = status("table");
+    assert!(table.stdout.contains(&own.pid().to_string()));
+    let last = table.stdout.lines().last().unwrap();
+    assert_eq!(
+        last,
+        "1001 more lock files are not shown; see --port for one of them"
+    );
+    let json = status("json");
+    let rows: Vec<Value> = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(rows.len(), 2000);
+    assert!(
+        json.stderr.contains("1001 more lock files"),
+        "{}",
+        json.stderr
+    );
+    drop(held);
+}
+
+#[cfg(unix)]
+fn free_port_below(end: u16) -> u16 {
+    (2000..end)
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .unwrap()
+}

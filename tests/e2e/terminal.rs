@@ -356,3 +356,15 @@ fn a_terminal_that_stops_writers_does_not_stop_the_guard() {
     terminal.type_in("exit\n");
     terminal.wait();
 }
+
+#[test]
+fn nothing_moves_where_nobody_is_waited_for() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    sandbox.serve(port).kill();
+    let mut terminal = Terminal::run(sandbox.llmlb(["stop", &port.to_string()]));
+    terminal.expect("removed the lock file it left behind");
+    assert_eq!(terminal.wait(), Some(0));
+    terminal.expect(&format!("cleaning up port {port}"));
+    assert!(!terminal.shows("waiting for port"));
+}

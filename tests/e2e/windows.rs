@@ -12,21 +12,31 @@ fn pid_in(line: &str) -> u32 {
     line.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
-/// llmlb, and the server and the worker that it runs.
-fn family(sandbox: &Sandbox, port: u16) -> (Running, [u32; 2]) {
-    let port = port.to_string();
-    let command = ["serve", "--port", &port, "--", GUINEA, "{port}"];
-    let mut llmlb = sandbox.llmlb(command);
-    let mut llmlb = Running::start(llmlb.args(["graceful=0", "worker"]));
+/// The server and its worker, in whatever order they say that they are there.
+fn pids(running: &mut Running) -> [u32; 2] {
     let (mut server, mut worker) = (0, 0);
     while server == 0 || worker == 0 {
-        let line = llmlb.expect_output("");
+        let line = running.expect_output("");
         if line.starts_with("worker") {
             worker = pid_in(&line);
         } else if line.starts_with("ready") {
             server = pid_in(&line);
         }
     }
+    [server, worker]
+}
+
+/// llmlb, and the server and the worker that it runs.
+fn family(sandbox: &Sandbox, port: u16) -> (Running, [u32; 2]) {
+    family_of(sandbox, port, "graceful=0")
+}
+
+fn family_of(sandbox: &Sandbox, port: u16, manners: &str) -> (Running, [u32; 2]) {
+    let port = port.to_string();
+    let command = ["serve", "--port", &port, "--", GUINEA, "{port}"];
+    let mut llmlb = sandbox.llmlb(command);
+    let mut llmlb = Running::start(llmlb.args([manners, "worker"]));
+    let [server, worker] = pids(&mut llmlb);
     assert!(is_alive(server) && is_alive(worker));
     (llmlb, [server, worker])
 }
@@ -50,12 +60,23 @@ fn a_server_ends_gracefully_and_what_it_leaves_behind_with_it() {
     let port = free_port();
     let (llmlb, children) = family(&sandbox, port);
     sandbox.run(["stop", "--port", &port.to_string()]).expect(0);
+    // Nothing is waited for: stopped means that all of it has ended.
+    assert_eq!(children.map(is_alive), [false; 2]);
     llmlb.finish().expect(0);
-    for child in children {
-        wait_until("the child to end", || (!is_alive(child)).then_some(()));
-    }
     assert!(!sandbox.lock_file(port).exists());
     sandbox.serve(port);
+}
+
+#[test]
+fn a_forced_stop_says_stopped_when_all_that_the_server_started_has_ended() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let (llmlb, children) = family_of(&sandbox, port, "stubborn");
+    let stop = ["stop", "-p", &port.to_string(), "-t", "0.1", "--force"];
+    let stopped = sandbox.run(stop).expect(0);
+    assert_eq!(children.map(is_alive), [false; 2]);
+    assert!(stopped.stdout.contains("killed"), "{stopped:?}");
+    llmlb.finish().expect(1);
 }
 
 #[test]
@@ -86,6 +107,34 @@ fn a_holder_that_does_not_listen_is_terminated_at_once_and_that_is_said() {
     assert!(stopped.stdout.contains(&terminated), "{stopped:?}");
     assert!(!sandbox.lock_file(port).exists());
     holder.finish().expect(1);
+}
+
+#[test]
+fn stopped_means_that_nothing_lives_in_the_job_of_a_server_that_has_ended_itself() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut holder = Command::new(GUINEA);
+    holder.args([&port.to_string(), "lock", "graceful=0", "job"]);
+    let mut holder = Running::start(holder.env("LLMLB_LOCK_DIR", sandbox.path()));
+    let [_, worker] = pids(&mut holder);
+    let stop = ["stop", "-p", &port.to_string(), "-t", "0.1", "--force"];
+    sandbox.run(stop).expect(0);
+    assert!(!is_alive(worker));
+    holder.finish().expect(0);
+}
+
+#[test]
+fn a_command_that_goes_to_the_background_is_ended_and_that_is_a_failure() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let port_ = port.to_string();
+    let command = ["serve", "--port", &port_, "--", GUINEA, "{port}", "daemon"];
+    let mut llmlb = Running::start(&mut sandbox.llmlb(command));
+    let daemon = pid_in(&llmlb.expect_output("worker"));
+    llmlb.expect_log("a COMMAND has to stay in the foreground");
+    llmlb.finish().expect(1);
+    assert!(!is_alive(daemon));
+    assert!(!sandbox.lock_file(port).exists());
 }
 
 #[test]

@@ -7,4 +7,6 @@ mod access;
 mod draining;
 mod failing;
 mod limits;
+mod operating;
+mod sources;
 mod support;

@@ -95,7 +95,9 @@ impl LockDir {
                 }
                 Found::Target(target) => break target,
                 Found::Nobody(outcome) => {
-                    left_overs.extend(self.end_left_overs(port, GRACE)?);
+                    if options.left_overs {
+                        left_overs.extend(self.end_left_overs(port, GRACE)?);
+                    }
                     return Ok(match left_overs.is_empty() {
                         true => outcome,
                         false => StopOutcome::LeftOversEnded { left_overs },

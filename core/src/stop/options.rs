@@ -21,6 +21,9 @@ pub struct StopOptions {
     pub timeout: Duration,
     /// Whether it is killed when the time has run out. Not by default.
     pub force: bool,
+    /// Whether what a killed server has left is looked for, among all processes, where there is no
+    /// server. By default it is.
+    pub left_overs: bool,
 }
 
 impl Default for StopOptions {
@@ -28,6 +31,7 @@ impl Default for StopOptions {
         Self {
             timeout: Duration::from_secs(5),
             force: false,
+            left_overs: true,
         }
     }
 }
@@ -37,6 +41,13 @@ impl StopOptions {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Sets [`left_overs`](Self::left_overs#structfield.left_overs).
+    #[must_use]
+    pub fn left_overs(mut self, left_overs: bool) -> Self {
+        self.left_overs = left_overs;
         self
     }
 

@@ -166,14 +166,17 @@ impl Stop<'_> {
             }
             Content::Holder(Record { info, .. }) => {
                 warn!(
-                    "Stale lock file detected (PID {} not running), cleaning up",
-                    info.pid
+                    "Stale lock file detected (PID {} not running), cleaning up port {}",
+                    info.pid, self.port
                 );
                 Some(info)
             }
             Content::Empty | Content::Blank => None,
             Content::Corrupt(why) => {
-                warn!("Stale lock file detected ({why}), cleaning up");
+                warn!(
+                    "Stale lock file detected ({why}), cleaning up port {}",
+                    self.port
+                );
                 None
             }
         };

@@ -12,8 +12,12 @@ use nix::unistd::Pid;
 use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
 
 use super::{LockFile, Process};
+
+mod watch;
+
 use crate::record::Identity;
 use crate::server_id::ServerId;
+pub(crate) use watch::Watch;
 
 fn look_up<T>(
     pid: u32,

@@ -3,6 +3,7 @@
 //! - [`Directory`] and [`LockFile`]: the lock file and its kernel lock.
 //! - [`process`]: who a PID is, by one look-up.
 //! - [`ProcessHandle`]: a process that cannot turn into another one while it is signalled.
+//! - [`Watch`]: what happens to a lock file that somebody else holds, where the system tells.
 //! - [`holds`], [`holders`], [`stragglers`]: who really holds a lock, where the kernel tells.
 
 #[cfg(unix)]
@@ -29,9 +30,9 @@ pub(crate) use untold::*;
 #[allow(unsafe_code)]
 mod windows;
 #[cfg(windows)]
-pub use windows::StopEvent;
-#[cfg(windows)]
 pub(crate) use windows::*;
+#[cfg(windows)]
+pub use windows::{ServerJob, StopEvent};
 
 use std::io;
 use std::path::Path;

@@ -81,3 +81,19 @@ pub(crate) fn marked(_wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<Marked> 
 pub(crate) fn process_started_at(pid: u32, start: u64) -> io::Result<Option<Process>> {
     Ok(process(pid)?.filter(|process| process.start == start))
 }
+
+/// Changes of a locked file are told by nothing that a process without rights can ask.
+#[cfg(windows)]
+#[derive(Debug)]
+pub(crate) struct Watch(std::convert::Infallible);
+
+#[cfg(windows)]
+impl Watch {
+    pub(crate) fn of(_file: &LockFile, _path: &std::path::Path) -> Option<Self> {
+        None
+    }
+
+    pub(crate) fn wait(&self, _longest: std::time::Duration) -> io::Result<bool> {
+        match self.0 {}
+    }
+}

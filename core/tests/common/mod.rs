@@ -440,3 +440,11 @@ pub(crate) fn leashed(leash: impl AsRef<Path>) -> Command {
         .stdout(Stdio::null());
     command
 }
+
+/// Whether the process has this open, as its descriptors are shown.
+#[cfg(target_os = "linux")]
+pub(crate) fn has_open(pid: u32, path: &Path) -> bool {
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    fds.flatten()
+        .any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path))
+}

@@ -17,10 +17,14 @@ use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::Instant;
 use tokio_util::io::InspectReader;
 
 use crate::body::Upload;
+
+/// An idle connection that its other end has closed shows that within milliseconds. What took longer
+/// has been taken, and perhaps done.
+const RACE: Duration = Duration::from_secs(1);
 
 /// Finds out about an end that vanished without a word, be it in a minute.
 pub(crate) fn keep_alive(stream: &TcpStream) {
@@ -57,12 +61,8 @@ pub(crate) struct SendError {
 }
 
 impl Connection {
-    pub(crate) async fn open(host: &str, port: u16, patience: Duration) -> io::Result<Self> {
-        let connect = TcpStream::connect((host, port));
-        let stream = match timeout(patience, connect).await {
-            Ok(result) => result?,
-            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-        };
+    /// Speaks HTTP on this one.
+    pub(crate) async fn over(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         keep_alive(&stream);
         let heard = Arc::new(AtomicBool::new(false));
@@ -106,6 +106,7 @@ impl Connection {
         request: Request<Upload>,
     ) -> Result<Response<Incoming>, SendError> {
         let used = std::mem::replace(&mut self.used, true);
+        let sent = Instant::now();
         self.heard.store(false, Ordering::Relaxed);
         self.sender
             .try_send_request(request)
@@ -115,8 +116,9 @@ impl Connection {
                 let error = e.into_error();
                 // The beginning of an answer is one too, and so is what is no HTTP.
                 let silent = !error.is_user() && !self.heard.load(Ordering::Relaxed);
+                let raced = silent && sent.elapsed() < RACE;
                 SendError {
-                    stale: used && (unsent || silent),
+                    stale: used && (unsent || raced),
                     unsent,
                     error,
                 }

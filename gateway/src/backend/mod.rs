@@ -1,35 +1,77 @@
 //! One backend: where it is, how it is, what it serves, what it has in hand.
 
+mod address;
+mod bars;
+mod busy;
 mod condition;
 mod connection;
+mod ejection;
+mod loaded;
 pub(crate) mod models;
+mod place;
 mod pool;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::http::HeaderValue;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
+use address::Addresses;
+use bars::Bars;
+use busy::{Busy, Work};
 use condition::Condition;
-pub(crate) use condition::{State, Thresholds};
+pub(crate) use condition::{State, Thresholds, Trouble};
 pub(crate) use connection::{Connection, keep_alive};
+use ejection::Ejection;
+use loaded::Loaded;
 pub(crate) use models::Models;
+pub(crate) use place::Place;
 use pool::Pool;
 
+use crate::auth::ApiKey;
 use crate::choose::Standing;
+use crate::options::Options;
+use crate::outlier::Record;
 use crate::set::BackendSpec;
 use crate::url::BackendUrl;
+use crate::warnings::Warnings;
 
 /// How backends are looked after, whichever they are.
 #[derive(Debug, Clone)]
 pub(crate) struct Care {
     pub(crate) thresholds: Thresholds,
     pub(crate) connect_timeout: Duration,
+    pub(crate) health_interval: Duration,
+    /// How long one that has requests in hand may say nothing at all.
+    pub(crate) busy_timeout: Duration,
+    /// How long one that fails requests is left out at first.
+    pub(crate) ejection_time: Duration,
     /// What those are shown that have no key of their own.
     pub(crate) key: Option<HeaderValue>,
+    /// How probes name this gateway.
+    pub(crate) via: HeaderValue,
+}
+
+impl Care {
+    pub(crate) fn of(options: &Options, via: HeaderValue) -> Self {
+        Self {
+            thresholds: Thresholds {
+                rise: options.health_rise,
+                fall: options.health_fall,
+            },
+            connect_timeout: options.connect_timeout,
+            health_interval: options.health_interval,
+            busy_timeout: options.busy_timeout,
+            ejection_time: options.ejection_time,
+            key: options.backend_api_key.as_ref().and_then(ApiKey::header),
+            via,
+        }
+    }
 }
 
 /// What its owner wants of it, ready for use. Changes while it serves.
@@ -44,24 +86,37 @@ pub(crate) struct Backend {
     pub(crate) url: BackendUrl,
     pub(crate) host_header: HeaderValue,
     pub(crate) pool: Arc<Pool>,
-    care: Care,
+    /// Boxed, as are others that are seldom read: so those that are read often stay close together.
+    pub(crate) care: Box<Care>,
+    addresses: Addresses,
     settings: ArcSwap<Settings>,
     condition: Condition,
+    ejection: Box<Ejection>,
+    busy: Box<Busy>,
+    pub(crate) warnings: Box<Warnings>,
+    /// Told when it is down.
+    fell: Notify,
     /// None when it does not say. Outlasts being down.
     models: ArcSwapOption<Models>,
+    pub(crate) loaded: Loaded,
     retired: AtomicBool,
     load: Load,
     since: Instant,
-    /// Of an answer's body, in milliseconds after `since`; 0: there was none.
-    last_byte: AtomicU64,
+    /// Of an answer's body, in milliseconds after `since`.
+    last_piece: AtomicU64,
+    /// The same of a good probe.
+    last_probe: AtomicU64,
 }
 
-/// What is read of each backend for each request, side by side in memory.
+/// What is read of each backend for each request: one line of the processor's cache.
+#[repr(align(64))]
 struct Load {
+    bars: Bars,
     in_flight: AtomicUsize,
     weight: AtomicU32,
     max: AtomicUsize,
     turn: AtomicU64,
+    finished: AtomicU64,
 }
 
 impl Backend {
@@ -72,21 +127,30 @@ impl Backend {
             name: url.to_string(),
             #[expect(clippy::expect_used, reason = "an authority has no control characters")]
             host_header: host_header.expect("an authority is a valid header value"),
+            addresses: Addresses::of(url.host(), url.port()),
             url,
             pool: Arc::default(),
-            care: care.clone(),
+            care: Box::new(care.clone()),
             settings: ArcSwap::from_pointee(settings(spec.clone(), care)),
             condition: Condition::new(care.thresholds),
+            ejection: Box::new(Ejection::new(care.ejection_time)),
+            busy: Box::default(),
+            warnings: Box::default(),
+            fell: Notify::new(),
             models: ArcSwapOption::empty(),
+            loaded: Loaded::default(),
             retired: AtomicBool::new(false),
             load: Load {
+                bars: Bars::default(),
                 in_flight: AtomicUsize::new(0),
                 weight: AtomicU32::new(1),
                 max: AtomicUsize::new(usize::MAX),
                 turn: AtomicU64::new(0),
+                finished: AtomicU64::new(0),
             },
             since: Instant::now(),
-            last_byte: AtomicU64::new(0),
+            last_piece: AtomicU64::new(0),
+            last_probe: AtomicU64::new(0),
         };
         backend.instruct(spec);
         backend
@@ -119,17 +183,29 @@ impl Backend {
         self.settings.load().spec.origin.clone()
     }
 
+    /// Finds out where it is, if it is known by a name.
+    pub(crate) async fn resolve(&self) -> io::Result<()> {
+        self.addresses.resolve().await
+    }
+
     pub(crate) async fn connect(&self) -> io::Result<Connection> {
-        let patience = self.care.connect_timeout;
-        Connection::open(self.url.host(), self.url.port(), patience).await
+        let stream = self.addresses.connect(self.care.connect_timeout).await?;
+        Connection::over(stream).await
     }
 
+    /// Whether it answers probes. It may be ejected all the same.
     pub(crate) fn is_up(&self) -> bool {
-        self.condition.is_up()
+        !self.load.bars.is_down()
     }
 
+    pub(crate) fn is_ejected(&self) -> bool {
+        self.load.bars.is_ejected()
+    }
+
+    /// And what is wrong with it.
     pub(crate) fn state(&self) -> (State, Option<String>) {
-        self.condition.state()
+        let (state, problem) = self.condition.state();
+        (state, problem.or_else(|| self.ejection.problem()))
     }
 
     /// Whether it only finishes what it has.
@@ -137,14 +213,97 @@ impl Backend {
         self.retired.load(Ordering::Relaxed)
     }
 
-    /// It was found in order.
+    /// A probe found it in order.
     pub(crate) fn succeeded(&self) {
-        self.condition.succeeded(&self.name);
+        self.note(&self.last_probe);
+        let load = &self.load;
+        if self.condition.succeeded(&self.name, &load.bars) {
+            self.ejection.rose(&load.bars);
+        }
+        let last_piece = self.since + self.last_piece();
+        self.ejection.probed(&self.name, last_piece, &load.bars);
     }
 
     /// It was found out of order.
-    pub(crate) fn failed(&self, problem: String) {
-        self.condition.failed(&self.name, problem);
+    pub(crate) fn failed(&self, trouble: Trouble) {
+        if self.condition.failed(&self.name, trouble, &self.load.bars) {
+            self.fell.notify_one();
+        }
+    }
+
+    /// Waits until it is time to look at it again, having begun the last look at this time.
+    pub(crate) async fn rest(&self, begun: Instant) {
+        let interval = self.care.health_interval;
+        let time = || {
+            if self.condition.may_start_soon() {
+                interval.min(SOON)
+            } else {
+                interval
+            }
+        };
+        tokio::select! {
+            () = sleep(time().saturating_sub(begun.elapsed())) => {}
+            () = async {
+                self.fell.notified().await;
+                sleep(time()).await;
+            } => {}
+        }
+    }
+
+    /// What it has in hand.
+    pub(crate) fn work(&self) -> Work {
+        Work {
+            in_flight: self.in_flight(),
+            finished: self.load.finished.load(Ordering::Relaxed),
+        }
+    }
+
+    /// It answered a probe, having had this in hand before.
+    pub(crate) fn answered(&self, before: Work) {
+        self.busy.answered(before, self.work(), self.last_piece());
+    }
+
+    /// It did not answer a probe. Returns whether that is because it does one thing at a time, for
+    /// all that is known of it.
+    pub(crate) fn may_be_busy(&self, before: Work) -> bool {
+        let busy = before.in_flight > 0 || self.in_flight() > 0;
+        let last = self.last_piece().max(self.since_start(&self.last_probe));
+        let silent = self.since.elapsed().saturating_sub(last);
+        if busy && self.busy.has_no_excuse() {
+            self.busy.accuse(self.since.elapsed());
+            return false;
+        }
+        busy && silent < self.care.busy_timeout
+    }
+
+    /// The others have this many good answers, and one of its own requests failed.
+    pub(crate) fn request_failed(&self, others_good: u64) -> Record {
+        self.ejection.failed(others_good, &self.load.bars)
+    }
+
+    /// Returns whether that is news.
+    pub(crate) fn eject(&self, problem: &str) -> bool {
+        let load = &self.load;
+        self.ejection.eject(&self.name, problem, &load.bars)
+    }
+
+    pub(crate) fn good_answers(&self) -> u64 {
+        self.ejection.good_answers()
+    }
+
+    pub(crate) fn failure_share(&self) -> f64 {
+        self.ejection.failure_share()
+    }
+
+    /// It has enough for so long: others come first.
+    pub(crate) fn cool(self: &Arc<Self>, time: Duration) {
+        if self.load.bars.cool() {
+            let backend = Arc::clone(self);
+            tokio::spawn(async move {
+                sleep(time).await;
+                backend.load.bars.warm_up();
+            });
+        }
     }
 
     pub(crate) fn models(&self) -> Option<Arc<Models>> {
@@ -160,10 +319,30 @@ impl Backend {
         news
     }
 
-    pub(crate) fn standing(&self) -> Standing {
-        if !self.condition.is_up() {
+    /// Whether it may be given a request; and the requests that it has, with those that its failures
+    /// weigh.
+    pub(crate) fn standing(&self) -> (Standing, usize) {
+        let bars = &self.load.bars;
+        if bars.none() {
+            let in_flight = self.in_flight();
+            return (self.free(in_flight), in_flight);
+        }
+        let in_flight = self.in_flight();
+        let free = self.free(in_flight);
+        let standing = if bars.is_down() {
             Standing::Out
-        } else if self.in_flight() >= self.load.max.load(Ordering::Relaxed) {
+        } else if bars.is_ejected() && !bars.trial_is_due() {
+            Standing::Ejected
+        } else if bars.is_cooling() {
+            free.max(Standing::Cooling)
+        } else {
+            free
+        };
+        (standing, in_flight + bars.penalty())
+    }
+
+    fn free(&self, in_flight: usize) -> Standing {
+        if in_flight >= self.load.max.load(Ordering::Relaxed) {
             Standing::Full
         } else {
             Standing::Ready
@@ -188,45 +367,35 @@ impl Backend {
 
     /// Notes that a piece of an answer has come.
     pub(crate) fn answering(&self) {
-        let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_byte.store(now.max(1), Ordering::Relaxed);
+        self.note(&self.last_piece);
     }
 
-    /// Whether a piece of an answer came within this time.
-    pub(crate) fn answered_within(&self, time: Duration) -> bool {
-        let last = Duration::from_millis(self.last_byte.load(Ordering::Relaxed));
-        !last.is_zero() && self.since.elapsed().saturating_sub(last) < time
+    /// When a piece of an answer came last.
+    pub(crate) fn last_answer(&self) -> Instant {
+        self.since + self.last_piece()
+    }
+
+    fn last_piece(&self) -> Duration {
+        self.since_start(&self.last_piece)
+    }
+
+    fn since_start(&self, noted: &AtomicU64) -> Duration {
+        Duration::from_millis(noted.load(Ordering::Relaxed))
+    }
+
+    fn note(&self, when: &AtomicU64) {
+        let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        when.store(now, Ordering::Relaxed);
     }
 }
+
+/// How soon one that may start at any moment is looked at again.
+const SOON: Duration = Duration::from_millis(500);
 
 fn settings(spec: BackendSpec, care: &Care) -> Settings {
     let own = spec.key.as_ref().and_then(crate::auth::ApiKey::header);
     Settings {
         key: own.or_else(|| care.key.clone()),
         spec,
-    }
-}
-
-/// A request's place at a backend: it is in flight there until this is dropped.
-pub(crate) struct Place(Arc<Backend>);
-
-impl Place {
-    pub(crate) fn take(backend: Arc<Backend>) -> Self {
-        backend.load.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(backend)
-    }
-}
-
-impl std::ops::Deref for Place {
-    type Target = Arc<Backend>;
-
-    fn deref(&self) -> &Arc<Backend> {
-        &self.0
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.load.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

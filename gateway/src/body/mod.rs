@@ -1,13 +1,11 @@
 //! Request bodies: their beginning is kept, to find the model in and to send again, the rest
 //! streams.
 
+mod intake;
+mod pace;
 mod received;
 mod upload;
 
-use std::time::Duration;
-
+pub(crate) use intake::Intake;
 pub(crate) use received::Received;
 pub(crate) use upload::Upload;
-
-/// How long a client may pause while it sends one.
-const PAUSE: Duration = Duration::from_secs(30);

@@ -1,58 +1,175 @@
 //! The beginning of a request's body, as it comes from a client.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
 use axum::body::Body;
+use axum::http::HeaderMap;
 use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout};
 
-use super::PAUSE;
+use super::intake::{Intake, KEPT, MOST};
+use super::pace::Pace;
+use super::upload::Upload;
 use crate::error::Refusal;
-
-/// How much of a body is kept: to find the model in, and to send again.
-const KEPT: usize = 4 << 20;
+use crate::model::Search;
 
 /// A body, of which the beginning is read.
 pub(crate) struct Received {
     pub(crate) start: Bytes,
+    trailers: Option<HeaderMap>,
     /// What follows it.
     pub(crate) rest: Option<Body>,
+    pace: Pace,
+    /// For what is kept beyond the usual.
+    _memory: Option<OwnedSemaphorePermit>,
 }
 
 impl Received {
-    /// Reads all of a JSON object that is not too big to keep, and the first piece of all else.
-    pub(crate) async fn read(mut body: Body) -> Result<Self, Refusal> {
-        let mut first = Bytes::new();
-        let mut all = BytesMut::new();
-        while !body.is_end_stream() {
-            let frame = match timeout(PAUSE, body.frame()).await {
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(e))) => return Err(Refusal::BadBody(e.to_string())),
-                Ok(None) => break,
-                Err(_) => return Err(Refusal::BodyTimedOut),
-            };
-            let Ok(data) = frame.into_data() else { break };
-            // Most bodies come in one piece, which needs no copy.
-            if first.is_empty() {
-                first = data;
-            } else {
-                if all.is_empty() {
-                    all.extend_from_slice(&first);
-                }
-                all.extend_from_slice(&data);
+    /// Reads all of a body that may name a model, if it is not too big to keep, and the first piece
+    /// of all else. One that is bigger is read on if the model is still `needed`.
+    pub(crate) async fn read(
+        body: Body,
+        search: &mut Search,
+        intake: &Intake,
+        needed: bool,
+    ) -> Result<Self, Refusal> {
+        let mut reading = Reading::new(body, intake);
+        while let Some(piece) = reading.next().await? {
+            search.read(&piece, reading.kept()).await;
+            let len = reading.kept().len();
+            let more = needed && len < MOST;
+            if !search.goes_on() || len >= KEPT && (!more || search.has_model()) {
+                return Ok(reading.finish(true));
             }
-            let read = first.len().max(all.len());
-            let object = first.trim_ascii_start().first().is_none_or(|&b| b == b'{');
-            if !object || read >= KEPT {
-                let rest = (!body.is_end_stream()).then_some(body);
-                return Ok(Self::new(first, all, rest));
-            }
+            intake.keep(len, &mut reading.memory)?;
         }
-        Ok(Self::new(first, all, None))
+        Ok(reading.finish(false))
     }
 
-    fn new(first: Bytes, all: BytesMut, rest: Option<Body>) -> Self {
-        let start = if all.is_empty() { first } else { all.freeze() };
-        Self { start, rest }
+    /// What is sent to a backend. What is not kept goes with it.
+    pub(crate) fn upload(&mut self) -> Upload {
+        let rest = self.rest.take();
+        let pace = std::mem::take(&mut self.pace);
+        Upload::new(self.start.clone(), self.trailers.clone(), rest, pace)
+    }
+
+    /// Whether its length is known before it is sent.
+    pub(crate) fn has_length(&self) -> bool {
+        let rest = self.rest.as_ref();
+        self.trailers.is_none() && rest.is_none_or(|rest| rest.size_hint().exact().is_some())
+    }
+}
+
+/// A body that is being read.
+struct Reading<'a> {
+    body: Body,
+    intake: &'a Intake,
+    /// Most bodies come in one piece, which needs no copy.
+    first: Bytes,
+    all: BytesMut,
+    trailers: Option<HeaderMap>,
+    pace: Pace,
+    memory: Option<OwnedSemaphorePermit>,
+    upload: Option<OwnedSemaphorePermit>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(body: Body, intake: &'a Intake) -> Self {
+        Self {
+            body,
+            intake,
+            first: Bytes::new(),
+            all: BytesMut::new(),
+            trailers: None,
+            pace: Pace::default(),
+            memory: None,
+            upload: None,
+        }
+    }
+
+    fn kept(&self) -> &[u8] {
+        if self.all.is_empty() {
+            &self.first
+        } else {
+            &self.all
+        }
+    }
+
+    /// The next piece, which is kept.
+    async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
+        loop {
+            if self.body.is_end_stream() {
+                return Ok(None);
+            }
+            let Some(frame) = self.frame().await? else {
+                return Ok(None);
+            };
+            match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => {
+                    self.keep(&data);
+                    return Ok(Some(data));
+                }
+                Err(frame) => self.trailers = frame.into_trailers().ok(),
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Result<Option<Frame<Bytes>>, Refusal> {
+        let mut frame = pin!(self.body.frame());
+        // What has come with the head takes nobody's place.
+        let now = poll_fn(|context| {
+            Poll::Ready(match frame.as_mut().poll(context) {
+                Poll::Ready(frame) => Some(frame),
+                Poll::Pending => None,
+            })
+        });
+        let frame = match now.await {
+            Some(frame) => frame,
+            None => {
+                if self.upload.is_none() {
+                    self.upload = Some(self.intake.wait()?);
+                }
+                let since = Instant::now();
+                let frame = timeout(self.pace.patience(), frame).await;
+                self.pace.waited(since.elapsed());
+                frame.map_err(|_| Refusal::BodyTimedOut)?
+            }
+        };
+        frame
+            .transpose()
+            .map_err(|e| Refusal::BadBody(e.to_string()))
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        self.pace.read(data.len());
+        if self.first.is_empty() {
+            self.first = data.clone();
+            return;
+        }
+        if self.all.is_empty() {
+            self.all.extend_from_slice(&self.first);
+        }
+        self.all.extend_from_slice(data);
+    }
+
+    fn finish(self, goes_on: bool) -> Received {
+        let goes_on = goes_on && !self.body.is_end_stream();
+        Received {
+            start: if self.all.is_empty() {
+                self.first
+            } else {
+                self.all.freeze()
+            },
+            trailers: self.trailers,
+            rest: goes_on.then_some(self.body),
+            pace: self.pace,
+            _memory: self.memory,
+        }
     }
 }

@@ -4,30 +4,59 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
+use axum::http::HeaderMap;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tokio::time::{Sleep, sleep};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep, sleep};
 
-use super::PAUSE;
+use super::pace::Pace;
 
 /// What is sent to a backend.
 pub(crate) struct Upload {
     start: Bytes,
+    trailers: Option<HeaderMap>,
     rest: Option<Body>,
-    pause: Option<Pin<Box<Sleep>>>,
+    pace: Pace,
+    pause: Option<(Instant, Pin<Box<Sleep>>)>,
+    /// Goes with it.
+    end: Option<oneshot::Sender<()>>,
 }
 
 impl Upload {
-    pub(crate) fn new(start: Bytes, rest: Option<Body>) -> Self {
+    pub(super) fn new(
+        start: Bytes,
+        trailers: Option<HeaderMap>,
+        rest: Option<Body>,
+        pace: Pace,
+    ) -> Self {
         Self {
             start,
+            trailers,
             rest,
+            pace,
             pause: None,
+            end: None,
         }
     }
 
+    /// What ends when all of it has been sent, or nobody sends it any more.
+    pub(crate) fn tell_end(&mut self) -> oneshot::Receiver<()> {
+        let (end, ended) = oneshot::channel();
+        self.end = Some(end);
+        ended
+    }
+
     pub(crate) fn empty() -> Self {
-        Self::new(Bytes::new(), None)
+        Self::new(Bytes::new(), None, None, Pace::default())
+    }
+
+    fn came(&mut self, frame: Option<&Frame<Bytes>>) {
+        if let Some((since, _)) = self.pause.take() {
+            self.pace.waited(since.elapsed());
+        }
+        let data = frame.and_then(Frame::data_ref);
+        self.pace.read(data.map_or(0, Bytes::len));
     }
 }
 
@@ -44,13 +73,16 @@ impl http_body::Body for Upload {
             return Poll::Ready(Some(Ok(Frame::data(start))));
         }
         let Some(rest) = &mut self.rest else {
-            return Poll::Ready(None);
+            let trailers = self.trailers.take().map(Frame::trailers);
+            return Poll::Ready(trailers.map(Ok));
         };
         if let Poll::Ready(frame) = Pin::new(rest).poll_frame(context) {
-            self.pause = None;
+            self.came(frame.as_ref().and_then(|frame| frame.as_ref().ok()));
             return Poll::Ready(frame);
         }
-        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
+        let patience = self.pace.patience();
+        let now = || (Instant::now(), Box::pin(sleep(patience)));
+        let (_, pause) = self.pause.get_or_insert_with(now);
         ready!(pause.as_mut().poll(context));
         Poll::Ready(Some(Err(axum::Error::new(std::io::Error::from(
             std::io::ErrorKind::TimedOut,
@@ -58,7 +90,9 @@ impl http_body::Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.start.is_empty() && self.rest.as_ref().is_none_or(|rest| rest.is_end_stream())
+        self.start.is_empty()
+            && self.trailers.is_none()
+            && self.rest.as_ref().is_none_or(|rest| rest.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -67,6 +101,8 @@ impl http_body::Body for Upload {
         let mut hint = SizeHint::new();
         hint.set_lower(start + rest.lower());
         match (&self.rest, rest.upper()) {
+            // Trailers follow chunks alone.
+            _ if self.trailers.is_some() => {}
             (None, _) => hint.set_exact(start),
             (Some(_), Some(upper)) => hint.set_upper(start + upper),
             (Some(_), None) => {}

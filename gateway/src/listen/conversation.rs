@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderValue, Request, StatusCode};
+use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -21,11 +22,15 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::clients::Entry;
 use super::socket::{Shared, Socket};
+use super::strict::Strict;
 use crate::life::Phase;
 use crate::peer::Peer;
+use crate::protocol;
 
-/// How long a client may take to send a request's head, and how long it may idle before that.
-const HEAD: Duration = Duration::from_secs(30);
+/// How long a client may idle between requests. Longer than any load balancer before this server
+/// does by default (nginx 60 s, AWS 60 s, Google 600 s), so that it is never this one that closes a
+/// connection just as a request comes. When room runs out, those that idle leave sooner.
+const IDLE: Duration = Duration::from_secs(620);
 
 /// How long a client may read nothing of what waits for it.
 const STALLED: Duration = Duration::from_secs(60);
@@ -41,7 +46,7 @@ const HURRY: Duration = Duration::from_secs(1);
 
 pub(super) fn server() -> http1::Builder {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    http.timer(TokioTimer::new()).header_read_timeout(IDLE);
     http
 }
 
@@ -55,24 +60,32 @@ pub(super) async fn converse(
 ) {
     let mut stream = TimeoutStream::new(Shared(Arc::clone(&socket)));
     stream.set_write_timeout(Some(STALLED));
+    let answered = Arc::new(AtomicBool::new(false));
+    let stream = Strict::new(Box::pin(stream), Arc::clone(&answered));
     let broken = Arc::clone(&peer.broken);
     let app = TowerToHyperService::new(app);
     let phases = phase.clone();
     let service = service_fn(move |request: Request<Incoming>| {
+        let checked = protocol::check(&request);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer.clone());
-        let answer = hyper::service::Service::call(&app, request);
+        let answer = checked.map(|()| hyper::service::Service::call(&app, request));
+        let answered = Arc::clone(&answered);
         let phases = phases.clone();
         async move {
-            let mut answer = answer.await?;
+            let mut answer = match answer {
+                Ok(answer) => answer.await?,
+                Err(refusal) => refusal.into_response(),
+            };
             let leaves = matches!(*phases.borrow(), Phase::Retiring | Phase::Retired);
             if leaves && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
                 answer.headers_mut().insert(CONNECTION, CLOSE);
             }
+            answered.store(true, Ordering::Relaxed);
             Ok::<_, Infallible>(answer)
         }
     });
-    let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
+    let connection = http.serve_connection(TokioIo::new(stream), service);
     let conversation = async {
         let mut connection = pin!(connection.with_upgrades());
         let mut given_up = phase.clone();
@@ -142,8 +155,11 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::super::clients::Clients;
+    use super::super::strict::HEAD;
     use super::*;
-    use crate::body::Received;
+    use crate::body::{Intake, Received};
+    use crate::model::Search;
+    use axum::http::HeaderMap;
 
     /// Serves one client, on a clock that jumps whenever all wait for it.
     async fn served(app: Router) -> TcpStream {
@@ -174,19 +190,36 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_finish_its_head_is_left() {
-        for begun in ["", "GET / HTTP/1.1\r\nHos"] {
+        let router = || Router::new().route("/", get(|| async {}));
+        // Begun at once, or after another.
+        for before in ["", "GET / HTTP/1.1\r\nHost: h\r\n\r\n"] {
+            let mut client = served(router()).await;
+            let sent = format!("{before}GET / HTTP/1.1\r\nHos");
+            client.write_all(sent.as_bytes()).await.unwrap();
+            let since = tokio::time::Instant::now();
+            let answers = rest(client).await.matches(" 200 ").count();
+            assert_eq!(answers, usize::from(!before.is_empty()));
+            let took = since.elapsed();
+            assert!((HEAD..HEAD * 2).contains(&took), "{before}: {took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_may_idle_for_long() {
+        for before in ["", "GET / HTTP/1.1\r\nHost: h\r\n\r\n"] {
             let mut client = served(Router::new()).await;
-            client.write_all(begun.as_bytes()).await.unwrap();
-            let before = tokio::time::Instant::now();
-            assert!(!rest(client).await.contains(" 200 "));
-            assert!(before.elapsed() >= HEAD, "{begun}: {:?}", before.elapsed());
+            client.write_all(before.as_bytes()).await.unwrap();
+            let since = tokio::time::Instant::now();
+            rest(client).await;
+            assert!(since.elapsed() >= IDLE, "{before}: {:?}", since.elapsed());
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_finish_its_body_is_told() {
         let read = |body: Body| async {
-            match Received::read(body).await {
+            let mut search = Search::new("/", &HeaderMap::new());
+            match Received::read(body, &mut search, &Intake::new(1), true).await {
                 Ok(_) => "all of it".to_owned(),
                 Err(refusal) => refusal.status().to_string(),
             }
@@ -196,6 +229,24 @@ mod tests {
         client.write_all(begun.as_bytes()).await.unwrap();
         let answer = rest(client).await;
         assert!(answer.ends_with("408 Request Timeout"), "{answer}");
+        // Nor may one send a byte now and then for ever.
+        let mut client = served(Router::new().route("/", post(read))).await;
+        client.write_all(begun.as_bytes()).await.unwrap();
+        let (mut reading, mut writing) = client.into_split();
+        let since = tokio::time::Instant::now();
+        let trickle = tokio::spawn(async move {
+            loop {
+                sleep(HEAD / 4).await;
+                if writing.write_all(b" ").await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut answer = String::new();
+        let _ = reading.read_to_string(&mut answer).await;
+        assert!(answer.ends_with("408 Request Timeout"), "{answer}");
+        assert!(since.elapsed() < HEAD * 2, "{:?}", since.elapsed());
+        trickle.abort();
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,9 @@
 
 mod clients;
 mod conversation;
+mod framing;
 mod socket;
+mod strict;
 
 use std::io;
 use std::net::SocketAddr;

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::ser::SerializeMap;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::admission;
 use crate::backend::{Backend, State as Condition};
+use crate::error::Refusal;
 use crate::shared::Shared;
+use crate::via;
 
 #[derive(Serialize)]
 struct Health<'a> {
@@ -39,7 +42,7 @@ impl Serialize for Description<'_> {
 }
 
 #[derive(Serialize)]
-struct BackendHealth {
+pub(super) struct BackendHealth {
     url: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<String>,
@@ -52,13 +55,13 @@ struct BackendHealth {
 }
 
 impl BackendHealth {
-    fn of(backend: &Backend) -> Self {
+    pub(super) fn of(backend: &Backend) -> Self {
         let (state, problem) = backend.state();
         let models = backend.models();
         Self {
             url: backend.name.clone(),
             origin: backend.origin(),
-            state: name(state, backend.is_retired()),
+            state: name(state, backend.is_retired(), backend.is_ejected()),
             in_flight: backend.in_flight(),
             models: models.map(|models| models.names().map(str::to_owned).collect()),
             problem,
@@ -66,21 +69,46 @@ impl BackendHealth {
     }
 }
 
-fn name(state: Condition, retired: bool) -> &'static str {
+fn name(state: Condition, retired: bool, ejected: bool) -> &'static str {
     match state {
         _ if retired => "draining",
         Condition::Unknown => "unknown",
+        Condition::Up if ejected => "ejected",
         Condition::Up => "up",
         Condition::Down => "down",
     }
 }
 
-pub(super) async fn handler(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    let (code, status) = if shared.life.is_serving() {
+pub(super) fn status(shared: &Shared) -> (StatusCode, &'static str) {
+    if shared.life.is_serving() {
         (StatusCode::OK, "ok")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting down")
-    };
+    }
+}
+
+/// `/ready`: whether requests are best sent here.
+pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let up = || shared.live.roster().members().iter().any(|b| b.is_up());
+    if !shared.life.is_ready() {
+        (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
+    } else if up() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "no backend is up\n")
+    }
+}
+
+pub(super) async fn handler(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    // So that a backend that is this very server is not taken for a good one.
+    if via::has_been_here(&headers, &shared.via) {
+        return Refusal::Loop.into_response();
+    }
+    let (code, status) = status(&shared);
+    if !admission::shows_key(&shared, &headers) {
+        // Who may not ask for more may know that it serves.
+        return (code, Json(json!({ "status": status }))).into_response();
+    }
     let all = shared.live.all();
     let backends: Vec<_> = all.iter().map(|b| BackendHealth::of(b)).collect();
     let options = &shared.options;
@@ -93,5 +121,5 @@ pub(super) async fn handler(State(shared): State<Arc<Shared>>) -> impl IntoRespo
             .then_some(options.no_backends_hint.as_str()),
         backends,
     };
-    (code, Json(health).into_response())
+    (code, Json(health)).into_response()
 }

@@ -1,25 +1,31 @@
 //! What the gateway answers itself, and where: all else is passed on.
 
 mod health;
+mod live;
 mod metrics;
 mod models;
+mod ollama;
 
 use std::sync::Arc;
 
 use axum::routing::get;
 use axum::{Router, middleware};
 
+use crate::error::Refusal;
 use crate::shared::Shared;
 use crate::{admission, proxy};
 
 pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     let mut guarded = Router::new()
         .route("/metrics", get(metrics::handler))
+        .route("/llmlb/state", get(live::state))
         .route("/v1/models", get(models::list).fallback(proxy::handler))
         .route(
             "/v1/models/{*id}",
             get(models::one).fallback(proxy::handler),
         )
+        .route("/api/tags", get(ollama::tags).fallback(proxy::handler))
+        .route("/api/ps", get(ollama::ps).fallback(proxy::handler))
         .fallback(proxy::handler);
     if shared.options.api_key.is_some() {
         let require = middleware::from_fn_with_state(Arc::clone(shared), admission::require_key);
@@ -27,5 +33,8 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     }
     guarded
         .route("/health", get(health::handler))
+        .route("/ready", get(health::ready))
+        .route("/llmlb", get(live::page))
+        .method_not_allowed_fallback(|| async { Refusal::MethodNotAllowed })
         .with_state(Arc::clone(shared))
 }

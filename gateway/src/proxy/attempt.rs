@@ -1,37 +1,68 @@
 //! One request to one backend: what can be sent again, what can't, and what a failure says.
 
+use std::time::Duration;
+
 use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, Method};
 use hyper::body::Incoming;
-use tracing::debug;
+use tokio::sync::oneshot;
 
+use super::repeat::may_be_repeated;
+use super::{deadline, headers};
 use crate::backend::{Backend, Connection};
 use crate::body::{Received, Upload};
 use crate::error::Refusal;
+use crate::report::{self, Again, Reason};
+use crate::shared::Shared;
+use crate::verdict;
 
 /// What is the same for every backend that is tried.
 pub(super) struct Outgoing {
     pub(super) method: Method,
     pub(super) path: PathAndQuery,
     pub(super) headers: HeaderMap,
-    pub(super) body: Received,
+    body: Received,
+    /// All of the body is kept, so that it can be sent again.
+    pub(super) whole: bool,
 }
 
 impl Outgoing {
-    /// As it is sent to this one. What is not kept of the body goes with it.
-    fn request(&mut self, backend: &Backend) -> hyper::Request<Upload> {
-        let body = Upload::new(self.body.start.clone(), self.body.rest.take());
+    pub(super) fn new(
+        method: Method,
+        path: PathAndQuery,
+        headers: HeaderMap,
+        body: Received,
+    ) -> Self {
+        Self {
+            method,
+            path,
+            headers,
+            whole: body.rest.is_none(),
+            body,
+        }
+    }
+
+    /// As it is sent to this one; and, if that is asked for, what tells when all of it is. What is
+    /// not kept of the body goes with it.
+    fn request(
+        &mut self,
+        backend: &Backend,
+        told: bool,
+    ) -> (hyper::Request<Upload>, Option<oneshot::Receiver<()>>) {
+        let mut body = self.body.upload();
+        let uploaded = told.then(|| body.tell_end());
         let mut request = hyper::Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = backend.url.uri(&self.path);
         *request.headers_mut() = self.headers.clone();
-        let headers = request.headers_mut();
-        headers.insert(HOST, backend.host_header.clone());
+        let sent = request.headers_mut();
+        sent.insert(HOST, backend.host_header.clone());
         if let Some(key) = backend.key() {
-            headers.insert(AUTHORIZATION, key);
+            headers::remove_keys(sent);
+            sent.insert(AUTHORIZATION, key);
         }
-        request
+        (request, uploaded)
     }
 }
 
@@ -39,20 +70,21 @@ pub(super) enum Attempt {
     Answered(hyper::Response<Incoming>, Connection),
     /// It has seen nothing of the request.
     Unreachable(std::io::Error),
+    /// It has taken the request, and there is no answer.
+    Failed(Reason, String),
 }
 
 /// Sends a request to one backend, on a pooled connection if that will do.
 pub(super) async fn attempt(
+    shared: &Shared,
     backend: &Backend,
     outgoing: &mut Outgoing,
     upgrade: bool,
+    first_byte: Option<Duration>,
 ) -> Result<Attempt, Refusal> {
     // Only what can be sent again goes out on a connection that may have died meanwhile.
-    let pooled = match outgoing.body.rest {
-        None if !upgrade => backend.pool.take(),
-        _ => None,
-    };
-    let mut next = pooled;
+    let again = outgoing.whole && !upgrade && may_be_repeated(&outgoing.method, &outgoing.path);
+    let mut next = if again { backend.pool.take() } else { None };
     // Why the first one failed, if it may have been what made it fail.
     let mut taken = None;
     loop {
@@ -65,22 +97,29 @@ pub(super) async fn attempt(
                     // It may have died of this request, and so would the next.
                     Some(first) => {
                         if !out_of_descriptors(&e) {
-                            backend.failed(e.to_string());
+                            verdict::unreachable(shared, backend, &e);
                         }
-                        return Err(Refusal::Broken(format!("{first}; then: {e}")));
+                        let problem = format!("{first}; then: {e}");
+                        return Ok(Attempt::Failed(Reason::Reset, problem));
                     }
                 },
             },
         };
-        match connection.send(outgoing.request(backend)).await {
+        let (request, uploaded) = outgoing.request(backend, first_byte.is_some());
+        let sending = connection.send(request);
+        let sent = match deadline::first_byte(first_byte, uploaded, sending).await {
+            Ok(sent) => sent,
+            Err(problem) => return Ok(Attempt::Failed(Reason::Timeout, problem)),
+        };
+        match sent {
             Ok(response) => return Ok(Attempt::Answered(response, connection)),
             Err(e) if e.stale => {
-                debug!("A pooled connection to {} was dead", backend.name);
+                report::sent_again(&shared.metrics, &backend.name, Again::Stale);
                 taken = (!e.unsent).then_some(e.error);
             }
             // Ours is the body, and it failed because the client did.
             Err(e) if e.error.is_user() => return Err(Refusal::BodyTimedOut),
-            Err(e) => return Err(Refusal::Broken(e.error.to_string())),
+            Err(e) => return Ok(Attempt::Failed(Reason::Reset, e.error.to_string())),
         }
     }
 }

@@ -7,23 +7,33 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::extract::Request;
-use axum::http::{StatusCode, Version};
+use axum::http::{Method, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Level, enabled};
 
+use super::tally::Tally;
+use super::trace::Trace;
 use crate::backend::Place;
+use crate::error::Refusal;
 use crate::peer::Peer;
-use crate::report::{self, Ended};
+use crate::report::{self, Ended, Reason};
 use crate::shared::Shared;
+use crate::verdict;
 
 pub(super) struct Flight {
     pub(super) shared: Arc<Shared>,
     pub(super) peer: Peer,
-    /// It was this many in flight when it came, itself included.
-    pub(super) number: usize,
+    /// One of those that may be passed on, once its body is here.
+    slot: Option<OwnedSemaphorePermit>,
+    /// Its answer may tell of something that the backend has made.
+    pub(super) makes: bool,
+    /// Where it asks for a model that is listed.
+    pub(super) tally: Option<Tally>,
     pub(super) started: Instant,
-    /// For the access log, if that is on.
-    line: Option<String>,
+    trace: Arc<Trace>,
+    /// For the log, if that is on: method, and path without the query, which may hold a key.
+    line: Option<(Method, String)>,
     pub(super) place: Option<Place>,
     pub(super) upgrade: Option<OnUpgrade>,
     pub(super) version: Version,
@@ -33,16 +43,19 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    pub(super) fn begin(shared: Arc<Shared>, request: &mut Request) -> Self {
+    pub(super) fn begin(shared: Arc<Shared>, request: &mut Request, trace: Arc<Trace>) -> Self {
         let peer = Peer::of(request);
-        let number = shared.life.enter();
+        shared.life.enter();
         peer.busy.fetch_add(1, Ordering::AcqRel);
-        // Without the query, which may hold a key.
-        let line = || format!("{} {}", request.method(), request.uri().path());
+        let line = || (request.method().clone(), request.uri().path().to_owned());
+        let logged = shared.options.access_log || enabled!(Level::DEBUG);
         Self {
-            number,
+            slot: None,
+            makes: false,
+            tally: None,
             started: Instant::now(),
-            line: enabled!(Level::DEBUG).then(line),
+            trace,
+            line: logged.then(line),
             place: None,
             upgrade: None,
             version: request.version(),
@@ -53,22 +66,56 @@ impl Flight {
             peer,
         }
     }
+
+    /// A piece of its answer has come.
+    pub(super) fn tell(&mut self, data: &[u8]) {
+        if let Some((tally, place)) = self.tally.as_mut().zip(self.place.as_ref()) {
+            tally.piece(data, self.started, &place.name, &self.shared.metrics);
+        }
+    }
+
+    /// It has been answered to the end.
+    pub(super) fn succeeded(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.succeeded();
+        }
+    }
+
+    /// Its backend failed it in the midst of the answer.
+    pub(super) fn failed(&mut self, reason: Reason, problem: &str) {
+        if let Some(place) = &mut self.place {
+            verdict::failed(&self.shared, place, reason, problem);
+        }
+    }
+
+    /// From here on it counts among the requests in flight.
+    pub(super) fn take_slot(&mut self) -> Result<(), Refusal> {
+        let slots = Arc::clone(&self.shared.slots);
+        let slot = slots.try_acquire_owned().map_err(|_| Refusal::Overloaded)?;
+        self.slot = Some(slot);
+        Ok(())
+    }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
+        let line = self.line.as_ref();
         report::ended(
-            &self.shared.metrics,
+            &self.shared,
             &Ended {
-                line: self.line.as_deref(),
+                id: self.trace.id(),
+                line: line.map(|(method, path)| (method.as_str(), path.as_str())),
                 peer: self.peer.address,
                 backend: self.place.as_ref().map(|place| place.name.as_str()),
                 status: self.status,
                 first_byte: self.first_byte,
                 total: self.started.elapsed(),
                 end: self.end,
+                model: self.tally.as_ref().map(Tally::model),
+                usage: self.tally.as_ref().and_then(Tally::usage),
             },
         );
+        self.slot = None;
         // Its place before the count that the end waits for.
         self.place = None;
         self.peer.busy.fetch_sub(1, Ordering::AcqRel);

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 
 use axum::http::header::{
-    CONNECTION, EXPECT, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, EXPECT, FORWARDED, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::{HeaderMap, HeaderValue};
+
+use crate::auth::X_API_KEY;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -20,7 +22,15 @@ pub(super) fn forward(headers: &mut HeaderMap, peer: Option<SocketAddr>, upgrade
     } else {
         None
     };
+    let takes_trailers = !upgrade && headers.contains_key(TE) && {
+        let mut codings = tokens(headers, &TE);
+        codings.any(|coding| coding.eq_ignore_ascii_case("trailers"))
+    };
     remove_hop_by_hop(headers);
+    if takes_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
     // Answered by this server already.
     headers.remove(EXPECT);
     if let Some(protocol) = protocol {
@@ -57,6 +67,12 @@ fn add_forwarded_for(headers: &mut HeaderMap, peer: SocketAddr) {
     }
 }
 
+/// Removes the ways to show a key.
+pub(super) fn remove_keys(headers: &mut HeaderMap) {
+    headers.remove(AUTHORIZATION);
+    headers.remove(X_API_KEY);
+}
+
 /// Removes what is meant for this connection alone (RFC 9110, 7.6.1).
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
@@ -72,7 +88,6 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         KEEP_ALIVE,
         PROXY_CONNECTION,
         TE,
-        TRAILER,
         TRANSFER_ENCODING,
         UPGRADE,
     ] {
@@ -126,7 +141,7 @@ mod tests {
                 ("x-mine", "1"),
                 ("x-too", "1"),
                 ("keep-alive", "timeout=5"),
-                ("te", "trailers"),
+                ("te", "gzip"),
                 ("transfer-encoding", "chunked"),
                 ("upgrade", "h2c"),
                 ("expect", "100-continue"),
@@ -146,6 +161,14 @@ mod tests {
                 "x-other"
             ]
         );
+    }
+
+    #[test]
+    fn trailers_are_announced_and_asked_for() {
+        let out = forwarded(&[("te", "gzip, Trailers"), ("trailer", "x-sum")], false);
+        assert_eq!(out["te"], "trailers");
+        assert_eq!(out["connection"], "te");
+        assert_eq!(out["trailer"], "x-sum");
     }
 
     #[test]

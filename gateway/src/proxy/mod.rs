@@ -1,77 +1,82 @@
 //! Passes requests on to backends, and their answers back.
 
 mod attempt;
+mod deadline;
+mod dispatch;
 mod flight;
 mod headers;
 mod relay;
+mod repeat;
+mod tally;
+mod trace;
 mod tunnel;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::Version;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::TRANSFER_ENCODING;
 use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderValue, Version};
 use axum::response::{IntoResponse, Response};
-use hyper::body::Incoming;
-use tracing::debug;
 
-use crate::backend::{Backend, Connection};
 use crate::body::Received;
 use crate::error::Refusal;
 use crate::live::{NoPlace, Wanted};
+use crate::model::{Asked, Found, Search};
 use crate::shared::Shared;
-use crate::{admission, catalog, model};
-use attempt::{Attempt, Outgoing, attempt, out_of_descriptors};
+use crate::{admission, model, via};
+use attempt::Outgoing;
+use dispatch::{Answer, dispatch};
 use flight::Flight;
+use tally::Tally;
+use trace::Trace;
 
 pub(crate) async fn handler(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
-    let mut flight = Flight::begin(shared, &mut request);
-    match forward(&mut flight, request).await {
+    let trace = Arc::new(Trace::of(&mut request));
+    let mut flight = Flight::begin(shared, &mut request, Arc::clone(&trace));
+    let forwarded = forward(&mut flight, request).await;
+    let place = flight.place.as_ref();
+    let backend = place.map(|place| Arc::clone(place));
+    let mut response = match forwarded {
         Ok((response, connection)) => relay::relay(flight, response, connection),
         Err(refusal) => {
             flight.status = Some(refusal.status());
             refusal.into_response()
         }
-    }
+    };
+    let backend = backend.as_ref().map(|backend| backend.name.as_str());
+    trace.tell(response.headers_mut(), backend);
+    response
 }
 
-async fn forward(
-    flight: &mut Flight,
-    request: Request,
-) -> Result<(hyper::Response<Incoming>, Connection), Refusal> {
-    let path = admission::admit(&flight.shared, &request, flight.number)?;
-    let mut outgoing = receive(flight, path, request).await?;
-    let strict = admission::is_openai(&outgoing.path);
-    // Borrows the body, which may be taken below.
-    let model = model::named(outgoing.path.path(), &outgoing.body).map(Cow::into_owned);
+async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusal> {
+    if via::has_been_here(request.headers(), &flight.shared.via) {
+        return Err(Refusal::Loop);
+    }
+    let path = admission::admit(&flight.shared, &request)?;
+    flight.makes = model::makes(path.path());
+    let (mut outgoing, asked) = receive(flight, path, request).await?;
+    let shared = Arc::clone(&flight.shared);
+    flight.take_slot()?;
+    let maker = asked.follows.and_then(|id| shared.made.maker(&id));
+    let model = match asked.model {
+        Found::Text(model) => Some(model),
+        Found::Nothing => None,
+        Found::Unreadable if maker.is_none() && shared.live.roster().differ() => {
+            return Err(Refusal::UnknowableModel);
+        }
+        Found::Unreadable => None,
+    };
+    flight.tally = model
+        .as_deref()
+        .filter(|model| shared.live.roster().lists(model))
+        .map(|model| Tally::new(model.into()));
     let wanted = Wanted {
         model: model.as_deref(),
-        strict,
-        affine: None,
+        strict: admission::is_openai(&outgoing.path),
+        affine: maker.as_ref().map(|maker| maker.name.as_str()),
     };
-    let shared = Arc::clone(&flight.shared);
-    let mut tried: Vec<Arc<Backend>> = Vec::new();
-    let mut problem = None;
-    loop {
-        let place = shared.live.take(&wanted, &tried);
-        let place = place.map_err(|none| refusal(&shared, none, problem.take(), wanted.model))?;
-        let backend = Arc::clone(&place);
-        flight.place = Some(place);
-        match attempt(&backend, &mut outgoing, flight.upgrade.is_some()).await? {
-            Attempt::Answered(response, connection) => return Ok((response, connection)),
-            Attempt::Unreachable(e) => {
-                let problem = &*problem.insert(format!("{}: {e}", backend.name));
-                debug!("Cannot connect to {problem}");
-                if !out_of_descriptors(&e) {
-                    backend.failed(e.to_string());
-                }
-                flight.place = None;
-                tried.push(backend);
-            }
-        }
-    }
+    dispatch(flight, &mut outgoing, &wanted).await
 }
 
 /// Reads what is to be kept of a request, and makes its headers the gateway's.
@@ -79,26 +84,35 @@ async fn receive(
     flight: &mut Flight,
     path: PathAndQuery,
     mut request: Request,
-) -> Result<Outgoing, Refusal> {
+) -> Result<(Outgoing, Asked), Refusal> {
     if headers::ask_for_upgrade(request.headers()) && request.version() == Version::HTTP_11 {
         flight.upgrade = Some(hyper::upgrade::on(&mut request));
     }
+    let asked = Asked::by_uri(request.uri());
+    let mut search = Search::new(path.path(), request.headers());
+    let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
     let (mut parts, body) = request.into_parts();
     headers::forward(
         &mut parts.headers,
         flight.peer.address,
         flight.upgrade.is_some(),
     );
-    if flight.shared.options.api_key.is_some() {
+    let shared = &flight.shared;
+    via::add(&mut parts.headers, &shared.via);
+    if shared.options.api_key.is_some() {
         // It is the gateway's, and no business of a backend's.
-        parts.headers.remove(AUTHORIZATION);
+        headers::remove_keys(&mut parts.headers);
     }
-    Ok(Outgoing {
-        method: parts.method,
-        path,
-        headers: parts.headers,
-        body: Received::read(body).await?,
-    })
+    let needed = asked.model == Found::Nothing && shared.live.roster().differ();
+    let body = Received::read(body, &mut search, &shared.intake, needed).await?;
+    if is_chunked && !body.has_length() {
+        // For some methods it would be left out otherwise, and the body with it.
+        let chunked = HeaderValue::from_static("chunked");
+        parts.headers.insert(TRANSFER_ENCODING, chunked);
+    }
+    let is_all = body.rest.is_none() || !needed;
+    let outgoing = Outgoing::new(parts.method, path, parts.headers, body);
+    Ok((outgoing, asked.unless(search.asked(is_all))))
 }
 
 /// What is said when no place was to be had, the last of those tried having had this problem.
@@ -112,7 +126,9 @@ fn refusal(
     match (problem, none, model) {
         (Some(problem), ..) => Refusal::Unreachable(problem, retry_after),
         (None, NoPlace::NoSuchModel, Some(model)) => {
-            Refusal::NoSuchModel(model.to_owned(), catalog::names(&shared.live))
+            let catalog = shared.catalogs.now(&shared.live);
+            let (names, more) = catalog.names.clone();
+            Refusal::NoSuchModel(model.to_owned(), names, more)
         }
         (None, NoPlace::Full, _) => Refusal::Full,
         (None, ..) => Refusal::AllDown(retry_after),

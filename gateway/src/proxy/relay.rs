@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
+use axum::BoxError;
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use axum::http::{HeaderValue, StatusCode, Version};
@@ -13,11 +14,14 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::deadline::Pauses;
 use super::flight::Flight;
 use super::headers;
 use super::tunnel::tunnel;
 use crate::backend::Connection;
 use crate::error::Refusal;
+use crate::model::Answer;
+use crate::report::Reason;
 
 /// Passes an answer on, and keeps the flight until its end.
 pub(super) fn relay(
@@ -37,6 +41,7 @@ pub(super) fn relay(
     if switched {
         let (Some(client), Some(protocol)) = (flight.upgrade.take(), protocol) else {
             let refusal = Refusal::Broken("it switched protocols unasked".to_owned());
+            flight.failed(Reason::Reset, "it switched protocols unasked");
             flight.status = Some(refusal.status());
             return refusal.into_response();
         };
@@ -44,16 +49,27 @@ pub(super) fn relay(
             .headers
             .insert(CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(UPGRADE, protocol);
+        flight.succeeded();
         let mut response = hyper::Response::from_parts(parts, body);
         let backend = hyper::upgrade::on(&mut response);
         tokio::spawn(tunnel(flight, client, backend, connection));
         return response.map(|_| Body::empty());
     }
     flight.end = "client left";
+    if let Some(tally) = &mut flight.tally {
+        tally.begin(parts.status, &parts.headers);
+    }
+    let answer = if flight.makes {
+        Answer::new(parts.status, &parts.headers)
+    } else {
+        None
+    };
     // The server speaks its own version of HTTP to the client.
     parts.version = Version::HTTP_11;
     let mut relay = Relay {
+        pauses: Pauses::limited(&flight.shared.options),
         body,
+        answer,
         flight: Some((flight, connection)),
     };
     if relay.body.is_end_stream() {
@@ -65,6 +81,9 @@ pub(super) fn relay(
 /// The body of an answer on its way to the client.
 struct Relay {
     body: Incoming,
+    pauses: Pauses,
+    /// What may be told in it.
+    answer: Option<Answer>,
     /// Until its end. Dropped before, it ends the connection, and so the backend's work.
     flight: Option<(Flight, Connection)>,
 }
@@ -76,22 +95,55 @@ impl Relay {
                 Arc::clone(&place.pool).put(connection);
             }
             flight.end = "";
+            flight.succeeded();
+        }
+    }
+
+    /// Keeps the client from taking a broken answer for a whole one.
+    fn break_off(&mut self, reason: Reason, problem: &str) {
+        if let Some((mut flight, _connection)) = self.flight.take() {
+            flight.end = "broken";
+            if flight.version < Version::HTTP_11 {
+                flight.peer.broken.store(true, Ordering::Relaxed);
+            }
+            flight.failed(reason, problem);
+        }
+    }
+}
+
+/// Before the client gets to know it: it may ask at once.
+fn note(flight: &Flight, made: Vec<String>) {
+    for id in made {
+        if let Some(place) = &flight.place {
+            flight.shared.made.note(&id, place);
         }
     }
 }
 
 impl http_body::Body for Relay {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
+            let problem = ready!(self.pauses.poll_too_long(context));
+            self.break_off(Reason::Timeout, &problem);
+            return Poll::Ready(Some(Err(problem.into())));
+        };
         match &frame {
-            Some(Ok(_)) => {
-                if let Some((flight, _)) = &mut self.flight {
+            Some(Ok(frame)) => {
+                let relay = &mut *self;
+                relay.pauses.end();
+                if let Some((flight, _)) = &mut relay.flight {
+                    if let Some((answer, data)) = relay.answer.as_mut().zip(frame.data_ref()) {
+                        note(flight, answer.read(data));
+                    }
+                    if let Some(data) = frame.data_ref() {
+                        flight.tell(data);
+                    }
                     let started = flight.started;
                     flight.first_byte.get_or_insert_with(|| started.elapsed());
                     if let Some(place) = &flight.place {
@@ -102,19 +154,10 @@ impl http_body::Body for Relay {
                     self.complete();
                 }
             }
-            // Passed on, it keeps the client from taking a broken answer for a whole one.
-            Some(Err(_)) => {
-                if let Some((flight, _)) = &mut self.flight {
-                    flight.end = "broken";
-                    if flight.version < Version::HTTP_11 {
-                        flight.peer.broken.store(true, Ordering::Relaxed);
-                    }
-                }
-                self.flight = None;
-            }
+            Some(Err(e)) => self.break_off(Reason::BrokenStream, &e.to_string()),
             None => self.complete(),
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -96,14 +96,7 @@ fn what_is_no_json_goes_anywhere() {
         Backend::named("b", &["large"]),
     ];
     let gateway = Gateway::before(&backends.each_ref().map(Backend::url));
-    for body in [
-        "",
-        "model",
-        "[1]",
-        "{\"model\":",
-        "{\"model\":1}",
-        "--x\r\nmodel",
-    ] {
+    for body in ["", "model", "[1]", "{\"mod", "{model:1}", "--x\r\nmodel"] {
         let mut both: Vec<_> = (0..2)
             .map(|_| who(&gateway.connect().ask("POST", "/v1/x", "", body.as_bytes())))
             .collect();

@@ -52,6 +52,8 @@ fn a_request_that_a_backend_has_taken_is_never_given_to_another() {
         let answer = gateway.chat("fails");
         assert_eq!(answer.status(), 502, "{partial}");
         assert_eq!(answer.error_code(), "backend_failed");
+        // OpenAI's clients would send it again by themselves.
+        assert_eq!(answer.header("x-should-retry"), Some("false"));
         assert_eq!(failing.requests().len(), 1);
         assert_eq!(other.requests().len(), 0);
     }
@@ -76,7 +78,9 @@ fn a_pooled_connection_that_died_is_replaced_and_the_request_sent_again() {
     for number in 0..5 {
         let body = format!("{{\"n\":{number}}}");
         let before = reads.load(Ordering::SeqCst);
-        let answer = gateway.connect().ask("POST", "/v1/x", "", body.as_bytes());
+        let answer = gateway
+            .connect()
+            .ask("POST", "/v1/completions", "", body.as_bytes());
         assert_eq!((answer.status(), &*answer.body), (200, &b"fresh"[..]));
         let times = reads.load(Ordering::SeqCst) - before;
         assert!((1..=2).contains(&times), "read {times} times");
@@ -112,7 +116,9 @@ fn a_request_that_a_backend_may_have_died_of_is_not_given_to_the_next() {
         [gateway.chat("m").status(), gateway.chat("m").status()],
         [200; 2]
     );
-    let answer = gateway.connect().ask("POST", "/v1/poison", "", b"{}");
+    let answer = gateway
+        .connect()
+        .ask("POST", "/v1/poison/completions", "", b"{}");
     assert_eq!(answer.status(), 502);
     assert_eq!(answer.error_code(), "backend_failed");
     assert_eq!(deaths.load(Ordering::SeqCst), 1);
@@ -135,7 +141,9 @@ fn an_answer_that_has_begun_on_a_pooled_connection_is_not_asked_for_again() {
         });
         let gateway = Gateway::before(&[backend.url()]);
         assert_eq!(gateway.chat("m").status(), 200);
-        let answer = gateway.connect().ask("POST", "/v1/break", "", b"{}");
+        let answer = gateway
+            .connect()
+            .ask("POST", "/v1/break/completions", "", b"{}");
         assert_eq!(answer.status(), 502, "{begun}");
         assert_eq!(backend.requests().len(), 2, "{begun}");
     }

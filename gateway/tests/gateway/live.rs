@@ -138,7 +138,11 @@ fn a_backend_that_stays_keeps_its_state_and_its_connections() {
     });
     let mut other = Backend::named("other", &["n"]);
     let gateway = Gateway::with(&[staying.url()], once());
-    let ask = || gateway.connect().ask("POST", "/v1/first", "", &chat("m"));
+    let ask = || {
+        gateway
+            .connect()
+            .ask("POST", "/v1/first/completions", "", &chat("m"))
+    };
     assert_eq!(ask().body, b"staying");
     let up = states(&gateway);
     // Looked at only once an hour: had it been forgotten, it would not be up again at once.

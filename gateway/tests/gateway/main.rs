@@ -6,9 +6,21 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![cfg(unix)]
 
+mod asking;
 mod choosing;
+mod deadlines;
+mod ejecting;
 mod embedding;
 mod failing;
+mod following;
+mod hanging;
 mod live;
+mod loops;
+mod ollama;
 mod passing;
+mod protocol;
+mod repeating;
+mod seen;
+mod starting;
 mod support;
+mod uploads;

@@ -110,7 +110,8 @@ mod unix {
 }
 
 /// Is asked to end by its stop event: `graceful=CODE` and `stubborn` listen, the others don't.
-/// `lock` takes the lock by itself.
+/// `lock` takes the lock by itself. `job` runs a worker in a job that outlives the server, as the
+/// worker has it open too.
 #[cfg(windows)]
 mod windows {
     use std::env;
@@ -118,7 +119,10 @@ mod windows {
     use std::process::{Command, exit};
     use std::thread;
 
-    use llmlb_lock_core::{LockDir, StopEvent};
+    use std::os::windows::io::{AsHandle, AsRawHandle};
+
+    use llmlb_lock_core::{LockDir, ServerJob, StopEvent};
+    use windows::Win32::Foundation::{HANDLE, HANDLE_FLAG_INHERIT, SetHandleInformation};
 
     pub(super) fn main() {
         let args: Vec<String> = env::args().skip(1).collect();
@@ -139,6 +143,22 @@ mod windows {
         if has("worker") {
             let own = env::current_exe().unwrap();
             Command::new(own).arg("sleep").spawn().unwrap();
+        }
+        let _job = has("job").then(|| {
+            let job = ServerJob::create().unwrap();
+            let handle = HANDLE(job.as_handle().as_raw_handle());
+            // SAFETY: the handle is open.
+            unsafe { SetHandleInformation(handle, HANDLE_FLAG_INHERIT.0, HANDLE_FLAG_INHERIT) }
+                .unwrap();
+            let own = env::current_exe().unwrap();
+            let worker = Command::new(own).arg("sleep").spawn().unwrap();
+            job.add(worker.as_handle()).unwrap();
+            job
+        });
+        if has("daemon") {
+            let own = env::current_exe().unwrap();
+            Command::new(own).arg("sleep").spawn().unwrap();
+            exit(0);
         }
         for name in args.iter().filter_map(|arg| arg.strip_prefix("env=")) {
             println!("{name}={}", env::var(name).unwrap_or_default());

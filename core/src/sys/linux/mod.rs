@@ -9,6 +9,7 @@ mod holders;
 mod identity;
 mod marked;
 mod process;
+mod watch;
 
 pub(crate) use descent::{Entrance, Family};
 pub(crate) use generation::generation;
@@ -19,3 +20,4 @@ pub(crate) use holders::{
 pub(crate) use identity::{forked_identity, identity, own_identity};
 pub(crate) use marked::{Marked, marked, server_id, server_id_of};
 pub(crate) use process::{is_anothers, process, process_started_at};
+pub(crate) use watch::Watch;

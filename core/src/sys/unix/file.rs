@@ -11,7 +11,7 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::Directory;
-use super::owner::at;
+use super::owner::{at, effective_uid};
 use crate::error::context;
 use crate::record::{BLANK, MAX_LEN};
 use crate::sys::refuse;
@@ -50,6 +50,13 @@ impl LockFile {
     /// [`Directory::open_lock`]: super::Directory::open_lock
     pub(crate) fn retry(&self) -> io::Result<bool> {
         self.locked(fs2::FileExt::try_lock_exclusive(&self.file))
+    }
+
+    /// The file as it is after a wait, with its lock: others may have written to it meanwhile.
+    /// `None` where it belongs to another user, whose left-overs nobody takes.
+    pub(crate) fn after_wait(self) -> io::Result<Option<Self>> {
+        let own = self.metadata()?.uid() == effective_uid();
+        Ok(own.then_some(Self { new: false, ..self }))
     }
 
     /// Whether somebody holds the kernel lock. Takes a shared one for an instant where nobody does:

@@ -178,6 +178,11 @@ impl LockFile {
         true
     }
 
+    /// The file after a wait, if it has the lock: here it may be gone as well.
+    pub(crate) fn after_wait(self) -> io::Result<Option<Self>> {
+        Ok(None)
+    }
+
     /// Gives a lock back that was taken only to look; it ends with the handle here.
     pub(crate) fn unlock(&self) {}
 

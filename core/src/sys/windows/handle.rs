@@ -26,7 +26,7 @@ pub(super) fn open_process(pid: u32, access: u32) -> io::Result<OwnedHandle> {
 }
 
 /// Opens a process by its exact id: Windows ignores the two lowest bits. `None` for none.
-pub(super) fn open_exact(pid: u32, access: u32) -> io::Result<Option<OwnedHandle>> {
+fn open_exact(pid: u32, access: u32) -> io::Result<Option<OwnedHandle>> {
     let handle = match open_process(pid, access | PROCESS_QUERY_LIMITED_INFORMATION) {
         Ok(handle) => handle,
         Err(e) if is(&e, ERROR_INVALID_PARAMETER) => return Ok(None),

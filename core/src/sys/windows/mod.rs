@@ -9,6 +9,8 @@
 mod directory;
 mod file;
 mod handle;
+mod job;
+mod listed;
 mod owner;
 mod process;
 mod result;
@@ -17,6 +19,7 @@ mod token;
 
 pub(crate) use directory::Directory;
 pub(crate) use file::LockFile;
+pub use job::ServerJob;
 pub(crate) use owner::owned_alike;
 pub(crate) use process::{ProcessHandle, identity, own_identity, process, terminate};
 pub use stop_event::StopEvent;

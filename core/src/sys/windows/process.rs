@@ -8,6 +8,8 @@ use chrono::{DateTime, Utc};
 use windows_sys::Win32::System::Threading::{PROCESS_TERMINATE, TerminateProcess};
 
 use super::handle::{no_process, open_live, wait, wait_until};
+use super::job::ServerJob;
+use super::listed;
 use super::result::succeeded;
 use super::stop_event;
 use crate::record::Identity;
@@ -21,15 +23,15 @@ fn to_utc(filetime: u64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(since_1970 / 10)
 }
 
-/// Looks one process up. `None` for none, or one that has ended; an error where it may not be
-/// looked at. `pid` must be from 1 to `i32::MAX`.
+/// Looks one process up. `None` for none, or one that has ended; an error where it can't be told.
+/// `pid` must be from 1 to `i32::MAX`.
 pub(crate) fn process(pid: u32) -> io::Result<Option<Process>> {
-    // Ids are multiples of four.
-    if !pid.is_multiple_of(4) {
-        return Ok(None);
-    }
-    let found = open_live(pid, 0)?;
-    Ok(found.map(|(_, created)| Process {
+    let created = match open_live(pid, 0) {
+        Ok(found) => found.map(|(_, created)| created),
+        // Somebody else's, or none at all.
+        Err(_) => listed::creation_time(pid)?,
+    };
+    Ok(created.map(|created| Process {
         started: to_utc(created),
         parent: 0, // only of use where the holders of a lock can be told
         start: created,
@@ -58,6 +60,8 @@ pub(crate) struct ProcessHandle {
     pid: u32,
     handle: OwnedHandle,
     created: u64,
+    /// The server that it runs.
+    job: Option<ServerJob>,
 }
 
 impl ProcessHandle {
@@ -68,6 +72,7 @@ impl ProcessHandle {
             pid,
             handle,
             created,
+            job: ServerJob::of(pid, created),
         }))
     }
 
@@ -88,18 +93,24 @@ impl ProcessHandle {
         Ok(())
     }
 
-    /// Ends it. A process that is gone already is no error.
+    /// Ends it with the server that it runs. A process that is gone already is no error.
     pub(crate) fn kill(&self) -> io::Result<()> {
         // SAFETY: the handle is open, and was opened with the right to terminate.
         match succeeded(unsafe { TerminateProcess(self.handle.as_raw_handle(), KILLED) }) {
-            Err(_) if wait(&self.handle, 0)? => Ok(()),
-            result => result,
+            Err(_) if wait(&self.handle, 0)? => {}
+            result => result?,
         }
+        self.job.as_ref().map_or(Ok(()), ServerJob::terminate)
     }
 
-    /// Waits for its end. False when `timeout` ran out first.
+    /// Waits for its end and that of the server that it runs. False when `timeout` ran out first.
     pub(crate) fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        wait_until(&self.handle, Instant::now().checked_add(timeout))
+        let deadline = Instant::now().checked_add(timeout);
+        if !wait_until(&self.handle, deadline)? {
+            return Ok(false);
+        }
+        let job = self.job.as_ref();
+        job.map_or(Ok(true), |job| job.wait_until(deadline))
     }
 }
 
@@ -109,4 +120,18 @@ pub(crate) fn terminate(pid: i32) -> io::Result<()> {
     ProcessHandle::open(pid)?
         .ok_or_else(|| no_process(pid))?
         .kill()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_tells_the_same_time_of_a_process_as_its_handle() {
+        let own = std::process::id();
+        let start = process(own).unwrap().unwrap().start;
+        assert_eq!(listed::creation_time(own).unwrap(), Some(start));
+        assert_eq!(listed::creation_time(own + 1).unwrap(), None);
+        assert!(process(own + 1).unwrap().is_none());
+    }
 }

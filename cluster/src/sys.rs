@@ -1,0 +1,27 @@
+//! The two calls that rustix has no safe name for: all `unsafe` of this crate is here.
+#![allow(unsafe_code)]
+
+use std::io;
+
+/// Real-time priority for this thread, above all that is not real-time. Needs CAP_SYS_NICE or
+/// RLIMIT_RTPRIO.
+pub(crate) fn real_time() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the pointer is to a live local; 0 is the calling thread.
+    let result = unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameters)
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Closes every descriptor above the standard ones: what was inherited would be kept open for as
+/// long as this process lives, a lock among it. Only for a process that has opened nothing yet.
+pub(crate) fn close_inherited() {
+    // SAFETY: no pointers; that nothing of this process is among them is the caller's contract.
+    // Before Linux 5.9 there is no such call, and what was inherited stays open.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+}

@@ -1,0 +1,298 @@
+//! Where in what a client sends a request's head begins and ends.
+//!
+//! hyper knows, and does not tell: not that a head has begun, which is what a deadline for it needs,
+//! nor that its lines end in a bare LF, which some servers take for the end of a line and others do
+//! not. So this follows along, as cheaply as it can. Where it is not sure it looks no more.
+
+use memchr::memchr;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Head,
+    /// So much of a body of known length is to come.
+    Body(u64),
+    /// In the line before a chunk.
+    ChunkSize,
+    /// So much of a chunk and its line break is to come.
+    Chunk(u64),
+    Trailers,
+    /// After something that is no HTTP, or will be none.
+    Lost,
+}
+
+/// What the head says of what follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    Nothing,
+    Length(u64),
+    Chunks,
+    Unknown,
+}
+
+/// The beginning of a line, as long as any that matters.
+const LINE: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Framing {
+    state: State,
+    follows: Follows,
+    /// The first line of a head has come.
+    begun: bool,
+    /// What has come of a line in earlier pieces, its beginning alone.
+    line: Vec<u8>,
+    /// How long it is in all, and its last byte.
+    len: usize,
+    last: u8,
+}
+
+impl Framing {
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::Head,
+            follows: Follows::Nothing,
+            begun: false,
+            line: Vec::new(),
+            len: 0,
+            last: 0,
+        }
+    }
+
+    /// Whether a head has begun and not ended.
+    pub(super) fn in_head(&self) -> bool {
+        self.state == State::Head && (self.begun || self.len > 0)
+    }
+
+    /// Follows what has come. Returns where a line of a head ends as it must not.
+    pub(super) fn follow(&mut self, piece: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while at < piece.len() {
+            let rest = &piece[at..];
+            let step = match self.state {
+                State::Lost => return None,
+                State::Body(left) => self.skip(rest, left, State::Body, State::Head),
+                State::Chunk(left) => self.skip(rest, left, State::Chunk, State::ChunkSize),
+                State::Head | State::ChunkSize | State::Trailers => {
+                    let Some(end) = memchr(b'\n', rest) else {
+                        self.keep(rest);
+                        return None;
+                    };
+                    if self.line_ends(&rest[..end]) {
+                        return Some(at + end);
+                    }
+                    end + 1
+                }
+            };
+            at += step;
+        }
+        None
+    }
+
+    fn skip(&mut self, rest: &[u8], left: u64, more: fn(u64) -> State, then: State) -> usize {
+        let step = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        self.state = match left - step as u64 {
+            0 => then,
+            left => more(left),
+        };
+        step
+    }
+
+    fn keep(&mut self, part: &[u8]) {
+        let room = LINE.saturating_sub(self.line.len());
+        self.line.extend_from_slice(&part[..part.len().min(room)]);
+        self.len += part.len();
+        self.last = part.last().copied().unwrap_or(self.last);
+    }
+
+    /// A line is complete, of which this part was in the last piece. Returns whether it ends in a
+    /// bare LF though it is one of a head.
+    fn line_ends(&mut self, part: &[u8]) -> bool {
+        let bare = part.last().copied().unwrap_or(self.last) != b'\r' || self.len + part.len() == 0;
+        if self.state == State::Head && bare {
+            self.state = State::Lost;
+            return true;
+        }
+        if self.len == 0 {
+            self.line_is(part);
+        } else {
+            self.keep(part);
+            let line = std::mem::take(&mut self.line);
+            self.len = 0;
+            self.line_is(&line);
+        }
+        false
+    }
+
+    fn line_is(&mut self, line: &[u8]) {
+        let empty = matches!(line, b"" | b"\r");
+        match self.state {
+            State::Head if !empty => {
+                if self.begun {
+                    self.header_is(line);
+                } else if line.starts_with(b"CONNECT ") {
+                    self.follows = Follows::Unknown;
+                }
+                self.begun = true;
+            }
+            // Line breaks before a head are none of it.
+            State::Head if self.begun => {
+                self.begun = false;
+                self.state = match std::mem::replace(&mut self.follows, Follows::Nothing) {
+                    Follows::Nothing | Follows::Length(0) => State::Head,
+                    Follows::Length(len) => State::Body(len),
+                    Follows::Chunks => State::ChunkSize,
+                    Follows::Unknown => State::Lost,
+                };
+            }
+            State::ChunkSize => {
+                self.state = match chunk_size(line) {
+                    Some(0) => State::Trailers,
+                    // With its line break.
+                    Some(len) => State::Chunk(len + 2),
+                    None => State::Lost,
+                };
+            }
+            State::Trailers if empty => self.state = State::Head,
+            _ => {}
+        }
+    }
+
+    fn header_is(&mut self, line: &[u8]) {
+        // Few begin as one of those.
+        if !matches!(line[0] | 0x20, b'c' | b't' | b'u') {
+            return;
+        }
+        if starts(line, b"content-length:") {
+            if self.follows == Follows::Nothing {
+                let value = &line[b"content-length:".len()..];
+                self.follows = decimal(value).map_or(Follows::Unknown, Follows::Length);
+            }
+        } else if starts(line, b"transfer-encoding:") {
+            self.follows = Follows::Chunks;
+        } else if starts(line, b"upgrade:") {
+            // It may not be HTTP after this.
+            self.follows = Follows::Unknown;
+        }
+    }
+}
+
+fn starts(line: &[u8], name: &[u8]) -> bool {
+    line.get(..name.len())
+        .is_some_and(|beginning| beginning.eq_ignore_ascii_case(name))
+}
+
+fn decimal(value: &[u8]) -> Option<u64> {
+    std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()
+}
+
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let digits = line.split(|b| *b == b';').next().unwrap_or_default();
+    let digits = std::str::from_utf8(digits.trim_ascii()).ok()?;
+    let size = u64::from_str_radix(digits, 16).ok()?;
+    size.checked_add(2).map(|_| size)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GET: &str = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+
+    /// Where the first line ends wrongly, in whatever pieces it comes.
+    fn bare(text: &str) -> Option<usize> {
+        let whole = Framing::new().follow(text.as_bytes());
+        let mut framing = Framing::new();
+        let bytes = text.as_bytes().chunks(1).enumerate();
+        let mut found = bytes.filter_map(|(at, byte)| framing.follow(byte).map(|_| at));
+        assert_eq!(found.next(), whole, "{text:?}");
+        whole
+    }
+
+    #[test]
+    fn a_bare_line_feed_in_a_head_is_found_and_elsewhere_it_is_data() {
+        assert_eq!(bare(GET), None);
+        assert_eq!(bare("GET / HTTP/1.1\nHost: h\n\n"), Some(14));
+        assert_eq!(bare("GET / HTTP/1.1\r\nHost: h\n\r\n"), Some(23));
+        assert_eq!(bare("GET / HTTP/1.1\r\nHost: h\r\n\n"), Some(25));
+        let post = "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n\n\na";
+        assert_eq!(bare(post), None);
+        assert_eq!(bare(&format!("{post}{post}")), None);
+        let second = format!("{post}GET / HTTP/1.1\n");
+        assert_eq!(bare(&second), Some(second.len() - 1));
+        let chunked = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n\
+            2;x=y\r\n\n\n\r\nA\r\n0123\n56789\r\n0\r\nx-sum: 1\r\n\r\n";
+        assert_eq!(bare(&format!("{chunked}{GET}\r\n{GET}")), None);
+        let third = format!("{chunked}{GET}\nGET");
+        assert_eq!(bare(&third), Some(third.len() - 4));
+    }
+
+    #[test]
+    fn what_is_no_longer_http_is_not_looked_at() {
+        for head in [
+            "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n",
+            "CONNECT h:1 HTTP/1.1\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        ] {
+            assert_eq!(bare(&format!("{head}\n\n")), None);
+        }
+    }
+
+    #[test]
+    fn a_head_is_seen_to_begin_and_to_end() {
+        let mut framing = Framing::new();
+        for (piece, in_head) in [
+            ("", false),
+            ("\r\n", false),
+            ("G", true),
+            ("ET / HTTP/1.1\r\n", true),
+            ("Content-Length: 2\r\n\r", true),
+            ("\n", false),
+            ("{", false),
+            ("}", false),
+            ("P", true),
+        ] {
+            assert_eq!(framing.follow(piece.as_bytes()), None);
+            assert_eq!(framing.in_head(), in_head, "{piece:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_pieces_confuse_it(
+            bodies in prop::collection::vec(
+                (prop::collection::vec(any::<u8>(), 0..40), any::<bool>()), 1..5),
+            cuts in prop::collection::vec(1..30_usize, 1..8),
+        ) {
+            let mut sent = Vec::new();
+            for (body, chunked) in &bodies {
+                if *chunked {
+                    sent.extend(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+                    for part in body.chunks(7) {
+                        sent.extend(format!("{:x}\r\n", part.len()).bytes());
+                        sent.extend(part);
+                        sent.extend(b"\r\n");
+                    }
+                    sent.extend(b"0\r\n\r\n");
+                } else {
+                    let len = body.len();
+                    sent.extend(format!("POST / HTTP/1.1\r\nCONTENT-LENGTH:{len}\r\n\r\n").bytes());
+                    sent.extend(body);
+                }
+            }
+            sent.extend(GET.bytes());
+            let mut framing = Framing::new();
+            let mut rest = sent.as_slice();
+            for len in cuts.iter().cycle() {
+                let (piece, after) = rest.split_at((*len).min(rest.len()));
+                prop_assert_eq!(framing.follow(piece), None);
+                rest = after;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            prop_assert!(!framing.in_head());
+            prop_assert_eq!(framing.state, State::Head);
+        }
+    }
+}

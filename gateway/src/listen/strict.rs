@@ -1,0 +1,240 @@
+//! Between a client's socket and hyper: what hyper would let pass, and what it answers alone.
+//!
+//! hyper has no deadline for a head that begins when the head does, takes lines that end in a bare
+//! LF, and answers what it cannot parse with an empty body. None of that can be told to it, so it
+//! is done to what it reads and writes.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::framing::Framing;
+use crate::error::Refusal;
+
+/// How long a client may take to send a request's head, from its first byte.
+pub(super) const HEAD: Duration = Duration::from_secs(30);
+
+/// In no line of a head, to any parser.
+const NEVER: u8 = 0;
+
+/// A client's stream, as hyper is to see it.
+pub(super) struct Strict<S> {
+    stream: S,
+    framing: Framing,
+    /// Runs while a head is incomplete.
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// An answer of ours is about to be written.
+    answered: Arc<AtomicBool>,
+    /// What is written in place of what hyper wrote, and how much of it has been.
+    instead: Option<(Vec<u8>, usize)>,
+}
+
+impl<S> Strict<S> {
+    /// `answered` is set whenever hyper is given an answer.
+    pub(super) fn new(stream: S, answered: Arc<AtomicBool>) -> Self {
+        Self {
+            stream,
+            framing: Framing::new(),
+            deadline: None,
+            answered,
+            instead: None,
+        }
+    }
+
+    fn came(&mut self, new: &mut [u8]) {
+        if let Some(at) = self.framing.follow(new) {
+            // hyper then finds it malformed, and says so.
+            new[at] = NEVER;
+        }
+        if !self.framing.in_head() {
+            self.deadline = None;
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
+        if read.is_ready() {
+            this.came(&mut buffer.filled_mut()[before..]);
+            return read;
+        }
+        if this.framing.in_head() {
+            let deadline = this.deadline.get_or_insert_with(|| Box::pin(sleep(HEAD)));
+            ready!(deadline.as_mut().poll(context));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Strict<S> {
+    /// Writes what is to be written in place of something else.
+    fn poll_instead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some((text, written)) = &mut self.instead {
+            let stream = Pin::new(&mut self.stream);
+            match ready!(stream.poll_write(context, &text[*written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                len => *written += len,
+            }
+            if *written == text.len() {
+                self.instead = None;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether this is written otherwise, and has been.
+    fn poll_own(&mut self, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<bool>> {
+        if self.instead.is_none() {
+            if !may_be_own(data) || self.answered.load(Ordering::Relaxed) {
+                self.answered.store(false, Ordering::Relaxed);
+                return Poll::Ready(Ok(false));
+            }
+            let Some(text) = in_our_shape(data) else {
+                return Poll::Ready(Ok(false));
+            };
+            self.instead = Some((text, 0));
+        }
+        ready!(self.poll_instead(context))?;
+        Poll::Ready(Ok(true))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if ready!(this.poll_own(context, data))? {
+            return Poll::Ready(Ok(data.len()));
+        }
+        Pin::new(&mut this.stream).poll_write(context, data)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let first: &[u8] = data.first().map_or(&[], |slice| slice);
+        if ready!(this.poll_own(context, first))? {
+            return Poll::Ready(Ok(first.len()));
+        }
+        Pin::new(&mut this.stream).poll_write_vectored(context, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+/// Whether hyper may have written this by itself.
+fn may_be_own(data: &[u8]) -> bool {
+    data.starts_with(b"HTTP/1.1 4") && data.ends_with(b"\r\n\r\n")
+}
+
+/// hyper's own answer, with a body that tells what is wrong.
+fn in_our_shape(head: &[u8]) -> Option<Vec<u8>> {
+    let refusal = match head.get(9..12)? {
+        b"400" => Refusal::Malformed("its head is no HTTP/1.1"),
+        b"414" => Refusal::PathTooLong,
+        b"431" => Refusal::HeadTooLarge,
+        _ => return None,
+    };
+    let head = std::str::from_utf8(head).ok()?;
+    let mut lines = head.trim_end().split("\r\n");
+    let mut text = lines.next()?.to_owned();
+    for line in lines {
+        let (name, value) = line.split_once(':')?;
+        if name.eq_ignore_ascii_case("content-length") {
+            // What has a body was not made there.
+            if value.trim() != "0" {
+                return None;
+            }
+        } else {
+            text.push_str("\r\n");
+            text.push_str(line);
+        }
+    }
+    let body = refusal.json().to_string();
+    let len = body.len();
+    text.push_str(&format!(
+        "\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n{body}"
+    ));
+    Some(text.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    const OWN: &str = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\
+        content-length: 0\r\ndate: x\r\n\r\n";
+
+    async fn written(text: &str, answered: bool) -> String {
+        // So small that it takes several writes.
+        let (near, mut far) = duplex(16);
+        let answered = Arc::new(AtomicBool::new(answered));
+        let mut strict = Strict::new(near, answered);
+        let write = async move { strict.write_all(text.as_bytes()).await.unwrap() };
+        let mut read = String::new();
+        let (_, result) = tokio::join!(write, far.read_to_string(&mut read));
+        result.unwrap();
+        read
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_hypers_own_gets_a_body() {
+        let text = written(OWN, false).await;
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.starts_with("HTTP/1.1 431 ") && head.contains("date: x"),
+            "{head}"
+        );
+        let length = format!("content-length: {}", body.len());
+        assert!(
+            head.contains(&length) && !head.contains("length: 0"),
+            "{head}"
+        );
+        assert!(body.contains("headers_too_large"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn all_else_goes_out_as_it_is() {
+        assert_eq!(written(OWN, true).await, OWN);
+        for text in [
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n",
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "data",
+        ] {
+            assert_eq!(written(text, false).await, text);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Bodies that are on their way.
+
+use crate::support::{Backend, Gateway, chat, often, request};
+
+#[test]
+fn who_sends_slowly_keeps_nobody_out() {
+    let backend = Backend::named("fine", &[]);
+    let gateway = Gateway::with(&[backend.url()], often().max_requests(4));
+    let head = "POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{";
+    let mut slow: Vec<_> = (0..20)
+        .map(|_| {
+            let mut client = gateway.connect();
+            client.send(head);
+            client
+        })
+        .collect();
+    for _ in 0..10 {
+        for client in &mut slow {
+            client.send(" ");
+        }
+        assert_eq!(gateway.chat("m").body, b"fine");
+        // In two pieces, and so on its way for a while itself.
+        let mut client = gateway.connect();
+        let whole = request("POST", "/v1/x", "", &chat("m"));
+        let (first, second) = whole.split_at(whole.len() - 5);
+        client.send(first);
+        client.send(second);
+        assert_eq!(client.message().unwrap().body, b"fine");
+    }
+    assert_eq!(backend.requests().len(), 20);
+}
+
+#[test]
+fn there_is_a_limit_to_bodies_on_their_way() {
+    let backend = Backend::named("fine", &[]);
+    let gateway = Gateway::with(&[backend.url()], often().max_requests(1));
+    let head = "POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{";
+    let mut slow = Vec::new();
+    let refused = loop {
+        assert!(slow.len() < 1000, "there is none");
+        let mut client = gateway.connect();
+        client.send(head);
+        slow.push(client);
+        // One whose body is here needs no room among them, one in pieces does.
+        assert_eq!(gateway.chat("m").body, b"fine");
+        let mut client = gateway.connect();
+        client.send("POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{");
+        client.finish_sending();
+        if let Some(answer) = client.message()
+            && answer.status() == 503
+        {
+            break answer;
+        }
+    };
+    assert_eq!(refused.error_code(), "overloaded");
+    assert!(refused.header("retry-after").is_some());
+    drop(slow);
+}
+
+/// The first piece must not be looked through again for each that follows: that takes minutes.
+#[test]
+fn blanks_in_single_bytes_are_no_burden() {
+    const FIRST: usize = 512 << 10;
+    const SINGLE: usize = 100 << 10;
+    let backend = Backend::named("fine", &["m"]);
+    let gateway = Gateway::before(&[backend.url()]);
+    let mut client = gateway.connect();
+    // From then on, what comes is read in big pieces.
+    client.ask("POST", "/v1/x", "", &vec![b'x'; 4 << 20]);
+    let body = String::from_utf8(chat("m")).unwrap();
+    client.send(format!(
+        "POST /v1/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
+         {FIRST:x}\r\n{}\r\n{}{:x}\r\n{body}\r\n0\r\n\r\n",
+        " ".repeat(FIRST),
+        "1\r\n \r\n".repeat(SINGLE),
+        body.len(),
+    ));
+    assert_eq!(client.message().unwrap().body, b"fine");
+    let seen = backend.requests().pop().unwrap();
+    assert_eq!(seen.body.len(), FIRST + SINGLE + body.len());
+}

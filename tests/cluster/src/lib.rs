@@ -1,0 +1,56 @@
+//! What the tests of the cluster stand on: real etcd processes, a proxy that lies, and the program
+//! that plays servers, watchdogs and candidates.
+#![cfg(target_os = "linux")]
+// For the tests beside it alone.
+#![allow(missing_docs, clippy::expect_used, clippy::panic)]
+
+pub mod etcd;
+pub mod proxy;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How long a machine under load may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The directory of the binaries of this build.
+fn bin_dir() -> PathBuf {
+    let mut dir = std::env::current_exe().expect("a test knows its own path");
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
+    }
+    dir
+}
+
+/// Where data may go: below `target`.
+pub fn scratch() -> tempfile::TempDir {
+    let dir = bin_dir().join("../tmp");
+    std::fs::create_dir_all(&dir).expect("target can be written");
+    tempfile::Builder::new()
+        .prefix("cluster-")
+        .tempdir_in(dir)
+        .expect("target/tmp can be written")
+}
+
+/// The program of all roles.
+pub fn guinea() -> PathBuf {
+    bin_dir().join("cluster-guinea")
+}
+
+/// A role of it.
+pub fn role(name: &str) -> Command {
+    let mut command = Command::new(guinea());
+    command.arg(name);
+    command
+}
+
+/// Waits until `done` says so; panics with `what` when patience ends.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < until, "still not: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
