@@ -50,7 +50,7 @@ impl Target {
 }
 
 pub(super) enum Found {
-    Target(Target),
+    Target(Box<Target>),
     Nobody(StopOutcome),
 }
 
@@ -76,7 +76,7 @@ impl Stop<'_> {
                 let holder = keeper.unwrap_or(info.pid);
                 let taker = sys::taker(holder, &file).map_err(LockError::StopFailed)?;
                 let launcher = find(info.pid).ok().flatten();
-                return Ok(Found::Target(Target {
+                return Ok(Found::Target(Box::new(Target {
                     info: info.clone(),
                     record: Some(record.clone()),
                     id: sys::server_id_of(info.pid, &file, &self.directory, self.port),
@@ -86,7 +86,7 @@ impl Stop<'_> {
                     led_group: sys::leads_group(info.pid, &self.marker()),
                     file: cfg!(unix).then_some(file),
                     taker,
-                }));
+                })));
             }
             // Someone is starting, stopping or recovering this very moment.
             if unclear.get_or_insert_with(Instant::now).elapsed() >= SETTLE {
@@ -128,7 +128,7 @@ impl Stop<'_> {
                 };
                 let taker = sys::taker(first.pid(), &file).map_err(LockError::StopFailed)?;
                 let id = sys::server_id_of(first.pid(), &file, &self.directory, self.port);
-                return Ok(Found::Target(Target {
+                return Ok(Found::Target(Box::new(Target {
                     info,
                     record: None,
                     id,
@@ -138,7 +138,7 @@ impl Stop<'_> {
                     led_group: false,
                     file: cfg!(unix).then_some(file),
                     taker,
-                }));
+                })));
             }
             drop(file);
             self.pause(Duration::from_millis(2))?;

@@ -9,7 +9,7 @@
 //! - `twice=N`, `dying-twice=N`: N times forked twice, at the start or at SIGTERM
 //! - `chain=N`: forks without end, N times: each one leaves when it has started the next
 
-#![allow(clippy::unwrap_used, clippy::zombie_processes)]
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 #[cfg(not(unix))]
 fn main() {}

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 
-use super::environment::{Reader, Variable};
+use super::environment::{Reader, Variable, threads};
 use super::process::{stat, status_field};
 use crate::error::context;
 use crate::sys::LockFile;
@@ -77,15 +77,33 @@ impl Inode {
     }
 
     fn taker(&self, pid: u32) -> io::Result<Option<u32>> {
-        let path = format!("/proc/{pid}/fdinfo");
+        let found = self.look(&format!("/proc/{pid}"), pid)?;
+        if found != Looked::Nothing {
+            return Ok(found.taker());
+        }
+        // The descriptors of a process whose main thread has ended are seen through the others.
+        for thread in threads(pid).into_iter().filter(|&thread| thread != pid) {
+            let found = self.look(&format!("/proc/{pid}/task/{thread}"), pid)?;
+            if found != Looked::Nothing {
+                return Ok(found.taker());
+            }
+        }
+        Ok(None)
+    }
+
+    fn look(&self, process: &str, pid: u32) -> io::Result<Looked> {
+        let path = format!("{process}/fdinfo");
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Looked::Nothing),
             Err(e) if is_lack_of_descriptors(&e) => return Err(context(e, path)),
             // Not ours to look at: the kernel's own list names at least who took the lock.
-            Err(_) => return Ok(named_by_kernel(pid, self.number).then_some(pid)),
+            Err(_) if named_by_kernel(pid, self.number) => return Ok(Looked::Holder(pid)),
+            Err(_) => return Ok(Looked::Other),
         };
+        let mut looked = Looked::Nothing;
         for entry in entries.flatten() {
+            looked = Looked::Other;
             let text = match fs::read_to_string(entry.path()) {
                 Ok(text) => text,
                 Err(e) if is_lack_of_descriptors(&e) => return Err(context(e, path)),
@@ -96,16 +114,16 @@ impl Inode {
                 continue;
             };
             let fd = entry.file_name();
-            let theirs = format!("/proc/{pid}/fd/{}", fd.to_string_lossy());
+            let theirs = format!("{process}/fd/{}", fd.to_string_lossy());
             // A file system may show another device to us than to the kernel's list of locks.
             if device == self.device || name(&theirs).is_some_and(|n| Some(n) == name(&self.link)) {
-                return Ok(Some(taker));
+                return Ok(Looked::Holder(taker));
             }
         }
-        Ok(None)
+        Ok(looked)
     }
 
-    /// "lock:	1: FLOCK  ADVISORY  WRITE 2197 fe:00:10010636 0 EOF"
+    /// "lock: 1: FLOCK  ADVISORY  WRITE 2197 fe:00:10010636 0 EOF"
     fn taker_in<'a>(&self, line: &'a str) -> Option<(u32, &'a str)> {
         let mut fields = line.strip_prefix("lock:")?.split_ascii_whitespace();
         let kind = fields.nth(1)?;
@@ -113,6 +131,26 @@ impl Inode {
         let (device, number) = fields.next()?.rsplit_once(':')?;
         let is_ours = kind == "FLOCK" && number.parse() == Ok(self.number);
         is_ours.then(|| (taker.parse().unwrap_or(0), device))
+    }
+}
+
+/// What the descriptors of a process tell.
+#[derive(PartialEq, Eq)]
+enum Looked {
+    /// One holds the lock, which this process took.
+    Holder(u32),
+    /// None does.
+    Other,
+    /// There are none.
+    Nothing,
+}
+
+impl Looked {
+    fn taker(self) -> Option<u32> {
+        match self {
+            Self::Holder(taker) => Some(taker),
+            Self::Other | Self::Nothing => None,
+        }
     }
 }
 
