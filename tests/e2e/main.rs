@@ -2,7 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+// FUSE, ptrace.
+#[cfg(target_os = "linux")]
+mod company;
 mod hostile;
+// Cgroups, sessions, `/proc`.
+#[cfg(target_os = "linux")]
+mod left_over;
 mod readme;
 // Signals, process groups and interpreters.
 #[cfg(unix)]

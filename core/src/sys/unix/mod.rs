@@ -6,6 +6,7 @@ mod owner;
 
 pub(crate) use directory::Directory;
 pub(crate) use file::LockFile;
+pub(crate) use owner::{own_session, user_and_place};
 
 use std::io;
 
