@@ -219,10 +219,8 @@ async fn obtain(
             Some(program) => supervise::check_command(program)?,
             None => drop(resolve(&args.host, port)?),
         }
-        let options = StopOptions {
-            timeout: args.wait.unwrap_or(StopOptions::default().timeout),
-            ..StopOptions::default()
-        };
+        let mut options = StopOptions::default();
+        options.timeout = args.wait.unwrap_or(options.timeout);
         output::note(&format!(
             "Stopping server on port {port} {holder} to take its place..."
         ));

@@ -13,10 +13,9 @@ use crate::output;
 
 pub(crate) fn run(args: &StopArgs) -> Result<u8, Failure> {
     let locks = LockDir::default();
-    let options = StopOptions {
-        timeout: args.timeout,
-        force: args.force,
-    };
+    let options = StopOptions::default()
+        .timeout(args.timeout)
+        .force(args.force);
     match args.port {
         Some(port) => {
             stop_one(&locks, port, &options, &progress())?;

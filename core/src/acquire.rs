@@ -1,5 +1,6 @@
 //! Taking a lock: trying, waiting, and what a free lock's file says of those who had it before.
 
+use std::io;
 use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,10 +8,11 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use crate::dir::{LockDir, SETTLE, check_port, file_name};
-use crate::error::LockError;
-use crate::info::{Content, LockInfo};
-use crate::lock::{ServerLock, write_info};
-use crate::process::{is_consistent, is_holder};
+use crate::error::{LockError, context};
+use crate::info::LockInfo;
+use crate::lock::{ServerLock, write_record};
+use crate::process::{could_be, is_alive, is_holder};
+use crate::record::{Content, Record};
 use crate::sys::{Attempt, Directory, LockFile};
 
 /// How often a waiter tries for the lock: one system call each time.
@@ -101,31 +103,41 @@ impl LockDir {
                     None
                 }
             };
-            if let Some(file) = waiting {
-                let bytes = file.read().map_err(LockError::AcquireFailed)?;
-                if let Content::Holder(info) = Content::parse(&bytes, port)
-                    && is_holder(&info, &file)
+            if let Some(file) = waiting
+                && let Some(info) = holder_of(&file, port)?
+            {
+                if expired() {
+                    return Err(LockError::already_running(info));
+                }
+                // Whatever we lock here is looked at anew: the holder removes the file.
+                let path = self.lock_path(port);
+                let mut steps = 0_u32;
+                while !expired() && !file.retry().map_err(LockError::AcquireFailed)? {
+                    pause(WAIT_STEP)?;
+                    steps = steps.wrapping_add(1);
+                    // A file that was removed under its holder is no longer worth a wait.
+                    if steps.is_multiple_of(CHECK_STEPS)
+                        && !file.is_at(&path).map_err(LockError::AcquireFailed)?
+                    {
+                        break;
+                    }
+                }
+                file.unlock();
+                unclear = None;
+                if directory
+                    .is_at_its_path()
+                    .map_err(LockError::AcquireFailed)?
                 {
-                    if expired() {
-                        return Err(LockError::already_running(info));
-                    }
-                    // Whatever we lock here is looked at anew: the holder removes the file.
-                    let path = self.lock_path(port);
-                    let mut steps = 0_u32;
-                    while !expired() && !file.retry().map_err(LockError::AcquireFailed)? {
-                        pause(WAIT_STEP)?;
-                        steps = steps.wrapping_add(1);
-                        // A file that was removed under its holder is no longer worth a wait.
-                        if steps.is_multiple_of(CHECK_STEPS)
-                            && !file.is_at(&path).map_err(LockError::AcquireFailed)?
-                        {
-                            break;
-                        }
-                    }
-                    file.unlock();
-                    unclear = None;
                     continue;
                 }
+            }
+            // Moved away or removed: whoever starts or stops by now does so in another one.
+            if !directory
+                .is_at_its_path()
+                .map_err(LockError::AcquireFailed)?
+            {
+                directory = self.open_or_create()?;
+                continue;
             }
             // Someone is starting, stopping or recovering this very moment.
             let unclear = unclear.get_or_insert_with(Unclear::now);
@@ -143,38 +155,110 @@ impl LockDir {
     fn claim(&self, file: LockFile, directory: Directory, port: u16) -> Result<Claim, LockError> {
         let failed = LockError::AcquireFailed;
         let path = self.lock_path(port);
+        let name = file_name(port);
         if !file.is_at(&path).map_err(failed)? {
-            file.unlock();
+            // The directory was moved away, perhaps, and our file with it.
+            if file.is_new() && file.is_in(&directory, &name).map_err(failed)? {
+                file.remove(&directory, &name).map_err(failed)?;
+            } else {
+                file.unlock();
+            }
             return Ok(Claim::Moved(directory));
         }
-        let own = process::id();
-        match Content::parse(&file.read().map_err(failed)?, port) {
-            Content::Empty if file.is_new() => {}
-            Content::Empty => warn!("Stale lock file detected (empty), cleaning up"),
-            Content::Holder(info) if info.pid != own && is_consistent(&info) => {
+        let left_over = match self.left_over(&file, port)? {
+            Found::Nothing => None,
+            Found::LeftOver(what) => Some(what),
+            Found::Alive(info) => {
                 file.unlock();
                 return Ok(Claim::Alive(info, directory));
             }
-            Content::Holder(info) => warn!(
-                "Stale lock file detected (PID {} not running), cleaning up",
-                info.pid
-            ),
-            Content::Corrupt(why) => {
-                warn!("Stale lock file detected ({why}), cleaning up");
-            }
-        }
-        let info = LockInfo::now(own, port);
-        if let Err(e) = write_info(&file, &info) {
+        };
+        let record = Record::own(port);
+        if let Err(e) = write_record(&file, &record) {
             // Half a text must not stay behind.
-            let _ = file.remove(&directory, &file_name(port));
+            let _ = file.remove(&directory, &name);
             return Err(failed(e));
         }
+        // Not before the lock has a name: whoever is refused meanwhile is told by whom.
+        if let Some(what) = left_over {
+            warn!("Stale lock file detected ({what}), cleaning up port {port}");
+        }
         directory.keep();
-        debug!("Lock acquired for port {port} (PID: {own})");
+        let info = record.info;
+        debug!("Lock acquired for port {port} (PID: {})", info.pid);
         Ok(Claim::Acquired(ServerLock::new(
             file, directory, path, info,
         )))
     }
+
+    /// What a file says whose lock was free.
+    fn left_over(&self, file: &LockFile, port: u16) -> Result<Found, LockError> {
+        if file.is_new() {
+            return Ok(Found::Nothing);
+        }
+        let bytes = file.read_own().map_err(LockError::AcquireFailed)?;
+        Ok(match Content::parse(&bytes, port) {
+            // Its holder gives it back this very moment, or could not remove it then.
+            Content::Blank => Found::Nothing,
+            Content::Empty => Found::LeftOver("empty".to_owned()),
+            Content::Corrupt(why) => Found::LeftOver(why),
+            Content::Holder(record) => {
+                let pid = record.info.pid;
+                if pid != process::id() && self.lives(&record)? {
+                    return Ok(Found::Alive(record.info));
+                }
+                // One that is recycled is not the one that is meant.
+                let recycled = pid == process::id() || !could_be(&record);
+                Found::LeftOver(match recycled {
+                    true => format!("PID {pid} not running"),
+                    false => format!("PID {pid} runs, but does not hold the lock"),
+                })
+            }
+        })
+    }
+
+    /// Whether a process lives that does not hold its lock: it closed its descriptors, as
+    /// daemonizers do. On Windows the lock does not end with a descriptor that others have closed.
+    fn lives(&self, record: &Record) -> Result<bool, LockError> {
+        if cfg!(windows) {
+            return Ok(false);
+        }
+        let port = record.info.port;
+        is_alive(record).map_err(|e| LockError::AcquireFailed(unknown(e, record.info.pid, port)))
+    }
+}
+
+/// Whom a lock that is held can be shown and waited for.
+fn holder_of(file: &LockFile, port: u16) -> Result<Option<LockInfo>, LockError> {
+    let failed = LockError::AcquireFailed;
+    let Content::Holder(record) = Content::parse(&file.read().map_err(failed)?, port) else {
+        return Ok(None);
+    };
+    let pid = record.info.pid;
+    if !is_holder(&record, file).map_err(|e| failed(unknown(e, pid, port)))? {
+        return Ok(None);
+    }
+    // Without an identity the file may as well be a left-over at which a reader looks just now.
+    if record.identity.is_none() && !file.is_held().map_err(failed)? {
+        return Ok(None);
+    }
+    Ok(Some(record.info))
+}
+
+fn unknown(e: io::Error, pid: u32, port: u16) -> io::Error {
+    context(
+        e,
+        format!("cannot tell whether PID {pid} guards port {port}"),
+    )
+}
+
+/// What the file of a free lock says.
+enum Found {
+    Nothing,
+    /// Its holder has ended.
+    LeftOver(String),
+    /// Its holder lives without the kernel lock.
+    Alive(LockInfo),
 }
 
 enum Claim {

@@ -7,8 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{LockError, context};
-use crate::info::{Content, LockInfo};
-use crate::sys::Directory;
+use crate::info::LockInfo;
+use crate::record::Content;
+use crate::sys::{Directory, LockFile};
 
 /// The environment variable that names the default lock directory.
 pub const LOCK_DIR_ENV: &str = "LLMLB_LOCK_DIR";
@@ -52,37 +53,42 @@ impl LockDir {
         self.path.join(file_name(port))
     }
 
-    /// What the lock file for `port` says, alive or not; `None` where there is none, or where its
-    /// writer has not written yet.
+    /// What the lock file for `port` says, alive or not; `None` where there is none.
     ///
     /// # Errors
     ///
     /// - [`LockError::InvalidPort`] for port 0.
-    /// - [`LockError::Corrupted`] if it is not a lock file's content.
+    /// - [`LockError::Corrupted`] if it is not a lock file's content, or stays empty.
     /// - [`LockError::ReadFailed`] if it may not be read, or is not a regular file.
     pub fn read_lock_info(&self, port: u16) -> Result<Option<LockInfo>, LockError> {
         check_port(port)?;
+        let failed = LockError::ReadFailed;
         let started = Instant::now();
+        let mut seen: Option<(LockFile, Instant)> = None;
         loop {
-            let Some(directory) = self.open().map_err(LockError::ReadFailed)? else {
+            let Some(directory) = self.open().map_err(failed)? else {
                 return Ok(None);
             };
-            let file = directory.open_lock(&file_name(port));
-            let Some(file) = file.map_err(LockError::ReadFailed)? else {
+            let Some(file) = directory.open_lock(&file_name(port)).map_err(failed)? else {
                 return Ok(None);
             };
-            let bytes = file.read().map_err(LockError::ReadFailed)?;
-            match Content::parse(&bytes, port) {
-                Content::Empty => return Ok(None),
-                Content::Holder(info) => return Ok(Some(info)),
-                Content::Corrupt(_) if started.elapsed() < SETTLE_READ => {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                Content::Corrupt(why) => {
-                    let path = self.lock_path(port);
-                    return Err(LockError::Corrupted(format!("{}: {why}", path.display())));
-                }
+            let why = match Content::parse(&file.read().map_err(failed)?, port) {
+                Content::Holder(record) => return Ok(Some(record.info)),
+                Content::Empty => "empty".to_owned(),
+                Content::Blank => "names nobody".to_owned(),
+                Content::Corrupt(why) => why,
+            };
+            // Its writer may be in the act, and each start has a file of its own.
+            let since = match seen.take() {
+                Some((first, since)) if first.is_same(&file).map_err(failed)? => since,
+                _ => Instant::now(),
+            };
+            if since.elapsed() >= SETTLE_READ || started.elapsed() >= SETTLE {
+                let path = self.lock_path(port);
+                return Err(LockError::Corrupted(format!("{}: {why}", path.display())));
             }
+            seen = Some((file, since));
+            thread::sleep(Duration::from_millis(1));
         }
     }
 

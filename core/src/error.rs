@@ -36,7 +36,7 @@ pub enum LockError {
     ReleaseFailed(#[source] io::Error),
     /// The lock file is not what this library writes. Comes from reading alone: acquiring recovers
     /// a corrupt file that nobody holds.
-    #[error("Lock file is corrupted: {0}")]
+    #[error("Lock file corrupted: {0}")]
     Corrupted(String),
     /// The lock directory could not be created or opened.
     #[error("Failed to create lock directory: {0}")]
@@ -134,7 +134,7 @@ impl LockError {
     }
 }
 
-fn os_error(e: &io::Error) -> Option<i32> {
+pub(crate) fn os_error(e: &io::Error) -> Option<i32> {
     e.raw_os_error()
         .or_else(|| os_error(&e.get_ref()?.downcast_ref::<Context>()?.source))
 }

@@ -36,8 +36,8 @@
 //! - A holder whose lock file is removed by hand: [`ServerLock::verify`] tells.
 //! - Lock directories on network file systems whose `flock` is local to each client.
 
-#![cfg_attr(not(windows), forbid(unsafe_code))]
-#![cfg_attr(windows, deny(unsafe_code))]
+// Allowed in a few rooms of `sys`.
+#![deny(unsafe_code)]
 
 mod acquire;
 #[cfg(unix)]
@@ -49,8 +49,13 @@ mod left_behind;
 mod list;
 mod lock;
 mod process;
+mod record;
+mod removal;
 mod stop;
 mod sys;
+
+/// The crate that the times in [`LockInfo`] and [`LockError`] are of.
+pub use chrono;
 
 #[cfg(unix)]
 pub use child_hook::ChildHook;

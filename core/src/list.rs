@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::dir::{LockDir, SETTLE_READ, check_port, file_name};
 use crate::error::LockError;
-use crate::info::{Content, LockInfo};
+use crate::info::LockInfo;
 use crate::process;
-use crate::sys::Directory;
+use crate::record::{Content, Record};
+use crate::sys::{self, Directory};
 
 impl LockDir {
     /// Every lock file here with its state, by port. A directory that does not exist has none.
@@ -72,29 +73,32 @@ impl LockDir {
             let Some(file) = directory.open_lock(name)? else {
                 return Ok(None);
             };
-            let info = Content::parse(&file.read()?, port).holder();
-            if let Some(info) = &info
-                && process::is_consistent(info)
+            let record = Content::parse(&file.read()?, port).holder();
+            let info = |record: Option<Record>| record.map(|record| record.info);
+            if let Some(record) = &record
+                && process::is_alive(record)?
+                && sys::owned_alike(record.info.pid, &file)?
             {
-                return Ok(Some((Some(info.clone()), ServerState::Running)));
+                return Ok(Some((Some(record.info.clone()), ServerState::Running)));
             }
-            // Nobody to be seen: now, and only now, the kernel is asked. The lock this takes for
-            // an instant if it is free is on a left-over, and acquirers try again.
-            let held = !file.retry()?;
-            if !held {
-                file.unlock();
-                if !file.is_at(&self.path().join(name))? {
-                    return Ok(None);
-                }
-                return Ok(Some((info, ServerState::Stale)));
+            // Nobody is known for certain: now, and only now, the kernel is asked.
+            let held = file.is_held()?;
+            if !held && !file.is_at(&self.path().join(name))? {
+                return Ok(None);
             }
-            if let Some(info) = &info
-                && process::is_holder(info, &file)
+            if let Some(record) = &record
+                && held
+                && process::is_holder(record, &file)?
             {
-                return Ok(Some((Some(info.clone()), ServerState::Running)));
+                return Ok(Some((Some(record.info.clone()), ServerState::Running)));
             }
-            if started.elapsed() >= SETTLE_READ {
-                return Ok(Some((info, ServerState::Held)));
+            if !held || started.elapsed() >= SETTLE_READ {
+                let state = match held {
+                    true => ServerState::Held,
+                    false => ServerState::Stale,
+                };
+                let shown = record.filter(|record| process::may_be_shown(record, &file));
+                return Ok(Some((info(shown), state)));
             }
             // Someone is starting, stopping or recovering this very moment.
             drop(file);
@@ -124,7 +128,8 @@ pub struct Server {
     pub port: u16,
     /// Where the file is.
     pub path: PathBuf,
-    /// What the file says, where it can be read.
+    /// What the file says, where it can be read and does not name a process of other users than its
+    /// own.
     pub info: Option<LockInfo>,
     /// What became of its holder.
     pub state: ServerState,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{debug, warn};
@@ -11,11 +11,13 @@ use tracing::{debug, warn};
 #[cfg(unix)]
 use crate::child_hook::ChildHook;
 use crate::dir::{LockDir, file_name};
-use crate::error::LockError;
-use crate::info::{Content, LockInfo};
+use crate::error::{LockError, context};
+use crate::info::LockInfo;
 use crate::left_behind::end_other_holders;
 use crate::process::{find, is_holder};
-use crate::sys::{Directory, LockFile};
+use crate::record::{Content, Record};
+use crate::removal::{Freed, lock_freed, remove_freed};
+use crate::sys::{self, Directory, LockFile};
 
 /// A port that is guarded by this process.
 ///
@@ -27,26 +29,30 @@ use crate::sys::{Directory, LockFile};
 ///
 /// A forked child has a copy, which keeps the lock as long as it is open. Dropping the copy closes
 /// it and does nothing else: only the process that acquired or adopted the lock releases it.
+#[must_use = "the port is guarded only as long as this is kept"]
 pub struct ServerLock {
-    file: LockFile,
-    directory: Directory,
+    /// Shared with nobody but [`ChildHook`]s, which do not keep it.
+    file: Arc<LockFile>,
+    directory: Arc<Directory>,
     path: PathBuf,
     info: LockInfo,
-    /// The process that may rewrite and remove the file.
+    /// The process that may rewrite and remove the file, and its generation: a child in a PID
+    /// namespace of its own may have the same PID.
     owner: u32,
+    generation: u64,
     released: bool,
 }
 
 impl ServerLock {
     /// The file names this process, which has just locked it.
     pub(crate) fn new(file: LockFile, directory: Directory, path: PathBuf, info: LockInfo) -> Self {
-        let owner = process::id();
         Self {
-            file,
-            directory,
+            file: Arc::new(file),
+            directory: Arc::new(directory),
             path,
+            owner: info.pid,
             info,
-            owner,
+            generation: sys::generation(),
             released: false,
         }
     }
@@ -88,13 +94,25 @@ impl ServerLock {
     ///
     /// [`LockError::Lost`] if it is not, [`LockError::ReadFailed`] if that can't be told.
     pub fn verify(&self) -> Result<(), LockError> {
-        if self.file.is_at(&self.path).map_err(LockError::ReadFailed)? {
+        if self.is_in_place().map_err(LockError::ReadFailed)? {
             return Ok(());
         }
-        Err(LockError::Lost {
+        Err(self.lost())
+    }
+
+    /// By the directory's descriptor, so that a daemon that changes its root keeps its lock.
+    fn is_in_place(&self) -> io::Result<bool> {
+        Ok(self
+            .file
+            .is_in(&self.directory, &file_name(self.info.port))?
+            && self.directory.is_at_its_path()?)
+    }
+
+    fn lost(&self) -> LockError {
+        LockError::Lost {
             port: self.info.port,
             path: self.path.clone(),
-        })
+        }
     }
 
     /// Makes the file name another process, to which the lock's descriptor was passed on (see
@@ -111,19 +129,24 @@ impl ServerLock {
     ///   [`verify`](Self::verify).
     /// - [`LockError::HandOverFailed`] if the file can't be written.
     pub fn hand_over(&mut self, pid: u32) -> Result<(), LockError> {
-        if process::id() != self.owner {
+        let port = self.info.port;
+        if !self.is_own() {
             return Err(LockError::NotOwner {
-                port: self.info.port,
+                port,
                 owner: self.owner,
             });
         }
-        if find(pid).is_none() {
-            return Err(LockError::NoSuchProcess {
-                port: self.info.port,
-                pid,
-            });
-        }
-        self.rename_holder(pid)
+        let found = find(pid).map_err(|e| {
+            let what = format!("cannot tell whether PID {pid} lives, to guard port {port}");
+            LockError::HandOverFailed(context(e, what))
+        })?;
+        let process = found.ok_or(LockError::NoSuchProcess { port, pid })?;
+        self.rename_holder(&Record::of(pid, &process, port))
+    }
+
+    /// Whether this is the process that acquired or adopted it, and no forked child.
+    fn is_own(&self) -> bool {
+        self.generation == sys::generation()
     }
 
     /// Makes the file name this process: after a daemonizing fork, or to take the lock back after
@@ -137,8 +160,9 @@ impl ServerLock {
     /// [`LockError::Lost`] as for [`verify`](Self::verify), [`LockError::HandOverFailed`] if the
     /// file can't be written.
     pub fn adopt(&mut self) -> Result<(), LockError> {
-        self.rename_holder(process::id())?;
-        self.owner = process::id();
+        self.rename_holder(&Record::own(self.info.port))?;
+        self.owner = self.info.pid;
+        self.generation = sys::generation();
         Ok(())
     }
 
@@ -153,14 +177,41 @@ impl ServerLock {
     /// As [`adopt`](Self::adopt), and [`LockError::StopFailed`] if a process can't be ended.
     pub fn reclaim(&mut self, grace: Duration) -> Result<(), LockError> {
         end_other_holders(&self.file, grace).map_err(LockError::StopFailed)?;
+        self.hold_alone()?;
         self.adopt()
     }
 
-    fn rename_holder(&mut self, pid: u32) -> Result<(), LockError> {
+    /// Takes the lock by another description of the file: only that shows that nobody has the first.
+    fn hold_alone(&mut self) -> Result<(), LockError> {
+        let failed = LockError::StopFailed;
+        let name = file_name(self.info.port);
+        let second = self.directory.open_again(&name, &self.file);
+        let Some(second) = second.map_err(failed)? else {
+            return Err(self.lost());
+        };
+        self.file = Arc::new(second);
+        let freed = lock_freed(&self.directory, &name, self.info.port, &self.file);
+        match freed.map_err(failed)? {
+            Freed::Ours => Ok(()),
+            Freed::Gone => Err(self.lost()),
+            Freed::Taken(next) => Err(LockError::already_running(next.info)),
+            Freed::Held => Err(failed(self.still_held())),
+        }
+    }
+
+    fn still_held(&self) -> io::Error {
+        let what = format!(
+            "another process still holds the lock for port {}, which stays guarded until it ends; \
+             to end it: llmlb stop --port {}",
+            self.info.port, self.info.port
+        );
+        io::Error::new(io::ErrorKind::ResourceBusy, what)
+    }
+
+    fn rename_holder(&mut self, record: &Record) -> Result<(), LockError> {
         self.verify()?;
-        let info = LockInfo::now(pid, self.info.port);
-        write_info(&self.file, &info).map_err(LockError::HandOverFailed)?;
-        self.info = info;
+        write_record(&self.file, record).map_err(LockError::HandOverFailed)?;
+        self.info = record.info.clone();
         self.verify()
     }
 
@@ -228,40 +279,57 @@ impl ServerLock {
     ///
     /// # Errors
     ///
-    /// [`LockError::ReleaseFailed`] if the file can't be removed. The port is free all the same;
-    /// the next acquire recovers the file.
+    /// [`LockError::ReleaseFailed`]
+    ///
+    /// - of kind [`ResourceBusy`](io::ErrorKind::ResourceBusy) if another process, as a forked
+    ///   child, has the lock's descriptor still: the port stays guarded until that has closed it;
+    /// - else if the file can't be removed: the port is free all the same, and the next acquire
+    ///   recovers the file, which names nobody.
     pub fn release(mut self) -> Result<(), LockError> {
         self.give_back().map_err(LockError::ReleaseFailed)
     }
 
     fn give_back(&mut self) -> io::Result<()> {
         // Never unlocked, only closed: unlocking in a forked child frees the parent's lock too.
-        if self.released || process::id() != self.owner || self.info.pid != self.owner {
+        if self.released || !self.is_own() || self.info.pid != self.owner {
             return Ok(());
         }
         self.released = true;
-        let file = &self.file;
-        if !file.is_at(&self.path)? {
-            warn!(
-                "Lock file {} was removed or replaced while port {} was guarded",
-                self.path.display(),
-                self.info.port
-            );
+        let port = self.info.port;
+        let name = file_name(port);
+        let second = self.directory.open_again(&name, &self.file);
+        if let Ok(None) = second {
+            self.warn_replaced();
             return Ok(());
         }
-        if let Content::Holder(other) = Content::parse(&file.read()?, self.info.port)
-            && other.pid != self.owner
-            && is_holder(&other, file)
+        let bytes = self.file.read_own()?;
+        if let Content::Holder(other) = Content::parse(&bytes, port)
+            && other.info != self.info
+            && is_holder(&other, &self.file)?
         {
             return Ok(()); // a forked child has adopted it
         }
-        if let Err(e) = file.remove(&self.directory, &file_name(self.info.port)) {
-            // Our PID in a free file would keep others out for as long as we live.
-            let _ = file.clear();
-            return Err(e);
+        // Whoever looks at the file from here on, or finds it left behind, must not find us in it.
+        let blanked = self.file.blank(bytes.len());
+        if let Some(second) = second? {
+            // This closes the first.
+            self.file = Arc::new(second);
         }
-        debug!("Lock released for port {}", self.info.port);
+        match remove_freed(&self.directory, &name, port, &self.file)? {
+            Freed::Ours => debug!("Lock released for port {port}"),
+            Freed::Gone => self.warn_replaced(),
+            Freed::Taken(_) => {}
+            Freed::Held => return blanked.and(Err(self.still_held())),
+        }
         Ok(())
+    }
+
+    fn warn_replaced(&self) {
+        warn!(
+            "Lock file {} was removed or replaced while port {} was guarded",
+            self.path.display(),
+            self.info.port
+        );
     }
 }
 
@@ -276,7 +344,7 @@ impl Drop for ServerLock {
 impl fmt::Debug for ServerLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerLock")
-            .field("path", &self.path)
+            .field("lock_path", &self.path)
             .field("info", &self.info)
             .field("owner", &self.owner)
             .finish_non_exhaustive()
@@ -291,6 +359,6 @@ impl std::os::fd::AsFd for ServerLock {
     }
 }
 
-pub(crate) fn write_info(file: &LockFile, info: &LockInfo) -> io::Result<()> {
-    file.write(&info.to_json()?)
+pub(crate) fn write_record(file: &LockFile, record: &Record) -> io::Result<()> {
+    file.write(&record.to_json()?)
 }

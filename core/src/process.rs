@@ -4,18 +4,19 @@ use std::io;
 
 use chrono::TimeDelta;
 
-use crate::info::LockInfo;
+use crate::record::Record;
 use crate::sys::{self, LockFile, Process};
 
 /// A process may seem to start this much after the lock it took: start times are coarse.
 const START_TOLERANCE: TimeDelta = TimeDelta::seconds(2);
 
-/// Whether a process with this id is running. A zombie is not, and the id of a thread is none.
+/// Whether a process with this id is running. A zombie is not, and the id of a thread is none. One
+/// of which that can't be told, as no descriptors are left or it is hidden, is.
 ///
 /// A PID alone is weak evidence, as the system gives it to another process in time: to know
 /// whether a port is guarded, ask [`LockDir::servers`](crate::LockDir::servers).
 pub fn is_process_running(pid: u32) -> bool {
-    find(pid).is_some()
+    !matches!(find(pid), Ok(None))
 }
 
 /// Asks the process to end: SIGTERM on Unix; on Windows it is terminated at once.
@@ -42,27 +43,85 @@ fn valid_pid(pid: u32) -> Option<i32> {
     i32::try_from(pid).ok().filter(|&pid| pid > 0)
 }
 
-pub(crate) fn find(pid: u32) -> Option<Process> {
-    valid_pid(pid)?;
-    sys::process(pid)
+/// `None` for a process that has ended, or never was; an error where that can't be told, which is
+/// neither.
+pub(crate) fn find(pid: u32) -> io::Result<Option<Process>> {
+    match valid_pid(pid) {
+        Some(_) => sys::process(pid),
+        None => Ok(None),
+    }
 }
 
-/// Whether the process that `info` names is running and can have written it: one that started
-/// later got a recycled PID.
-pub(crate) fn is_consistent(info: &LockInfo) -> bool {
-    find(info.pid).is_some_and(|process| started_in_time(&process, info))
+/// The process that a record names: none if it has ended, is meant in another boot or PID
+/// namespace, or is another user's that is hidden from us.
+fn named(record: &Record) -> io::Result<Option<Process>> {
+    if let Some(identity) = &record.identity {
+        let here = sys::own_identity()?.unwrap_or_default();
+        if (&identity.boot_id, &identity.pid_ns) != (&here.boot_id, &here.pid_ns) {
+            return Ok(None);
+        }
+    }
+    match find(record.info.pid) {
+        Err(e) if sys::is_anothers(&e) => Ok(None),
+        found => found,
+    }
 }
 
-fn started_in_time(process: &Process, info: &LockInfo) -> bool {
+/// Whether the very process that wrote the record, or was handed the lock in it, is alive.
+pub(crate) fn is_alive(record: &Record) -> io::Result<bool> {
+    // Without an identity nobody can tell; most records that are asked about have ended ones.
+    if record.identity.is_none() {
+        return Ok(false);
+    }
+    match named(record)? {
+        Some(process) => is_identified(&process, record),
+        None => Ok(false),
+    }
+}
+
+fn is_identified(process: &Process, record: &Record) -> io::Result<bool> {
+    Ok(record.identity.is_some() && record.identity == sys::identity(process.start)?)
+}
+
+/// Whether the process that the file of a held lock names is to be taken for its holder, and may be
+/// shown to others: it belongs to the owner of the file.
+///
+/// A record without an identity is judged by the start of the process: one that started later got a
+/// recycled PID. If the wall clock was set meanwhile, its descriptor tells.
+pub(crate) fn is_holder(record: &Record, file: &LockFile) -> io::Result<bool> {
+    let Some(process) = named(record)? else {
+        return Ok(false);
+    };
+    let pid = record.info.pid;
+    let is_meant = match record.identity {
+        Some(_) => is_identified(&process, record)?,
+        None => {
+            started_in_time(&process, record) || matches!(sys::holds(pid, file), Ok(Some(true)))
+        }
+    };
+    Ok(is_meant && sys::owned_alike(pid, file)?)
+}
+
+/// Whether the process that a record names may be shown where it is not the holder: a stranger must
+/// not make others look at, or end, what he likes.
+pub(crate) fn may_be_shown(record: &Record, file: &LockFile) -> bool {
+    let pid = record.info.pid;
+    matches!(find(pid), Ok(None)) || matches!(sys::owned_alike(pid, file), Ok(true))
+}
+
+/// Whether a process that is alive may be the one that the record names, for all that the record
+/// tells.
+pub(crate) fn could_be(record: &Record) -> bool {
+    match named(record) {
+        Ok(Some(process)) if record.identity.is_none() => started_in_time(&process, record),
+        Ok(Some(process)) => matches!(is_identified(&process, record), Ok(true)),
+        Ok(None) => false,
+        Err(_) => true,
+    }
+}
+
+fn started_in_time(process: &Process, record: &Record) -> bool {
     process
         .started
-        .is_none_or(|started| started - START_TOLERANCE <= info.started_at)
-}
-
-/// The same for a lock that is held: its holder may also be recognised by its descriptor, which
-/// tells the truth when the wall clock was set after the lock was taken.
-pub(crate) fn is_holder(info: &LockInfo, file: &LockFile) -> bool {
-    find(info.pid).is_some_and(|process| {
-        started_in_time(&process, info) || matches!(sys::holds(info.pid, file), Ok(Some(true)))
-    })
+        .is_none_or(|started| started - START_TOLERANCE <= record.info.started_at)
 }

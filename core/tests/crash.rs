@@ -42,7 +42,7 @@ fn exit_without_release_leaves_nothing_that_blocks() {
     let mut holder = Actor::holding(dir.path());
     holder.tell("leave");
     assert!(holder.wait().success());
-    LockDir::new(dir.path()).acquire(PORT).unwrap();
+    drop(LockDir::new(dir.path()).acquire(PORT).unwrap());
 }
 
 /// Forks holders, of which every other one dies by kill -9 and the rest release.

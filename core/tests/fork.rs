@@ -6,8 +6,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Actor, PORT, Stage, done, fork, lock_file, outcome, temp_dir};
-use llmlb_lock_core::{LockDir, LockError, StopOptions, StopOutcome};
+use common::{Actor, PATIENCE, PORT, Stage, done, fork, lock_file, outcome, temp_dir};
+use llmlb_lock_core::{LockDir, LockError, ServerState, StopOptions, StopOutcome};
 use nix::sys::wait::waitpid;
 
 common::roles!(parent);
@@ -42,6 +42,7 @@ fn parent(stage: &Stage) {
     }
     stage.hear();
     stage.say(done(&lock.release()));
+    stage.hear();
 }
 
 fn start(order: &str) -> (tempfile::TempDir, Actor) {
@@ -59,7 +60,7 @@ fn still_guarded_then_released(dir: &tempfile::TempDir, parent: &mut Actor) {
     assert_eq!(outcome(&locks.acquire(PORT)), refused);
     assert_eq!(parent.ask("release"), "ok");
     assert!(!lock_file(dir.path()).exists());
-    locks.acquire(PORT).unwrap();
+    drop(locks.acquire(PORT).unwrap());
 }
 
 #[test]
@@ -95,12 +96,25 @@ fn a_child_may_not_hand_over() {
 }
 
 #[test]
-fn a_released_lock_is_free_though_a_child_has_the_descriptor() {
+fn a_released_lock_is_kept_by_a_child_that_has_the_descriptor() {
     let (dir, mut parent) = start("stay");
-    parent.hear();
-    assert_eq!(parent.ask("release"), "ok");
-    // The child's descriptor is for a file that has no name any more.
-    LockDir::new(dir.path()).acquire(PORT).unwrap();
+    let child: u32 = parent.hear().parse().unwrap();
+    let answer = parent.ask("release");
+    assert!(answer.contains("ResourceBusy"), "{answer}");
+    // The parent lives, but guards nothing any more: it must not be named.
+    let locks = LockDir::new(dir.path());
+    let error = locks.acquire(PORT).unwrap_err();
+    assert!(
+        matches!(error, LockError::HeldByUnknown { port: PORT, .. }),
+        "{error}"
+    );
+    assert_eq!(locks.servers().unwrap()[0].state, ServerState::Held);
+    let child = nix::unistd::Pid::from_raw(i32::try_from(child).unwrap());
+    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+    // With the child the lock ends, though the parent lives on.
+    let lock = locks.acquire_timeout(PORT, PATIENCE).unwrap();
+    assert!(parent.is_alive());
+    lock.release().unwrap();
 }
 
 #[test]
@@ -125,6 +139,6 @@ fn a_child_that_outlives_its_parent_keeps_the_port() {
             panic!("{outcome:?}");
         };
         assert_eq!(info.pid, child);
-        locks.acquire(PORT).unwrap();
+        drop(locks.acquire(PORT).unwrap());
     }
 }

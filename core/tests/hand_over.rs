@@ -91,7 +91,7 @@ impl Launch {
         };
         assert_eq!((info.pid, forced), (self.server, false));
         assert!(!lock_file(self.dir.path()).exists());
-        self.locks.acquire(PORT).unwrap();
+        drop(self.locks.acquire(PORT).unwrap());
     }
 }
 
@@ -125,12 +125,20 @@ fn a_server_without_launcher_that_dies_leaves_nothing_that_blocks() {
 }
 
 #[test]
-fn a_supervisor_takes_the_lock_back_and_releases_it() {
+fn a_lock_that_was_taken_back_and_released_ends_with_the_server() {
     let mut launch = launch();
     assert_eq!(launch.launcher.ask("adopt"), "ok");
     let refused = format!("lost to {}", launch.launcher.pid());
     assert_eq!(outcome(&launch.locks.acquire(PORT)), refused);
-    assert_eq!(launch.launcher.ask("release"), "ok");
+    // Its server lives still, with the lock's descriptor.
+    let answer = launch.launcher.ask("release");
+    assert!(answer.contains("ResourceBusy"), "{answer}");
+    let error = launch.locks.acquire(PORT).unwrap_err();
+    assert!(matches!(error, LockError::HeldByUnknown { .. }), "{error}");
+    let server = nix::unistd::Pid::from_raw(i32::try_from(launch.server).unwrap());
+    nix::sys::signal::kill(server, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let lock = launch.locks.acquire_timeout(PORT, common::PATIENCE);
+    lock.unwrap().release().unwrap();
     assert!(!lock_file(launch.dir.path()).exists());
 }
 

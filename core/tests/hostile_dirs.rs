@@ -170,7 +170,7 @@ fn a_chosen_directory_may_be_a_symbolic_link() {
 fn a_chosen_directory_keeps_its_mode() {
     let dir = temp_dir();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o750)).unwrap();
-    LockDir::new(dir.path()).acquire(PORT).unwrap();
+    drop(LockDir::new(dir.path()).acquire(PORT).unwrap());
     assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o7777, 0o750);
 }
 
@@ -250,7 +250,7 @@ fn a_full_disk() {
     let error = locks.acquire(PORT).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::ENOSPC as i32), "{error}");
     fs::remove_file(disk.join("0")).unwrap();
-    locks.acquire(PORT).unwrap();
+    drop(locks.acquire(PORT).unwrap());
 }
 
 /// Acquires with less room for a file than the content takes.
@@ -285,6 +285,6 @@ fn a_file_size_limit() {
             assert_eq!(actor.hear(), "false");
         }
         assert!(actor.wait().success());
-        LockDir::new(dir.path()).acquire(PORT).unwrap();
+        drop(LockDir::new(dir.path()).acquire(PORT).unwrap());
     }
 }

@@ -57,10 +57,9 @@ fn sandboxed(stage: &Stage) {
     stage.say(is_process_running(told.recv().unwrap() as u32));
     drop(end);
     thread.join().unwrap();
-    let options = StopOptions {
-        timeout: Duration::from_secs(30),
-        force: false,
-    };
+    let options = StopOptions::default()
+        .timeout(Duration::from_secs(30))
+        .force(false);
     let outcome = stage.locks.stop_server(PORT, &options).unwrap();
     let StopOutcome::Stopped { info, forced } = outcome else {
         panic!("{outcome:?}");

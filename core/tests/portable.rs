@@ -237,7 +237,7 @@ fn a_released_port_is_free_and_its_file_gone() {
     let mut holder = Actor::holding(dir.path());
     assert_eq!(holder.ask("release"), "released");
     assert!(!locks.lock_path(PORT).exists());
-    locks.acquire(PORT).unwrap();
+    drop(locks.acquire(PORT).unwrap());
     // Dropping it has done the same.
     assert!(!locks.lock_path(PORT).exists());
 }
@@ -367,16 +367,18 @@ fn a_recycled_pid_guards_nothing() {
 }
 
 #[test]
-fn a_live_process_that_is_named_without_holding_is_respected_and_spared() {
+fn a_live_process_that_is_named_without_holding_is_recovered_from_and_spared() {
     let (dir, locks) = sandbox();
     let mut bystander = Actor::new("hold", dir.path());
     leave_behind(&locks, bystander.pid(), Utc::now());
-    let lost = format!("lost to {}", bystander.pid());
-    assert_eq!(outcome(&locks.acquire(PORT)), lost);
-    let refused = locks.stop_server(PORT, &StopOptions::default());
+    let state = locks.server(PORT).unwrap().unwrap().state;
+    assert_eq!(state, ServerState::Stale);
+    locks.acquire(PORT).unwrap().release().unwrap();
+    leave_behind(&locks, bystander.pid(), Utc::now());
+    let stopped = locks.stop_server(PORT, &StopOptions::default());
     assert!(
-        matches!(refused, Err(LockError::NotHolder { .. })),
-        "{refused:?}"
+        matches!(stopped, Ok(StopOutcome::StaleCleaned { .. })),
+        "{stopped:?}"
     );
     assert_eq!(bystander.ask("still there"), "still there");
 }
@@ -396,7 +398,8 @@ fn content_that_names_nobody_is_recovered() {
         let lock = locks.acquire(PORT).unwrap();
         // The whole file is ours, whatever there was.
         let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(text, serde_json::to_string(lock.info()).unwrap());
+        let info: LockInfo = serde_json::from_str(&text).unwrap();
+        assert_eq!(&info, lock.info());
         lock.release().unwrap();
 
         fs::write(&path, &content).unwrap();
@@ -440,7 +443,7 @@ fn what_is_no_lock_file_is_refused_by_name_and_left_alone() {
     fs::remove_file(&path).unwrap();
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
 
-    locks.acquire(PORT).unwrap();
+    drop(locks.acquire(PORT).unwrap());
 }
 
 #[test]
@@ -459,7 +462,7 @@ fn a_lock_directory_that_cannot_be_one_is_a_clear_error() {
     }
     let nowhere = LockDir::new(dir.path().join("a").join("b"));
     assert_eq!(nowhere.servers().unwrap(), []);
-    nowhere.acquire(PORT).unwrap();
+    drop(nowhere.acquire(PORT).unwrap());
 }
 
 #[test]
@@ -556,7 +559,7 @@ fn a_lock_that_was_handed_over_lives_as_long_as_the_server() {
         "{stopped:?}"
     );
     assert!(!is_process_running(server));
-    locks.acquire(PORT).unwrap();
+    drop(locks.acquire(PORT).unwrap());
 }
 
 #[test]
@@ -628,10 +631,9 @@ mod windows {
     fn one_that_listens_is_terminated_by_force_alone() {
         let (dir, locks) = sandbox();
         let mut server = listening(dir.path(), "stubborn");
-        let mut options = StopOptions {
-            timeout: Duration::from_millis(50),
-            force: false,
-        };
+        let mut options = StopOptions::default()
+            .timeout(Duration::from_millis(50))
+            .force(false);
         let stopped = locks.stop_server(PORT, &options).unwrap();
         assert!(
             matches!(stopped, StopOutcome::TimedOut { .. }),
@@ -654,10 +656,7 @@ mod windows {
     fn one_that_does_not_listen_is_terminated_at_once() {
         let (dir, locks) = sandbox();
         let mut server = Actor::holding(dir.path());
-        let options = StopOptions {
-            timeout: PATIENCE,
-            force: false,
-        };
+        let options = StopOptions::default().timeout(PATIENCE).force(false);
         let stopped = locks.stop_server(PORT, &options).unwrap();
         assert!(
             matches!(stopped, StopOutcome::Stopped { forced: true, .. }),

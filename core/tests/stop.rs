@@ -114,7 +114,7 @@ fn holding(role: &str) -> (TempDir, LockDir, Actor) {
 }
 
 fn within(timeout: Duration, force: bool) -> StopOptions {
-    StopOptions { timeout, force }
+    StopOptions::default().timeout(timeout).force(force)
 }
 
 #[track_caller]
@@ -172,7 +172,7 @@ fn force_kills_after_the_timeout() {
     // It was asked first.
     assert_eq!(server.hear(), "no");
     assert!(!lock_file(dir.path()).exists());
-    locks.acquire(PORT).unwrap();
+    drop(locks.acquire(PORT).unwrap());
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn what_inherited_the_lock_ends_with_the_server_though_the_launcher_is_gone() {
             assert!(!is_process_running(pid), "{pid} runs");
         }
         assert!(!lock_file(dir.path()).exists());
-        locks.acquire(PORT).unwrap();
+        drop(locks.acquire(PORT).unwrap());
     }
 }
 

@@ -134,7 +134,7 @@ fn without_a_holder_nothing_is_waited_for() {
     let dir = temp_dir();
     let never = || panic!("asked without need");
     let lock = LockDir::new(dir.path()).acquire_interruptible(PORT, PATIENCE, never);
-    lock.unwrap();
+    drop(lock.unwrap());
 }
 
 #[test]

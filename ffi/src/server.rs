@@ -135,10 +135,9 @@ pub unsafe extern "C" fn llmlb_stop_server(
         let directory = unsafe { directory_or_default(options.directory) }?;
         // SAFETY: the caller's.
         let interrupted = unsafe { interrupter(options.interrupted, options.user_data) };
-        let how = StopOptions {
-            timeout: Duration::from_millis(options.timeout_ms),
-            force: options.force,
-        };
+        let how = StopOptions::default()
+            .timeout(Duration::from_millis(options.timeout_ms))
+            .force(options.force);
         // Without a callback the wait need not wake up for one.
         let stopped = match options.interrupted {
             Some(_) => directory.stop_interruptible(port, &how, interrupted),

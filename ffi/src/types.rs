@@ -92,11 +92,11 @@ pub extern "C" fn llmlb_acquire_options_default() -> llmlb_acquire_options_t {
 /// The default: the default directory, 5 seconds, no force. May be called by any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn llmlb_stop_options_default() -> llmlb_stop_options_t {
-    let StopOptions { timeout, force } = StopOptions::default();
+    let options = StopOptions::default();
     llmlb_stop_options_t {
         directory: ptr::null(),
-        timeout_ms: timeout.as_millis() as u64,
-        force,
+        timeout_ms: options.timeout.as_millis() as u64,
+        force: options.force,
         interrupted: None,
         user_data: ptr::null_mut(),
     }

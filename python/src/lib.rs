@@ -154,10 +154,7 @@ fn stop_server(
     timeout: Seconds,
     force: bool,
 ) -> PyResult<OutcomeFields> {
-    let options = StopOptions {
-        timeout: timeout.0,
-        force,
-    };
+    let options = StopOptions::default().timeout(timeout.0).force(force);
     let mut interruption = Interruption::new(None::<&Cancel>);
     let stopped = detached(py, || {
         locks_in(directory).stop_interruptible(port.0, &options, || interruption.happened())

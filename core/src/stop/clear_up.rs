@@ -8,9 +8,9 @@ use chrono::Utc;
 use super::attempt::Stop;
 use super::target::Target;
 use crate::error::LockError;
-use crate::info::Content;
 use crate::left_behind::{KILL_WAIT, LeftBehind};
 use crate::process::{find, is_holder};
+use crate::record::Content;
 use crate::sys::{self, LockFile, ProcessHandle};
 
 /// How long processes that a server left behind get between SIGTERM and SIGKILL.
@@ -35,7 +35,7 @@ impl Stop<'_> {
         loop {
             let keeper = target
                 .keeper
-                .filter(|&pid| pid == own || find(pid).is_some());
+                .filter(|&pid| pid == own || !matches!(find(pid), Ok(None)));
             let file = self
                 .directory
                 .open_lock(&self.name)
@@ -124,10 +124,10 @@ impl Stop<'_> {
         }
         let stopped = |pid| target.handles.iter().any(|handle| handle.pid() == pid);
         let bytes = file.read().map_err(failed)?;
-        if let Content::Holder(info) = Content::parse(&bytes, self.port)
-            && !stopped(info.pid)
-            && Some(info.pid) != keeper
-            && is_holder(&info, file)
+        if let Content::Holder(record) = Content::parse(&bytes, self.port)
+            && !stopped(record.info.pid)
+            && Some(record.info.pid) != keeper
+            && is_holder(&record, file).map_err(failed)?
         {
             return Ok(false); // the next server's already
         }

@@ -5,7 +5,16 @@ use std::time::Duration;
 use crate::info::LockInfo;
 
 /// How [`stop_server`](crate::stop_server) stops.
+///
+/// ```
+/// # use std::time::Duration;
+/// use llmlb_lock_core::StopOptions;
+///
+/// let patient = StopOptions::default().timeout(Duration::from_secs(60));
+/// assert!(!patient.force);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StopOptions {
     /// How long the server may take to end after it was asked to. 5 seconds by default.
     pub timeout: Duration,
@@ -19,6 +28,22 @@ impl Default for StopOptions {
             timeout: Duration::from_secs(5),
             force: false,
         }
+    }
+}
+
+impl StopOptions {
+    /// Sets [`timeout`](Self::timeout#structfield.timeout).
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets [`force`](Self::force#structfield.force).
+    #[must_use]
+    pub fn force(mut self, force: bool) -> Self {
+        self.force = force;
+        self
     }
 }
 

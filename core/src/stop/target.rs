@@ -11,8 +11,9 @@ use super::attempt::Stop;
 use super::options::StopOutcome;
 use crate::dir::SETTLE;
 use crate::error::LockError;
-use crate::info::{Content, LockInfo};
-use crate::process::{find, is_consistent, is_holder};
+use crate::info::LockInfo;
+use crate::process::{find, is_alive, is_holder};
+use crate::record::{Content, Record};
 use crate::sys::{self, LockFile, ProcessHandle};
 
 /// How long a lock's holders must stay the same before they are taken for the server.
@@ -49,14 +50,15 @@ impl Stop<'_> {
                 return Ok(Found::Nobody(StopOutcome::NotRunning));
             };
             let bytes = file.read().map_err(LockError::ReadFailed)?;
-            let info = Content::parse(&bytes, self.port).holder();
+            let record = Content::parse(&bytes, self.port).holder();
             if file.retry().map_err(LockError::ReadFailed)? {
                 if let Some(outcome) = self.clean_stale(&file)? {
                     return Ok(Found::Nobody(outcome));
                 }
-            } else if let Some(info) = &info
-                && let Some((handle, keeper)) = self.identify(info, &file)?
+            } else if let Some(record) = &record
+                && let Some((handle, keeper)) = self.identify(record, &file)?
             {
+                let info = &record.info;
                 let holder = keeper.unwrap_or(info.pid);
                 let taker = sys::taker(holder, &file).map_err(LockError::StopFailed)?;
                 return Ok(Found::Target(Target {
@@ -80,10 +82,14 @@ impl Stop<'_> {
                     continue;
                 }
                 let Some(first) = handles.first() else {
-                    return Err(match info {
-                        Some(info) if is_consistent(&info) => LockError::NotHolder {
+                    let named = match &record {
+                        Some(record) => is_holder(record, &file).map_err(LockError::ReadFailed)?,
+                        None => false,
+                    };
+                    return Err(match record {
+                        Some(record) if named => LockError::NotHolder {
                             port: self.port,
-                            pid: info.pid,
+                            pid: record.info.pid,
                             path,
                             reason: "the lock is held by a process that cannot be seen from here",
                         },
@@ -93,7 +99,8 @@ impl Stop<'_> {
                         },
                     });
                 };
-                let started = find(first.pid()).and_then(|process| process.started);
+                let found = find(first.pid()).map_err(LockError::StopFailed)?;
+                let started = found.and_then(|process| process.started);
                 let info = LockInfo {
                     pid: first.pid(),
                     started_at: started.unwrap_or_else(Utc::now),
@@ -122,22 +129,25 @@ impl Stop<'_> {
         }
         let bytes = file.read().map_err(LockError::ReadFailed)?;
         let info = match Content::parse(&bytes, self.port) {
-            Content::Holder(info) if info.pid != process::id() && is_consistent(&info) => {
+            Content::Holder(record)
+                if record.info.pid != process::id()
+                    && is_alive(&record).map_err(LockError::ReadFailed)? =>
+            {
                 return Err(LockError::NotHolder {
                     port: self.port,
-                    pid: info.pid,
+                    pid: record.info.pid,
                     path,
                     reason: "it does not hold the lock",
                 });
             }
-            Content::Holder(info) => {
+            Content::Holder(Record { info, .. }) => {
                 warn!(
                     "Stale lock file detected (PID {} not running), cleaning up",
                     info.pid
                 );
                 Some(info)
             }
-            Content::Empty => None,
+            Content::Empty | Content::Blank => None,
             Content::Corrupt(why) => {
                 warn!("Stale lock file detected ({why}), cleaning up");
                 None
@@ -151,9 +161,10 @@ impl Stop<'_> {
     /// The named process, if it is beyond doubt the one that guards the port, and its keeper.
     fn identify(
         &self,
-        info: &LockInfo,
+        record: &Record,
         file: &LockFile,
     ) -> Result<Option<(ProcessHandle, Option<u32>)>, LockError> {
+        let info = &record.info;
         if info.pid == process::id() {
             return Err(LockError::StopFailed(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -163,19 +174,19 @@ impl Stop<'_> {
                 ),
             )));
         }
-        if find(info.pid).is_none() {
+        let failed = LockError::StopFailed;
+        if find(info.pid).map_err(failed)?.is_none() {
             return Ok(None);
         }
-        let failed = LockError::StopFailed;
         let Some(handle) = ProcessHandle::open(info.pid).map_err(failed)? else {
             return Ok(None);
         };
         // Only now that the handle can't change its meaning do the checks hold.
         let path = self.locks.lock_path(self.port);
         let bytes = file.read().map_err(LockError::ReadFailed)?;
-        if Content::parse(&bytes, self.port) != Content::Holder(info.clone())
+        if Content::parse(&bytes, self.port) != Content::Holder(record.clone())
             || !file.is_at(&path).map_err(LockError::ReadFailed)?
-            || !is_holder(info, file)
+            || !is_holder(record, file).map_err(failed)?
         {
             return Ok(None);
         }
@@ -225,7 +236,7 @@ fn keeper_of(pid: u32, file: &LockFile) -> io::Result<Option<u32>> {
     let mut pid = pid;
     // A chain longer than this is a changing one.
     for _ in 0..64 {
-        let Some(parent) = find(pid).map(|process| process.parent) else {
+        let Some(parent) = find(pid)?.map(|process| process.parent) else {
             return Ok(None);
         };
         if parent == 0 {

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
 
 use super::{LockFile, Process};
+use crate::record::Identity;
 
 fn look_up<T>(
     pid: u32,
@@ -29,14 +30,32 @@ fn look_up<T>(
     (alive && process.thread_kind().is_none()).then(|| read(process))
 }
 
-/// Looks one process up. `None` for none, a zombie or a thread.
-pub(crate) fn process(pid: u32) -> Option<Process> {
+fn seen(pid: u32) -> Option<Process> {
     look_up(pid, ProcessRefreshKind::nothing(), |process| Process {
         started: i64::try_from(process.start_time())
             .ok()
             .and_then(|seconds| DateTime::from_timestamp(seconds, 0)),
         parent: process.parent().map_or(0, sysinfo::Pid::as_u32),
+        start: process.start_time(),
     })
+}
+
+/// Looks one process up. `None` for none, a zombie or a thread.
+pub(crate) fn process(pid: u32) -> io::Result<Option<Process>> {
+    Ok(seen(pid))
+}
+
+/// Whole seconds tell too little: a holder is judged by its start alone.
+pub(crate) fn identity(_start: u64) -> io::Result<Option<Identity>> {
+    Ok(None)
+}
+
+pub(crate) fn own_identity() -> io::Result<Option<Identity>> {
+    Ok(None)
+}
+
+pub(crate) fn forked_identity() -> io::Result<(u64, u64)> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Whether the process belongs to the owner of the lock file, or root wrote the file.
@@ -84,7 +103,7 @@ impl ProcessHandle {
             Err(Errno::ESRCH) => return Ok(None),
             Err(e) => return Err(e.into()),
         }
-        let Some(process) = process(pid) else {
+        let Some(process) = seen(pid) else {
             return Ok(None);
         };
         Ok(Some(Self {
@@ -116,7 +135,7 @@ impl ProcessHandle {
 
     /// A process that is gone already is no error.
     fn signal(&self, signal: Signal) -> io::Result<()> {
-        if process(self.pid).is_none_or(|process| process.started != self.started) {
+        if seen(self.pid).is_none_or(|process| process.started != self.started) {
             return Ok(());
         }
         match kill(self.raw, signal) {
@@ -130,7 +149,7 @@ impl ProcessHandle {
         let deadline = Instant::now() + timeout;
         loop {
             // The event is delivered once: later waits see the end here.
-            if process(self.pid).is_none_or(|process| process.started != self.started) {
+            if seen(self.pid).is_none_or(|process| process.started != self.started) {
                 return Ok(true);
             }
             let left = deadline.saturating_duration_since(Instant::now());

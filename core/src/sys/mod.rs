@@ -44,6 +44,8 @@ pub(crate) struct Process {
     /// When it started, where the system tells; may be off by a second.
     pub(crate) started: Option<DateTime<Utc>>,
     pub(crate) parent: u32,
+    /// The same exactly, on a scale of the system's own that no clock changes.
+    pub(crate) start: u64,
 }
 
 /// One try to take the lock.

@@ -36,3 +36,14 @@ pub(crate) fn is_straggler(
 ) -> bool {
     false
 }
+
+/// A number that no ancestor of this process has had: there are no PID namespaces here.
+pub(crate) fn generation() -> u64 {
+    u64::from(std::process::id())
+}
+
+/// Whether a process could not be looked at because it is another user's; that the owner of the
+/// file and of the process differ is told by both.
+pub(crate) fn is_anothers(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::PermissionDenied
+}

@@ -343,6 +343,26 @@ pub(crate) fn fresh(pid: u32) -> String {
     content(pid, &now.to_rfc3339())
 }
 
+/// The same of a live process, with the identity that it would have written itself.
+#[cfg(target_os = "linux")]
+pub(crate) fn identified(pid: u32) -> String {
+    use std::os::unix::fs::MetadataExt;
+
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let pid_ns = fs::metadata(format!("/proc/{pid}/ns/pid")).unwrap().ino();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after_name = stat.rsplit_once(')').unwrap().1;
+    // The 22nd of all fields, the first of these being the third.
+    let start = after_name.split_ascii_whitespace().nth(19).unwrap();
+    with_identity(&fresh(pid), boot_id.trim(), pid_ns, start.parse().unwrap())
+}
+
+/// A text with an identity behind it.
+pub(crate) fn with_identity(text: &str, boot_id: &str, pid_ns: u64, start: u64) -> String {
+    let text = text.strip_suffix('}').unwrap();
+    format!(r#"{text},"boot_id":"{boot_id}","pid_ns":{pid_ns},"start_ticks":{start}}}"#)
+}
+
 /// What `act` logs in this thread.
 pub(crate) fn logged<T>(act: impl FnOnce() -> T) -> (T, String) {
     #[derive(Clone, Default)]

@@ -31,7 +31,7 @@ impl ProcessHandle {
             Err(Errno::INVAL | Errno::NOENT) => return Ok(None), // a thread
             Err(e) => return Err(e.into()),
         };
-        let Some(stat) = stat(pid) else {
+        let Some(stat) = stat(pid)? else {
             return Ok(None);
         };
         Ok(Some(Self {
@@ -64,7 +64,7 @@ impl ProcessHandle {
     fn signal(&self, signal: Signal) -> io::Result<()> {
         let result = match &self.pidfd {
             Some(pidfd) => rustix::process::pidfd_send_signal(pidfd, signal),
-            None if self.is_gone() => return Ok(()),
+            None if self.is_gone()? => return Ok(()),
             None => match i32::try_from(self.pid)
                 .ok()
                 .and_then(rustix::process::Pid::from_raw)
@@ -79,8 +79,9 @@ impl ProcessHandle {
         }
     }
 
-    fn is_gone(&self) -> bool {
-        stat(self.pid).is_none_or(|stat| !stat.is_alive() || stat.start != self.start)
+    fn is_gone(&self) -> io::Result<bool> {
+        let stat = stat(self.pid)?;
+        Ok(stat.is_none_or(|stat| !stat.is_alive() || stat.start != self.start))
     }
 
     /// Waits for its end; a zombie has ended. False when `timeout` ran out first.
@@ -89,7 +90,7 @@ impl ProcessHandle {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Some(pidfd) = &self.pidfd else {
-                if self.is_gone() {
+                if self.is_gone()? {
                     return Ok(true);
                 }
                 if left.is_zero() {

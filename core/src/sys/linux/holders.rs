@@ -15,7 +15,10 @@ pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
     if owner == 0 {
         return Ok(true);
     }
-    let uids = status_field(pid, "Uid:").unwrap_or_default();
+    if stat(pid)?.is_some_and(|stat| stat.shown_owner == owner) {
+        return Ok(true);
+    }
+    let uids = status_field(pid, "Uid:")?.unwrap_or_default();
     // Real, effective and saved: a server may have dropped or raised its privileges.
     let mut uids = uids.split_ascii_whitespace().take(3);
     Ok(uids.any(|uid| uid.parse() == Ok(owner)))
@@ -101,7 +104,7 @@ pub(crate) fn holders(file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
 
 /// Whether a process leads a process group of its own and has `marker` in its environment.
 pub(crate) fn leads_group(pid: u32, marker: &str) -> bool {
-    stat(pid).is_some_and(|stat| stat.group == pid) && has_in_environment(pid, marker)
+    matches!(stat(pid), Ok(Some(stat)) if stat.group == pid) && has_in_environment(pid, marker)
 }
 
 fn has_in_environment(pid: u32, variable: &str) -> bool {
@@ -135,9 +138,8 @@ pub(crate) fn is_straggler(
     marker: Option<&str>,
     left: DateTime<Utc>,
 ) -> bool {
-    stat(pid).is_some_and(|stat| {
-        stat.group == group
-            && stat.is_alive()
-            && stat.started().is_some_and(|started| started <= left)
-    }) && marker.is_none_or(|marker| has_in_environment(pid, marker))
+    matches!(stat(pid), Ok(Some(stat)) if stat.group == group
+        && stat.is_alive()
+        && stat.started().is_some_and(|started| started <= left))
+        && marker.is_none_or(|marker| has_in_environment(pid, marker))
 }

@@ -1,11 +1,15 @@
 //! What Linux tells of processes, and of who holds a lock.
 
+mod generation;
 mod handle;
 mod holders;
+mod identity;
 mod process;
 
+pub(crate) use generation::generation;
 pub(crate) use handle::ProcessHandle;
 pub(crate) use holders::{
     holders, holds, is_straggler, leads_group, owned_alike, stragglers, taker,
 };
-pub(crate) use process::process;
+pub(crate) use identity::{forked_identity, identity, own_identity};
+pub(crate) use process::{is_anothers, process};

@@ -3,15 +3,16 @@
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::file::{LockFile, check};
+use super::file::{FileId, LockFile, check, file_id};
 use super::owner::{at, effective_uid, foreign, user_name};
 use crate::error::context;
 use crate::sys::{Attempt, refuse};
@@ -24,6 +25,25 @@ const FILE_MODE: u32 = 0o600;
 pub(crate) struct Directory {
     file: File,
     path: PathBuf,
+    root: Option<FileId>,
+}
+
+/// This process's root directory: it changes in a process that calls `chroot`.
+fn root() -> Option<FileId> {
+    rustix::fs::stat("/").ok().map(|found| file_id(&found))
+}
+
+/// As it was when this process first opened a lock directory.
+fn first_root() -> Option<FileId> {
+    static FIRST: OnceLock<Option<FileId>> = OnceLock::new();
+    match FIRST.get() {
+        Some(first) => *first,
+        None => {
+            let now = root();
+            let _ = FIRST.set(now);
+            now
+        }
+    }
 }
 
 impl Directory {
@@ -37,8 +57,9 @@ impl Directory {
         match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(fd) => {
                 let directory = Self {
-                    file: fd.into(),
+                    file: above_stdio(fd).map_err(|e| at(path, e.into()))?.into(),
                     path: path.to_path_buf(),
+                    root: first_root(),
                 };
                 if shared {
                     directory.finish()?;
@@ -74,13 +95,6 @@ impl Directory {
         Self::open(path, shared)
     }
 
-    pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self {
-            file: self.file.try_clone()?,
-            path: self.path.clone(),
-        })
-    }
-
     /// Opens a directory to all users whose creator was ended before it could: ours, with the
     /// sticky bit, and without what a umask took away.
     fn finish(&self) -> io::Result<()> {
@@ -101,6 +115,18 @@ impl Directory {
         let _ = fs2::FileExt::try_lock_shared(&self.file);
     }
 
+    /// Whether its path still leads here. Taken for granted in a process that has changed its root:
+    /// its paths lead elsewhere.
+    pub(crate) fn is_at_its_path(&self) -> io::Result<bool> {
+        let failed = |e: Errno| at(&self.path, e.into());
+        let ours = rustix::fs::fstat(&self.file).map_err(failed)?;
+        match rustix::fs::stat(&self.path) {
+            Ok(found) if file_id(&found) == file_id(&ours) => Ok(true),
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(root() != self.root),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
     pub(crate) fn try_lock(&self, name: &str) -> io::Result<Attempt> {
         let (file, new) = match self.create_or_open(name)? {
             Opened::File { file, new } => (file, new),
@@ -113,7 +139,7 @@ impl Directory {
             return Ok(Attempt::Moved);
         }
         check(&path, &metadata)?;
-        let file = LockFile { file, path, new };
+        let file = LockFile::new(file, path, &metadata, new);
         let locked = file.retry()?;
         if metadata.uid() != effective_uid() {
             // Only root gets here. A live holder is worth naming, a left-over not worth trusting.
@@ -137,11 +163,15 @@ impl Directory {
     /// Creation and opening are apart, because with `fs.protected_regular` the kernel refuses
     /// `O_CREAT` on another user's file in a sticky directory, even to root.
     fn create_or_open(&self, name: &str) -> io::Result<Opened> {
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let create = flags | OFlags::CREATE | OFlags::EXCL;
+        let create = OFlags::RDWR
+            | OFlags::CREATE
+            | OFlags::EXCL
+            | OFlags::NOFOLLOW
+            | OFlags::CLOEXEC
+            | OFlags::NONBLOCK;
         let mode = Mode::from_raw_mode(FILE_MODE as _);
-        let open = || match rustix::fs::openat(&self.file, name, flags, Mode::empty()) {
-            Ok(fd) => Ok(Opened::existing(fd)),
+        let open = || match self.open_existing(name, OFlags::RDWR) {
+            Ok(file) => Ok(Opened::File { file, new: false }),
             Err(Errno::NOENT) => Ok(Opened::Gone),
             Err(e) => Err(self.explain(name, e)),
         };
@@ -150,7 +180,8 @@ impl Directory {
             Opened::Gone => {}
             opened => return Ok(opened),
         }
-        match rustix::fs::openat(&self.file, name, create, mode) {
+        let created = rustix::fs::openat(&self.file, name, create, mode);
+        match created.and_then(above_stdio) {
             Ok(fd) => Ok(Opened::File {
                 file: fd.into(),
                 new: true,
@@ -172,21 +203,37 @@ impl Directory {
         }
     }
 
-    /// Opens without creating and without a lock; `None` where there is no such file.
+    /// Opens for reading, without creating and without a lock; `None` where there is no such file.
     pub(crate) fn open_lock(&self, name: &str) -> io::Result<Option<LockFile>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let path = self.path.join(name);
-        let file: File = match rustix::fs::openat(&self.file, name, flags, Mode::empty()) {
-            Ok(fd) => fd.into(),
+        let file = match self.open_existing(name, OFlags::RDONLY) {
+            Ok(file) => file,
             Err(Errno::NOENT) => return Ok(None),
             Err(e) => return Err(self.explain(name, e)),
         };
-        check(&path, &file.metadata().map_err(|e| at(&path, e))?)?;
-        Ok(Some(LockFile {
-            file,
-            path,
-            new: false,
-        }))
+        let path = self.path.join(name);
+        let metadata = file.metadata().map_err(|e| at(&path, e))?;
+        check(&path, &metadata)?;
+        Ok(Some(LockFile::new(file, path, &metadata, false)))
+    }
+
+    /// Opens a second description of a file that is open, to lock and remove it; `None` where the
+    /// name is not that file's any more.
+    pub(crate) fn open_again(&self, name: &str, first: &LockFile) -> io::Result<Option<LockFile>> {
+        let file = match self.open_existing(name, OFlags::RDWR) {
+            Ok(file) => file,
+            Err(_) if !first.is_in(self, name)? => return Ok(None),
+            Err(e) => return Err(self.explain(name, e)),
+        };
+        let path = self.path.join(name);
+        let metadata = file.metadata().map_err(|e| at(&path, e))?;
+        let second = LockFile::new(file, path, &metadata, false);
+        Ok((second.id == first.id).then_some(second))
+    }
+
+    fn open_existing(&self, name: &str, access: OFlags) -> Result<File, Errno> {
+        let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = rustix::fs::openat(&self.file, name, flags, Mode::empty())?;
+        Ok(above_stdio(fd)?.into())
     }
 
     /// Why a file in the lock's place can't be opened.
@@ -240,11 +287,11 @@ enum Opened {
     NoDirectory,
 }
 
-impl Opened {
-    fn existing(fd: OwnedFd) -> Self {
-        Self::File {
-            file: fd.into(),
-            new: false,
-        }
+/// Never standard input, output or error, which a program may have closed: what it prints would be
+/// written into the lock file.
+fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+    if fd.as_raw_fd() > 2 {
+        return Ok(fd);
     }
+    rustix::io::fcntl_dupfd_cloexec(&fd, 3)
 }

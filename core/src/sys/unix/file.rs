@@ -1,17 +1,19 @@
 //! An open lock file: its kernel lock, its content, whether it still is at its path.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use super::Directory;
 use super::owner::at;
 use crate::error::context;
-use crate::info::MAX_LEN;
+use crate::record::{BLANK, MAX_LEN};
 use crate::sys::refuse;
 
 /// An open lock file. The kernel lock belongs to this open file description: it ends when the
@@ -20,34 +22,96 @@ use crate::sys::refuse;
 pub(crate) struct LockFile {
     pub(super) file: File,
     pub(super) path: PathBuf,
-    pub(super) new: bool,
+    pub(super) id: FileId,
+    /// Created by the call that opened it.
+    new: bool,
+    written: AtomicBool,
 }
 
+/// Device and inode: the same file for as long as it is open.
+pub(super) type FileId = (u64, u64);
+
 impl LockFile {
-    /// Tries for the kernel lock, without waiting.
+    pub(super) fn new(file: File, path: PathBuf, metadata: &Metadata, new: bool) -> Self {
+        Self {
+            file,
+            path,
+            id: (metadata.dev(), metadata.ino()),
+            new,
+            written: AtomicBool::new(false),
+        }
+    }
+
+    /// Tries for the kernel lock, without waiting. Not through [`Directory::open_lock`], which opens
+    /// for reading alone: NFS gives no exclusive lock then.
+    ///
+    /// [`Directory::open_lock`]: super::Directory::open_lock
     pub(crate) fn retry(&self) -> io::Result<bool> {
-        match fs2::FileExt::try_lock_exclusive(&self.file) {
+        self.locked(fs2::FileExt::try_lock_exclusive(&self.file))
+    }
+
+    /// Whether somebody holds the kernel lock. Takes a shared one for an instant where nobody does:
+    /// other readers do not mind, and whoever acquires tries again.
+    pub(crate) fn is_held(&self) -> io::Result<bool> {
+        let free = self.locked(fs2::FileExt::try_lock_shared(&self.file))?;
+        if free {
+            self.unlock();
+        }
+        Ok(!free)
+    }
+
+    fn locked(&self, result: io::Result<()>) -> io::Result<bool> {
+        match result {
             Ok(()) => Ok(true),
             Err(e) if e.raw_os_error() == fs2::lock_contended_error().raw_os_error() => Ok(false),
             Err(e) => Err(context(e, format!("cannot lock {}", self.path.display()))),
         }
     }
 
+    /// Whether both are the same file.
+    pub(crate) fn is_same(&self, other: &Self) -> io::Result<bool> {
+        Ok(self.id == other.id)
+    }
+
     /// Whether the path still names this file, which nobody else can then have locked.
     pub(crate) fn is_at(&self, path: &Path) -> io::Result<bool> {
-        let ours = self.file.metadata().map_err(|e| at(path, e))?;
-        if ours.nlink() == 0 {
-            return Ok(false);
-        }
-        match path.symlink_metadata() {
-            Ok(found) => Ok((found.dev(), found.ino()) == (ours.dev(), ours.ino())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(at(path, e)),
+        self.is_found(rustix::fs::lstat(path))
+    }
+
+    /// Whether the directory still has this file by that name, wherever the directory is by now.
+    pub(crate) fn is_in(&self, directory: &Directory, name: &str) -> io::Result<bool> {
+        self.is_found(rustix::fs::statat(
+            directory,
+            name,
+            AtFlags::SYMLINK_NOFOLLOW,
+        ))
+    }
+
+    fn is_found(&self, found: rustix::io::Result<rustix::fs::Stat>) -> io::Result<bool> {
+        match found {
+            Ok(found) => Ok(self.id == file_id(&found)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(e) => Err(at(&self.path, e.into())),
         }
     }
 
-    /// The content, cut off one byte after the limit.
+    /// The content, cut off one byte after the limit: read until it stays the same, as a reader may
+    /// meet a writer half-way. Who holds the lock needs [`read_own`](Self::read_own) alone.
     pub(crate) fn read(&self) -> io::Result<Vec<u8>> {
+        let mut before = self.read_own()?;
+        // Who writes without end is no lock's holder, and his text is as good as any.
+        for _ in 0..100 {
+            let now = self.read_own()?;
+            if now == before {
+                break;
+            }
+            before = now;
+        }
+        Ok(before)
+    }
+
+    /// The content, of a file that nobody else can be writing.
+    pub(crate) fn read_own(&self) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; 512];
         let mut len = 0;
         loop {
@@ -75,11 +139,16 @@ impl LockFile {
     /// Replaces the content. A reader sees the old or the new text, never half of one.
     pub(crate) fn write(&self, text: &[u8]) -> io::Result<()> {
         let failed = |e| context(e, format!("cannot write {}", self.path.display()));
-        let old_len = self.file.metadata().map_err(failed)?.len();
+        // A file that this very call created is empty.
+        let old_len = if self.written.swap(true, Ordering::Relaxed) || !self.new {
+            self.file.metadata().map_err(failed)?.len()
+        } else {
+            0
+        };
         let mut padded = text.to_vec();
         if old_len > text.len() as u64 {
             // Blanks are no part of JSON: the tail of a longer text is never read behind ours.
-            padded.resize(old_len.min(MAX_LEN) as usize, b' ');
+            padded.resize(old_len.min(MAX_LEN) as usize, BLANK);
         }
         if self.file.write_at(&padded, 0).map_err(failed)? != padded.len() {
             return Err(failed(io::ErrorKind::StorageFull.into()));
@@ -98,15 +167,7 @@ impl LockFile {
         Ok(())
     }
 
-    pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self {
-            file: self.file.try_clone()?,
-            path: self.path.clone(),
-            new: self.new,
-        })
-    }
-
-    /// Whether this very call created it.
+    /// Whether the call that opened it created it.
     pub(crate) fn is_new(&self) -> bool {
         self.new
     }
@@ -118,21 +179,25 @@ impl LockFile {
         let _ = fs2::FileExt::unlock(&self.file);
     }
 
-    /// Leaves nothing in a file that can't be removed.
-    pub(crate) fn clear(&self) -> io::Result<()> {
-        self.file.set_len(0).map_err(|e| at(&self.path, e))
+    /// Makes the file, of this length, name nobody, in one write.
+    pub(crate) fn blank(&self, len: usize) -> io::Result<()> {
+        let blanks = [BLANK; 512];
+        match blanks.get(..len) {
+            Some(blanks) => self.overwrite(blanks),
+            None => self.file.set_len(0),
+        }
     }
 
     /// Removes the file from its directory. Only for the holder of the lock, after
     /// [`is_at`](Self::is_at).
-    pub(crate) fn remove(&self, directory: impl AsFd, name: &str) -> io::Result<()> {
+    pub(crate) fn remove(&self, directory: &Directory, name: &str) -> io::Result<()> {
         match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(context(e, format!("cannot remove {}", self.path.display()))),
         }
     }
 
-    pub(crate) fn metadata(&self) -> io::Result<std::fs::Metadata> {
+    pub(crate) fn metadata(&self) -> io::Result<Metadata> {
         self.file.metadata().map_err(|e| at(&self.path, e))
     }
 
@@ -155,8 +220,14 @@ impl AsFd for LockFile {
     }
 }
 
+pub(super) fn file_id(found: &rustix::fs::Stat) -> FileId {
+    // Their types differ between systems.
+    #[allow(clippy::unnecessary_cast)]
+    (found.st_dev as u64, found.st_ino as u64)
+}
+
 /// Refuses what is not a plain lock file; its owner is the caller's concern.
-pub(super) fn check(path: &Path, metadata: &std::fs::Metadata) -> io::Result<()> {
+pub(super) fn check(path: &Path, metadata: &Metadata) -> io::Result<()> {
     let kind = metadata.file_type();
     let what = if kind.is_file() {
         if metadata.nlink() <= 1 {

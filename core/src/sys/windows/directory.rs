@@ -96,6 +96,21 @@ impl Directory {
         Ok(Some(LockFile::unlocked(file, path)))
     }
 
+    /// Opens once more a file that is open; `None` where the name is another file's by now.
+    pub(crate) fn open_again(&self, name: &str, first: &LockFile) -> io::Result<Option<LockFile>> {
+        match self.open_lock(name)? {
+            Some(second) if second.is_same(first).map_err(|e| at(&self.path, e))? => {
+                Ok(Some(second))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A directory with open files in it can't be renamed here.
+    pub(crate) fn is_at_its_path(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
     /// Who owns the entry, for showing.
     pub(crate) fn owner(&self, name: &str) -> Option<String> {
         let mut options = OpenOptions::new();
@@ -119,6 +134,11 @@ impl Directory {
 
 /// What is done to a file by way of its directory.
 impl LockFile {
+    /// Whether the directory still has this file by that name.
+    pub(crate) fn is_in(&self, directory: &Directory, name: &str) -> io::Result<bool> {
+        self.is_at(&directory.path.join(name))
+    }
+
     /// Removes the file from its directory. Only for the holder of the lock, after
     /// [`is_at`](Self::is_at).
     pub(crate) fn remove(&self, directory: &Directory, name: &str) -> io::Result<()> {

@@ -21,7 +21,7 @@ use windows_sys::Win32::Storage::FileSystem::{
 
 use super::result::{is, succeeded};
 use crate::error::context;
-use crate::info::MAX_LEN;
+use crate::record::MAX_LEN;
 use crate::sys::refuse;
 
 pub(super) const SHARE_ALL: u32 = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
@@ -87,6 +87,16 @@ impl LockFile {
         }
     }
 
+    /// Whether somebody holds the kernel lock.
+    pub(crate) fn is_held(&self) -> io::Result<bool> {
+        Ok(!self.retry()?)
+    }
+
+    /// Whether both are the same file.
+    pub(crate) fn is_same(&self, other: &Self) -> io::Result<bool> {
+        Ok(identity(self.file()?)? == identity(other.file()?)?)
+    }
+
     /// Whether somebody has a file open for writing that we may only read.
     fn is_written(&self) -> bool {
         let mut options = OpenOptions::new();
@@ -134,6 +144,11 @@ impl LockFile {
         Ok(buffer)
     }
 
+    /// The content, of a file that nobody else can be writing.
+    pub(crate) fn read_own(&self) -> io::Result<Vec<u8>> {
+        self.read()
+    }
+
     /// Replaces the content in one write, then cuts off what a longer text left.
     pub(crate) fn write(&self, text: &[u8]) -> io::Result<()> {
         let failed = |e| context(e, format!("cannot write {}", self.path.display()));
@@ -161,8 +176,8 @@ impl LockFile {
     /// Gives a lock back that was taken only to look; it ends with the handle here.
     pub(crate) fn unlock(&self) {}
 
-    /// Leaves nothing in a file that can't be removed.
-    pub(crate) fn clear(&self) -> io::Result<()> {
+    /// Makes the file, of this length, name nobody.
+    pub(crate) fn blank(&self, _len: usize) -> io::Result<()> {
         self.file()?.set_len(0)
     }
 }

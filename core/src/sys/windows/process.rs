@@ -5,13 +5,12 @@ use std::os::windows::io::{AsRawHandle, OwnedHandle};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use windows_sys::Win32::System::Threading::{
-    PROCESS_SYNCHRONIZE, PROCESS_TERMINATE, TerminateProcess,
-};
+use windows_sys::Win32::System::Threading::{PROCESS_TERMINATE, TerminateProcess};
 
-use super::handle::{creation_time, no_process, open_exact, open_live, wait, wait_until};
+use super::handle::{no_process, open_live, wait, wait_until};
 use super::result::succeeded;
 use super::stop_event;
+use crate::record::Identity;
 use crate::sys::Process;
 
 /// What `taskkill /F` ends a process with.
@@ -22,22 +21,34 @@ fn to_utc(filetime: u64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(since_1970 / 10)
 }
 
-/// Looks one process up. `None` for none, or one that has ended. `pid` must be from 1 to
-/// `i32::MAX`.
-pub(crate) fn process(pid: u32) -> Option<Process> {
-    let started = match open_exact(pid, PROCESS_SYNCHRONIZE) {
-        Ok(handle) => {
-            let handle = handle.filter(|handle| matches!(wait(handle, 0), Ok(false)))?;
-            creation_time(&handle).ok().and_then(to_utc)
-        }
-        // Somebody else's then. Ids are multiples of four.
-        Err(_) if pid.is_multiple_of(4) => None,
-        Err(_) => return None,
-    };
-    Some(Process {
-        started,
+/// Looks one process up. `None` for none, or one that has ended; an error where it may not be
+/// looked at. `pid` must be from 1 to `i32::MAX`.
+pub(crate) fn process(pid: u32) -> io::Result<Option<Process>> {
+    // Ids are multiples of four.
+    if !pid.is_multiple_of(4) {
+        return Ok(None);
+    }
+    let found = open_live(pid, 0)?;
+    Ok(found.map(|(_, created)| Process {
+        started: to_utc(created),
         parent: 0, // only of use where the holders of a lock can be told
-    })
+        start: created,
+    }))
+}
+
+/// That of a process which was created at `start`.
+pub(crate) fn identity(start: u64) -> io::Result<Option<Identity>> {
+    Ok(Some(Identity {
+        creation_time: Some(start),
+        ..Identity::default()
+    }))
+}
+
+pub(crate) fn own_identity() -> io::Result<Option<Identity>> {
+    match process(std::process::id())? {
+        Some(own) => identity(own.start),
+        None => Ok(None),
+    }
 }
 
 /// A process that can't turn into another one: its id is not given away while this is open.
