@@ -58,9 +58,15 @@ impl Place {
 
     /// Holds the lock as a stranger to all libraries does.
     pub fn hold(&self, content: impl AsRef<[u8]>) -> Result<Holder, String> {
+        self.hold_as(&format!("serve_{PORT}.lock"), content)
+    }
+
+    /// The same, of any file.
+    pub fn hold_as(&self, name: &str, content: impl AsRef<[u8]>) -> Result<Holder, String> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
-        let mut file = options.open(self.file()).map_err(|e| e.to_string())?;
+        let path = self.dir.path().join(name);
+        let mut file = options.open(path).map_err(|e| e.to_string())?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| e.to_string())?;
         file.write_all(content.as_ref()).map_err(|e| e.to_string())?;

@@ -49,8 +49,8 @@ const FAULTS: &[(&str, &str)] = &[
     ("takes_port_0", "port_0_is_refused"),
     ("follows_links", "a_symbolic_link_is_left_alone"),
     ("takes_hard_links", "a_hard_link_is_left_alone"),
-    ("replaces_odd_files", "a_directory_is_left_alone"),
-    ("takes_any_kind", "a_fifo_is_left_alone"),
+    ("removes_what_is_in_the_way", "a_directory_is_left_alone"),
+    ("removes_what_is_in_the_way", "a_fifo_is_left_alone"),
     ("trusts_strangers", "a_strangers_lock_is_not_named"),
     ("trusts_strangers", "a_strangers_left_over_is_left_alone"),
     ("compares_no_inodes", "compares_inodes_when_it_was_replaced"),
@@ -78,7 +78,6 @@ const FAULTS: &[(&str, &str)] = &[
     ("takes_no_lock", "one_of_many_wins"),
     ("leaves_the_file", "each_sees_the_other"),
     ("leaves_the_file", "each_recovers_the_others_crash"),
-    ("notices_no_loss", "a_lost_lock_is_noticed"),
     ("takes_no_lock", "who_comes_on_the_heels_keeps_the_lock"),
 ];
 

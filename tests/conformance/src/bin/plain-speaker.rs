@@ -145,7 +145,8 @@ mod unix {
                 if foreign {
                     return Err(io::Error::other("it belongs to somebody else"));
                 }
-                if !self.breaks("compares_no_inodes") && !is_at(&file, &path)? {
+                let compares = !self.breaks("compares_no_inodes") && !self.breaks("follows_links");
+                if compares && !is_at(&file, &path)? {
                     continue;
                 }
                 if let Some(refused) = self.judge(&file, port) {
@@ -161,6 +162,9 @@ mod unix {
         }
 
         fn open(&self, path: &Path) -> io::Result<File> {
+            if self.breaks("removes_what_is_in_the_way") && path.exists() && !path.is_file() {
+                fs::remove_file(path).or_else(|_| fs::remove_dir(path))?;
+            }
             let mut flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
             if !self.breaks("follows_links") {
                 flags |= OFlags::NOFOLLOW;
@@ -182,14 +186,11 @@ mod unix {
         }
 
         fn check(&self, path: &Path, metadata: &fs::Metadata) -> io::Result<()> {
-            let odd_kind = !metadata.is_file() && !self.breaks("takes_any_kind");
+            let odd_kind = !metadata.is_file();
             let linked = metadata.nlink() > 1 && !self.breaks("takes_hard_links");
             if odd_kind || linked {
                 let text = format!("{} is no lock file", path.display());
                 return Err(io::Error::other(text));
-            }
-            if self.breaks("replaces_odd_files") && path.is_dir() {
-                fs::remove_dir(path)?;
             }
             Ok(())
         }
@@ -232,7 +233,7 @@ mod unix {
                 true
             } else if self.breaks("ignores_recycling") {
                 alive && !started_in_time(&found)
-            } else if self.breaks("ignores_identities") {
+            } else if self.breaks("ignores_identities") || self.breaks("takes_no_lock") {
                 false
             } else if self.breaks("trusts_half_an_identity") {
                 alive && identity(found.pid).is_some_and(|fields| found.json["boot_id"] == fields["boot_id"])
