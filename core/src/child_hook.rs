@@ -78,6 +78,8 @@ impl ChildHook {
             Ok((pid_ns, start)) => self.identified.fill(&mut text, [pid, pid_ns, start])?,
             Err(_) => self.named.fill(&mut text, [pid, 0, 0])?,
         }
+        // Blank between the old text and the new: no reader sees one made of both.
+        file.overwrite(&[BLANK; ROOM])?;
         file.overwrite(&text)?;
         file.set_inheritable(&directory, true)
     }

@@ -102,10 +102,15 @@ impl LockDir {
     }
 
     pub(crate) fn open_or_create(&self) -> Result<Directory, LockError> {
-        let opened = match self.open() {
+        let open = || match self.open() {
             Ok(Some(directory)) => Ok(directory),
             Ok(None) => Directory::create(&self.path, self.shared),
             Err(e) => Err(e),
+        };
+        let opened = match open() {
+            // Removed between its creation and its opening.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => open(),
+            opened => opened,
         };
         opened.map_err(|e| {
             let hint = format!("set {LOCK_DIR_ENV} to a directory you may write to");

@@ -189,6 +189,9 @@ impl ServerLock {
         let Some(second) = second.map_err(failed)? else {
             return Err(self.lost());
         };
+        // As on release: in the instant without the lock the file names nobody.
+        let len = self.file.read_own().map_err(failed)?.len();
+        self.file.blank(len).map_err(failed)?;
         self.file = Arc::new(second);
         let freed = lock_freed(&self.directory, &name, self.info.port, &self.file);
         match freed.map_err(failed)? {

@@ -59,8 +59,10 @@ pub(super) struct Stat {
 /// does not show it.
 pub(super) fn stat(pid: u32) -> io::Result<Option<Stat>> {
     let path = format!("/proc/{pid}/stat");
-    let Some((fields, shown_owner)) = read_stat(&path)? else {
-        return hidden(pid, &path).map(|()| None);
+    let (fields, shown_owner) = match read_stat(&path) {
+        Ok(Some(found)) => found,
+        Ok(None) => return unseen(pid, context(Errno::ACCESS, path)),
+        Err(e) => return unseen(pid, e),
     };
     // A main thread that has ended is a zombie for as long as any other thread lives.
     let alive = fields.is_running() || fields.threads > 1 && has_running_thread(pid)?;
@@ -97,11 +99,11 @@ fn is_gone(e: &io::Error) -> bool {
 
 /// That `/proc` does not show a process does not mean that there is none: it may be mounted with
 /// `hidepid`, or not at all. One that starts or ends this very moment is an error, too.
-fn hidden(pid: u32, path: &str) -> io::Result<()> {
+fn unseen(pid: u32, e: io::Error) -> io::Result<Option<Stat>> {
     match rustix::process::test_kill_process(raw_pid(pid)?) {
-        Err(Errno::SRCH) => Ok(()),
-        Ok(()) => Err(context(Errno::ACCESS, path)),
-        Err(e) => Err(context(e, path)),
+        Err(Errno::SRCH) => Ok(None),
+        Err(Errno::PERM) => Err(context(Errno::PERM, format!("/proc/{pid}"))),
+        _ => Err(e),
     }
 }
 

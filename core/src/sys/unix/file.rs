@@ -136,27 +136,21 @@ impl LockFile {
         Ok(buffer)
     }
 
-    /// Replaces the content. A reader sees the old or the new text, never half of one.
+    /// Replaces the content. A reader who meets the writer half-way sees blanks where something is
+    /// missing, and no text made of two: the kernel copies a text piece by piece.
     pub(crate) fn write(&self, text: &[u8]) -> io::Result<()> {
         let failed = |e| context(e, format!("cannot write {}", self.path.display()));
         // A file that this very call created is empty.
-        let old_len = if self.written.swap(true, Ordering::Relaxed) || !self.new {
-            self.file.metadata().map_err(failed)?.len()
-        } else {
-            0
-        };
-        let mut padded = text.to_vec();
-        if old_len > text.len() as u64 {
-            // Blanks are no part of JSON: the tail of a longer text is never read behind ours.
-            padded.resize(old_len.min(MAX_LEN) as usize, BLANK);
+        let is_empty = self.new && !self.written.swap(true, Ordering::Relaxed);
+        if !is_empty {
+            let old_len = self.file.metadata().map_err(failed)?.len();
+            self.blank(usize::try_from(old_len).unwrap_or(usize::MAX))
+                .map_err(failed)?;
+            if old_len > text.len() as u64 {
+                self.file.set_len(text.len() as u64).map_err(failed)?;
+            }
         }
-        if self.file.write_at(&padded, 0).map_err(failed)? != padded.len() {
-            return Err(failed(io::ErrorKind::StorageFull.into()));
-        }
-        if old_len > text.len() as u64 {
-            self.file.set_len(text.len() as u64).map_err(failed)?;
-        }
-        Ok(())
+        self.overwrite(text).map_err(failed)
     }
 
     /// Puts text over the beginning of the file. Async-signal-safe.
