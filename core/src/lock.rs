@@ -305,13 +305,15 @@ impl ServerLock {
             self.warn_replaced();
             return Ok(());
         }
-        let bytes = self.file.read_own()?;
-        if let Content::Holder(other) = Content::parse(&bytes, port)
-            && other.info != self.info
-            && is_holder(&other, &self.file)?
-        {
-            return Ok(()); // a forked child has adopted it
-        }
+        let bytes = match self.named() {
+            Ok(Named::Us(bytes)) => bytes,
+            Ok(Named::Another) => return Ok(()), // a forked child has adopted it
+            Err(e) => {
+                // It will be free, and our name would keep others out for as long as we live.
+                let _ = self.file.blank(usize::MAX);
+                return Err(e);
+            }
+        };
         // Whoever looks at the file from here on, or finds it left behind, must not find us in it.
         let blanked = self.file.blank(bytes.len());
         if let Some(second) = second? {
@@ -327,6 +329,17 @@ impl ServerLock {
         Ok(())
     }
 
+    fn named(&self) -> io::Result<Named> {
+        let bytes = self.file.read_own()?;
+        if let Content::Holder(other) = Content::parse(&bytes, self.info.port)
+            && other.info != self.info
+            && is_holder(&other, &self.file)?
+        {
+            return Ok(Named::Another);
+        }
+        Ok(Named::Us(bytes))
+    }
+
     fn warn_replaced(&self) {
         warn!(
             "Lock file {} was removed or replaced while port {} was guarded",
@@ -334,6 +347,13 @@ impl ServerLock {
             self.info.port
         );
     }
+}
+
+/// Whom the file names.
+enum Named {
+    /// This process, or nobody: the whole text.
+    Us(Vec<u8>),
+    Another,
 }
 
 impl Drop for ServerLock {

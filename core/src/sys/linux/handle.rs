@@ -8,6 +8,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
+use crate::error::context;
+
 use super::process::{pidfd, stat};
 
 /// How often a process without a pidfd is looked at.
@@ -29,7 +31,7 @@ impl ProcessHandle {
             Err(Errno::SRCH) => return Ok(None),
             Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => None,
             Err(Errno::INVAL | Errno::NOENT) => return Ok(None), // a thread
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(context(e, format!("pidfd of PID {pid}"))),
         };
         let Some(stat) = stat(pid)? else {
             return Ok(None);
