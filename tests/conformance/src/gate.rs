@@ -146,7 +146,10 @@ mod linux {
                 k: call as u32,
             });
         }
-        filter.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
+        filter.push(statement(
+            libc::BPF_RET | libc::BPF_K,
+            libc::SECCOMP_RET_ALLOW,
+        ));
         filter.push(statement(
             libc::BPF_RET | libc::BPF_K,
             libc::SECCOMP_RET_USER_NOTIF,
@@ -204,7 +207,9 @@ mod linux {
             (*header).cmsg_level = libc::SOL_SOCKET;
             (*header).cmsg_type = libc::SCM_RIGHTS;
             (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
-            libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(descriptor);
+            libc::CMSG_DATA(header)
+                .cast::<RawFd>()
+                .write_unaligned(descriptor);
             if libc::sendmsg(channel, &raw const message, 0) != 1 {
                 return Err(io::Error::last_os_error());
             }
@@ -226,8 +231,13 @@ mod linux {
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = ROOM as _;
         // SAFETY: the buffers outlive the call, and their sizes are as told.
-        let received =
-            unsafe { libc::recvmsg(channel.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+        let received = unsafe {
+            libc::recvmsg(
+                channel.as_raw_fd(),
+                &raw mut message,
+                libc::MSG_CMSG_CLOEXEC,
+            )
+        };
         if received != 1 {
             return Err(io::Error::last_os_error());
         }

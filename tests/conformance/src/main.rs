@@ -120,7 +120,12 @@ Judges a program that takes part in llmlb's locks, by the specification.
                 }
                 _ => {
                     let program = Program::new(std::iter::once(word).chain(words));
-                    return Ok(Some(Arguments { without, beside, only, program }));
+                    return Ok(Some(Arguments {
+                        without,
+                        beside,
+                        only,
+                        program,
+                    }));
                 }
             }
         }
@@ -128,7 +133,12 @@ Judges a program that takes part in llmlb's locks, by the specification.
         if program.command.is_empty() {
             return Err("no command was given".to_owned());
         }
-        Ok(Some(Arguments { without, beside, only, program }))
+        Ok(Some(Arguments {
+            without,
+            beside,
+            only,
+            program,
+        }))
     }
 
     /// The speaker that is built beside this program.

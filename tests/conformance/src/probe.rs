@@ -69,7 +69,8 @@ impl Place {
         let mut file = options.open(path).map_err(|e| e.to_string())?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| e.to_string())?;
-        file.write_all(content.as_ref()).map_err(|e| e.to_string())?;
+        file.write_all(content.as_ref())
+            .map_err(|e| e.to_string())?;
         Ok(Holder { _file: file })
     }
 

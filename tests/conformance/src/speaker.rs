@@ -108,7 +108,9 @@ impl Speaker {
     pub fn must(&mut self, request: &str, answer: &str) -> Result<(), String> {
         let got = self.ask(request)?;
         if got != answer {
-            return Err(format!("asked to {request:?} it says {got:?}, not {answer:?}"));
+            return Err(format!(
+                "asked to {request:?} it says {got:?}, not {answer:?}"
+            ));
         }
         Ok(())
     }

@@ -34,7 +34,10 @@ const FAULTS: &[(&str, &str)] = &[
     ("truncates_first", "locks_before_it_writes"),
     ("touches_what_is_held", "a_refused_start_changes_nothing"),
     ("names_nobody_when_refused", "the_holder_is_named"),
-    ("recovers_held_locks", "a_holder_without_a_name_is_respected"),
+    (
+        "recovers_held_locks",
+        "a_holder_without_a_name_is_respected",
+    ),
     ("shows_dead_names", "a_holder_with_a_dead_name_is_respected"),
     ("trusts_all_pids", "a_dead_pid_is_recovered"),
     ("trusts_all_pids", "kill_9_frees_the_port"),
@@ -61,14 +64,26 @@ const FAULTS: &[(&str, &str)] = &[
     ("leaves_the_file", "release_removes_the_file"),
     ("keeps_the_lock", "release_frees_the_lock"),
     ("removes_anothers_file", "release_leaves_anothers_file"),
-    ("removes_the_servers_file", "release_leaves_the_servers_lock"),
+    (
+        "removes_the_servers_file",
+        "release_leaves_the_servers_lock",
+    ),
     ("notices_no_loss", "a_lost_lock_is_noticed"),
     ("does_not_name_the_server", "the_server_is_named"),
-    ("does_not_name_the_server", "the_other_sees_who_was_handed_the_lock"),
-    ("keeps_the_lock_from_the_server", "the_server_holds_the_lock"),
+    (
+        "does_not_name_the_server",
+        "the_other_sees_who_was_handed_the_lock",
+    ),
+    (
+        "keeps_the_lock_from_the_server",
+        "the_server_holds_the_lock",
+    ),
     ("names_its_parent", "the_port_is_free_after_the_server"),
     ("reads_and_removes", "reads_what_is_there"),
-    ("refuses_unknown_fields", "reads_unknown_fields_and_other_offsets"),
+    (
+        "refuses_unknown_fields",
+        "reads_unknown_fields_and_other_offsets",
+    ),
     ("reads_corrupt_as_none", "tells_corrupt_from_none"),
     ("lists_left_overs", "lists_live_servers_alone"),
     ("lists_odd_names", "lists_live_servers_alone"),
@@ -120,8 +135,7 @@ fn who_breaks_a_rule_is_found_out() {
                     let program = Program::new([PLAIN, "--fault", fault]);
                     let beside = Program::new([CORE]);
                     let without = BTreeSet::new();
-                    let summary =
-                        judge(&program, &beside, &without, |case| case.name == expected);
+                    let summary = judge(&program, &beside, &without, |case| case.name == expected);
                     if let [(_, why)] = &summary.skipped[..] {
                         println!("SKIPPED {fault}, {expected}: {why}");
                     } else if summary.failed.len() != 1 {

@@ -186,7 +186,10 @@ impl Run {
     fn event(&mut self, pid: Pid, event: i32, child_done: &mut bool) -> Next {
         match event {
             libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
-                assert!(self.trace.child.is_none(), "one child is all that is traced");
+                assert!(
+                    self.trace.child.is_none(),
+                    "one child is all that is traced"
+                );
                 let child = ptrace::getevent(pid).expect("a fork tells its child");
                 self.trace.child = Some(Pid::from_raw(i32::try_from(child).expect("a PID")));
                 *child_done = false;

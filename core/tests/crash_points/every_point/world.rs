@@ -60,6 +60,11 @@ impl World {
         world
     }
 
+    /// In a forked process: those who wait for this test to end do not wait for the fork.
+    pub(super) fn let_go(&mut self) {
+        self.life = None;
+    }
+
     pub(super) fn path(&self) -> &Path {
         self.dir.path()
     }

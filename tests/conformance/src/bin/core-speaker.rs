@@ -64,7 +64,9 @@ mod unix {
             },
             "list" => {
                 let live = locks.list_all_locks();
-                let all = live.iter().map(|info| format!(" {}={}", info.port, info.pid));
+                let all = live
+                    .iter()
+                    .map(|info| format!(" {}={}", info.port, info.pid));
                 format!("list{}", all.collect::<String>())
             }
             "hand_over" => match held.get_mut(&port) {
@@ -82,7 +84,10 @@ mod unix {
         mut words: impl Iterator<Item = &'a str>,
     ) -> Result<String, LockError> {
         let mut command = Command::new(words.next().unwrap_or_default());
-        command.args(words).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         lock.set_inheritable(true)?;
         let server = command.spawn();
         lock.set_inheritable(false)?;

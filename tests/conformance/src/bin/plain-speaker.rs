@@ -175,7 +175,11 @@ mod unix {
             if self.breaks("truncates_first") {
                 flags |= OFlags::TRUNC;
             }
-            let mode = if self.breaks("forgets_the_mode") { 0o644 } else { 0o600 };
+            let mode = if self.breaks("forgets_the_mode") {
+                0o644
+            } else {
+                0o600
+            };
             let open = rustix::fs::open(path, flags, Mode::from_raw_mode(mode));
             let without = flags - OFlags::CREATE;
             match open {
@@ -236,7 +240,9 @@ mod unix {
             } else if self.breaks("ignores_identities") || self.breaks("takes_no_lock") {
                 false
             } else if self.breaks("trusts_half_an_identity") {
-                alive && identity(found.pid).is_some_and(|fields| found.json["boot_id"] == fields["boot_id"])
+                alive
+                    && identity(found.pid)
+                        .is_some_and(|fields| found.json["boot_id"] == fields["boot_id"])
             } else {
                 alive && identity(found.pid).is_some_and(|fields| is_exactly(&found.json, &fields))
             };
@@ -245,7 +251,8 @@ mod unix {
 
         /// Not made a moment ago by ourselves.
         fn is_old(&self, file: &File) -> bool {
-            file.metadata().is_ok_and(|file| file.mode() & 0o7777 == 0o600)
+            file.metadata()
+                .is_ok_and(|file| file.mode() & 0o7777 == 0o600)
         }
 
         fn write(&self, file: &File, pid: u32, port: u16) -> io::Result<()> {
@@ -351,7 +358,10 @@ mod unix {
                 let entry = entry?;
                 let name = entry.file_name();
                 let port = name.to_str().and_then(|name| {
-                    name.strip_prefix("serve_")?.strip_suffix(".lock")?.parse().ok()
+                    name.strip_prefix("serve_")?
+                        .strip_suffix(".lock")?
+                        .parse()
+                        .ok()
                 });
                 let Some(port) = port.filter(|port| {
                     name.to_string_lossy() == format!("serve_{port}.lock")
@@ -386,7 +396,10 @@ mod unix {
                 return Ok("error nothing is held there".to_owned());
             };
             let mut command = Command::new(words.next().unwrap_or_default());
-            command.args(words).stdin(Stdio::null()).stdout(Stdio::null());
+            command
+                .args(words)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null());
             if !self.breaks("keeps_the_lock_from_the_server") {
                 rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty())?;
             }
@@ -451,7 +464,9 @@ mod unix {
 
     #[cfg(not(target_os = "linux"))]
     fn is_alive(pid: u32) -> bool {
-        let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(pid)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
         pid.is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
     }
 
@@ -492,6 +507,8 @@ mod unix {
     }
 
     fn is_exactly(json: &Value, fields: &serde_json::Map<String, Value>) -> bool {
-        fields.iter().all(|(name, value)| json.get(name) == Some(value))
+        fields
+            .iter()
+            .all(|(name, value)| json.get(name) == Some(value))
     }
 }

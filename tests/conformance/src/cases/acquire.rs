@@ -38,7 +38,10 @@ pub(super) fn the_descriptor_is_close_on_exec(stage: &Stage<'_>) -> Outcome {
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
             let flags = flags.and_then(|text| u32::from_str_radix(text.trim(), 8).ok());
             let closes = flags.is_some_and(|flags| flags & 0o2_000_000 != 0);
-            ensure!(closes, "descriptor {number} is inherited by whatever it starts");
+            ensure!(
+                closes,
+                "descriptor {number} is inherited by whatever it starts"
+            );
             let above = number.parse().is_ok_and(|number: u32| number > 2);
             ensure!(above, "descriptor {number} is a standard one");
         }
@@ -63,7 +66,9 @@ pub(super) fn the_holder_is_named(stage: &Stage<'_>) -> Outcome {
     let bystander = Bystander::new()?;
     let pid = bystander.pid();
     let _holder = stage.place.hold(content(pid, &now(), PORT))?;
-    stage.start()?.must("acquire 8000", &format!("refused {pid}"))?;
+    stage
+        .start()?
+        .must("acquire 8000", &format!("refused {pid}"))?;
     Ok(Verdict::Passed)
 }
 
@@ -72,7 +77,10 @@ pub(super) fn a_holder_without_a_name(stage: &Stage<'_>) -> Outcome {
         let holder = stage.place.hold(nameless)?;
         let mut speaker = stage.start()?;
         speaker.must("acquire 8000", "held")?;
-        ensure!(stage.place.look()?.bytes == nameless.as_bytes(), "it was changed");
+        ensure!(
+            stage.place.look()?.bytes == nameless.as_bytes(),
+            "it was changed"
+        );
         drop(holder);
         fs::remove_file(stage.place.file()).map_err(|e| e.to_string())?;
     }
@@ -92,7 +100,10 @@ fn is_recovered(stage: &Stage<'_>, left_over: impl AsRef<[u8]>) -> Result<(), St
         speaker.must("acquire 8000", "acquired")?;
         let named = stage.place.named()?;
         ensure!(named == u64::from(speaker.pid()), "the file names {named}");
-        ensure!(stage.place.is_locked()?, "the file at the path is not locked");
+        ensure!(
+            stage.place.is_locked()?,
+            "the file at the path is not locked"
+        );
         speaker.must("release 8000", "released")
     };
     let text = String::from_utf8_lossy(left_over.as_ref()).into_owned();
@@ -135,7 +146,10 @@ pub(super) fn a_corrupt_file_is_recovered(stage: &Stage<'_>) -> Outcome {
     Ok(Verdict::Passed)
 }
 
-fn with_identity(pid: u32, change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) -> Result<String, String> {
+fn with_identity(
+    pid: u32,
+    change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>),
+) -> Result<String, String> {
     let mut fields = identity_of(pid)?;
     fields.insert("pid".to_owned(), pid.into());
     fields.insert("started_at".to_owned(), now().into());
@@ -151,7 +165,9 @@ pub(super) fn an_exact_identity_is_honoured(stage: &Stage<'_>) -> Outcome {
     let bystander = Bystander::new()?;
     let pid = bystander.pid();
     stage.place.plant(with_identity(pid, |_| {})?)?;
-    stage.start()?.must("acquire 8000", &format!("refused {pid}"))?;
+    stage
+        .start()?
+        .must("acquire 8000", &format!("refused {pid}"))?;
     Ok(Verdict::Passed)
 }
 
@@ -161,7 +177,10 @@ pub(super) fn another_identity_is_a_left_over(stage: &Stage<'_>) -> Outcome {
     }
     let bystander = Bystander::new()?;
     let others = [
-        ("boot_id", serde_json::json!("01234567-89ab-cdef-0123-456789abcdef")),
+        (
+            "boot_id",
+            serde_json::json!("01234567-89ab-cdef-0123-456789abcdef"),
+        ),
         ("pid_ns", serde_json::json!(4_026_000_000_u64)),
         ("start_ticks", serde_json::json!(1)),
     ];
@@ -191,7 +210,10 @@ pub(super) fn sigterm_frees_the_port(stage: &Stage<'_>) -> Outcome {
     let mut first = stage.start()?;
     first.must("acquire 8000", "acquired")?;
     let pid = i32::try_from(stage.place.named()?).map_err(|e| e.to_string())?;
-    ensure!(pid > 1 && pid.unsigned_abs() == first.pid(), "it names {pid}");
+    ensure!(
+        pid > 1 && pid.unsigned_abs() == first.pid(),
+        "it names {pid}"
+    );
     kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|e| e.to_string())?;
     ensure!(first.ends(), "SIGTERM does not end it");
     eventually("the lock is free", || Ok(!stage.place.is_locked()?))?;
@@ -206,8 +228,14 @@ pub(super) fn ports_are_apart(stage: &Stage<'_>) -> Outcome {
     second.must("acquire 8001", "acquired")?;
     second.must("acquire 80", "acquired")?;
     second.must("release 8001", "released")?;
-    ensure!(stage.place.is_locked()?, "another port's release frees this one");
-    ensure!(stage.place.file_of(80).is_file(), "the name has no leading zeros");
+    ensure!(
+        stage.place.is_locked()?,
+        "another port's release frees this one"
+    );
+    ensure!(
+        stage.place.file_of(80).is_file(),
+        "the name has no leading zeros"
+    );
     Ok(Verdict::Passed)
 }
 

@@ -97,7 +97,10 @@ mod gated {
             Ok(())
         })?;
         ensure!(answer == "acquired", "it says {answer:?}");
-        ensure!(locks > 0, "it acquired without an exclusive flock on the file");
+        ensure!(
+            locks > 0,
+            "it acquired without an exclusive flock on the file"
+        );
         Ok(Verdict::Passed)
     }
 
@@ -120,7 +123,10 @@ mod gated {
             answer == format!("refused {}", bystander.pid()),
             "it says {answer:?} and has locked a file that is no longer at the path"
         );
-        ensure!(stage.place.look()?.bytes == text.as_bytes(), "it wrote over the next one's name");
+        ensure!(
+            stage.place.look()?.bytes == text.as_bytes(),
+            "it wrote over the next one's name"
+        );
         Ok(Verdict::Passed)
     }
 
@@ -136,7 +142,10 @@ mod gated {
         })?;
         ensure!(removed.is_some(), "it never locked the file");
         ensure!(answer == "acquired", "it says {answer:?}");
-        ensure!(stage.place.is_locked()?, "what is at the path is not locked");
+        ensure!(
+            stage.place.is_locked()?,
+            "what is at the path is not locked"
+        );
         let named = stage.place.named()?;
         ensure!(named == u64::from(speaker.pid()), "it names {named}");
         Ok(Verdict::Passed)
@@ -166,7 +175,10 @@ mod gated {
         ensure!(answer == "acquired", "it says {answer:?}");
         let answer = ask(&mut speaker, &gate, "release 8000", |arrival| {
             let unlocks = arrival.arguments[1] & libc::LOCK_UN as u64 != 0;
-            ensure!(!(unlocks && is_on(arrival, stage)), "it unlocks instead of closing");
+            ensure!(
+                !(unlocks && is_on(arrival, stage)),
+                "it unlocks instead of closing"
+            );
             Ok(())
         })?;
         ensure!(answer == "released", "it says {answer:?}");

@@ -22,7 +22,11 @@ pub(super) fn names_itself(stage: &Stage<'_>) -> Outcome {
     let mut speaker = stage.start()?;
     speaker.must("acquire 8000", "acquired")?;
     let json = stage.place.json()?;
-    ensure!(json["pid"] == speaker.pid(), "{json} does not name {}", speaker.pid());
+    ensure!(
+        json["pid"] == speaker.pid(),
+        "{json} does not name {}",
+        speaker.pid()
+    );
     ensure!(json["port"] == PORT, "{json} is not for port {PORT}");
     let length = stage.place.look()?.bytes.len();
     ensure!(length <= 4096, "{length} bytes are too many");
@@ -32,11 +36,9 @@ pub(super) fn names_itself(stage: &Stage<'_>) -> Outcome {
 pub(super) fn says_when_in_utc(stage: &Stage<'_>) -> Outcome {
     let before = Utc::now();
     // Where it is another time: a program that writes the wall's own is found out.
-    let mut speaker = stage
-        .program()
-        .start_with(stage.place.path(), |command| {
-            command.env("TZ", "XXX-9");
-        })?;
+    let mut speaker = stage.program().start_with(stage.place.path(), |command| {
+        command.env("TZ", "XXX-9");
+    })?;
     speaker.must("acquire 8000", "acquired")?;
     let json = stage.place.json()?;
     let text = json["started_at"].as_str().unwrap_or_default();
@@ -102,14 +104,18 @@ pub(super) fn its_identity_is_true(stage: &Stage<'_>) -> Outcome {
     let json = stage.place.json()?;
     let identity = identity_of(speaker.pid())?;
     for (field, value) in &identity {
-        ensure!(json.get(field) == Some(value), "{field} should be {value}: {json}");
+        ensure!(
+            json.get(field) == Some(value),
+            "{field} should be {value}: {json}"
+        );
     }
     Ok(Verdict::Passed)
 }
 
 /// The identity fields of a live process, as the specification has them for Linux.
 pub(super) fn identity_of(pid: u32) -> Result<serde_json::Map<String, serde_json::Value>, String> {
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(|e| e.to_string())?;
+    let boot_id =
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(|e| e.to_string())?;
     let namespace = fs::read_link(format!("/proc/{pid}/ns/pid")).map_err(|e| e.to_string())?;
     let namespace = namespace.to_string_lossy();
     let inode: u64 = namespace

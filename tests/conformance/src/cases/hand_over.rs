@@ -12,7 +12,9 @@ pub(super) fn hand_over(stage: &Stage<'_>) -> Result<(Speaker, u32), String> {
     let mut speaker = stage.start()?;
     speaker.must("acquire 8000", "acquired")?;
     let answer = speaker.ask("hand_over 8000 sleep 600")?;
-    let pid = answer.strip_prefix("handed ").and_then(|pid| pid.parse().ok());
+    let pid = answer
+        .strip_prefix("handed ")
+        .and_then(|pid| pid.parse().ok());
     let pid: u32 = pid.ok_or_else(|| format!("it says {answer:?}"))?;
     ensure!(pid > 1 && pid != speaker.pid(), "it says {answer:?}");
     Ok((speaker, pid))
@@ -44,7 +46,10 @@ pub(super) fn the_server_holds_the_lock(stage: &Stage<'_>) -> Outcome {
     end(server)?;
     ensure!(locked?, "the lock does not outlive the launcher");
     let refused = refused?;
-    ensure!(refused == format!("refused {server}"), "the next one says {refused:?}");
+    ensure!(
+        refused == format!("refused {server}"),
+        "the next one says {refused:?}"
+    );
     Ok(Verdict::Passed)
 }
 
@@ -57,7 +62,10 @@ pub(super) fn release_leaves_it(stage: &Stage<'_>) -> Outcome {
     let answer = answer?;
     ensure!(answer == "released", "it says {answer:?}");
     ensure!(locked?, "the launcher's release frees the server's lock");
-    ensure!(named? == u64::from(server), "the file no longer names the server");
+    ensure!(
+        named? == u64::from(server),
+        "the file no longer names the server"
+    );
     Ok(Verdict::Passed)
 }
 

@@ -12,7 +12,9 @@ use crate::probe::{DEAD, LONG_AGO, PORT, content, now};
 fn is_refused(stage: &Stage<'_>) -> Result<(), String> {
     let path = stage.place.file();
     let look = || {
-        let metadata = path.symlink_metadata().map_err(|e| format!("it is gone: {e}"))?;
+        let metadata = path
+            .symlink_metadata()
+            .map_err(|e| format!("it is gone: {e}"))?;
         Ok::<_, String>((metadata.ino(), metadata.mode(), metadata.mtime_nsec()))
     };
     let before = look()?;
@@ -32,7 +34,10 @@ pub(super) fn a_symbolic_link(stage: &Stage<'_>) -> Outcome {
     io(fs::write(&precious, "precious"))?;
     io(symlink(&precious, stage.place.file()))?;
     is_refused(stage)?;
-    ensure!(io(fs::read(&precious))? == b"precious", "it wrote through the link");
+    ensure!(
+        io(fs::read(&precious))? == b"precious",
+        "it wrote through the link"
+    );
     io(fs::remove_file(&precious))?;
     is_refused(stage)?;
     ensure!(!precious.exists(), "it created through the link");
@@ -44,7 +49,10 @@ pub(super) fn a_hard_link(stage: &Stage<'_>) -> Outcome {
     io(fs::write(&precious, "precious"))?;
     io(fs::hard_link(&precious, stage.place.file()))?;
     is_refused(stage)?;
-    ensure!(io(fs::read(&precious))? == b"precious", "it wrote through the link");
+    ensure!(
+        io(fs::read(&precious))? == b"precious",
+        "it wrote through the link"
+    );
     Ok(Verdict::Passed)
 }
 
@@ -67,7 +75,9 @@ fn give_away(stage: &Stage<'_>) -> Result<(), String> {
 }
 
 fn needs_root() -> Outcome {
-    Ok(Verdict::Skipped("it takes root to give a file away".to_owned()))
+    Ok(Verdict::Skipped(
+        "it takes root to give a file away".to_owned(),
+    ))
 }
 
 /// Whoever owns the file could name anybody in it.
@@ -75,7 +85,9 @@ pub(super) fn a_strangers_lock(stage: &Stage<'_>) -> Outcome {
     if !Uid::effective().is_root() {
         return needs_root();
     }
-    let _holder = stage.place.hold(content(std::process::id(), &now(), PORT))?;
+    let _holder = stage
+        .place
+        .hold(content(std::process::id(), &now(), PORT))?;
     give_away(stage)?;
     let answer = stage.start()?.ask("acquire 8000")?;
     let unnamed = answer == "held" || answer.starts_with("error ");

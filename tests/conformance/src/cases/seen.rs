@@ -60,10 +60,16 @@ pub(super) fn lists_live_servers_alone(stage: &Stage<'_>) -> Outcome {
     stage.place.plant_at(8000, content(DEAD, LONG_AGO, 8000))?;
     stage.place.plant_at(8001, "{")?;
     let bystander = Bystander::new()?;
-    stage.place.plant_at(8002, content(bystander.pid(), LONG_AGO, 8002))?;
+    stage
+        .place
+        .plant_at(8002, content(bystander.pid(), LONG_AGO, 8002))?;
     let mut held = Vec::new();
     for name in ["serve_08003.lock", "serve_8003.lock.bak", "notes"] {
-        held.push(stage.place.hold_as(name, content(holder.pid(), &now(), 8003))?);
+        held.push(
+            stage
+                .place
+                .hold_as(name, content(holder.pid(), &now(), 8003))?,
+        );
     }
     let pid = holder.pid();
     lister.must("list", &format!("list 80={pid} 9000={pid}"))?;

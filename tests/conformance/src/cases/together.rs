@@ -21,7 +21,10 @@ pub(super) fn each_refuses_the_other(stage: &Stage<'_>) -> Outcome {
         first.must("acquire 8000", "acquired")?;
         let before = stage.place.look()?;
         second.must("acquire 8000", &format!("refused {}", first.pid()))?;
-        ensure!(before == stage.place.look()?, "the refused one changed the file");
+        ensure!(
+            before == stage.place.look()?,
+            "the refused one changed the file"
+        );
         first.must("hold 8000", "holding")?;
         first.must("release 8000", "released")?;
         second.must("acquire 8000", "acquired")?;
@@ -72,7 +75,11 @@ pub(super) fn one_of_many_wins(stage: &Stage<'_>) -> Outcome {
             crowd[winner].must("release 8000", "released")?;
         } else {
             crowd[winner].kill();
-            crowd[winner] = if winner % 2 == 0 { stage.start()? } else { stage.start_other()? };
+            crowd[winner] = if winner % 2 == 0 {
+                stage.start()?
+            } else {
+                stage.start_other()?
+            };
         }
     }
     Ok(Verdict::Passed)
@@ -111,7 +118,10 @@ pub(super) fn sees_a_hand_over(stage: &Stage<'_>) -> Outcome {
     ensure!(lives, "the server did not outlive its launcher");
     let refused = format!("refused {server}");
     for answer in [first?, second?] {
-        ensure!(answer == refused, "the other one says {answer:?}, not {refused:?}");
+        ensure!(
+            answer == refused,
+            "the other one says {answer:?}, not {refused:?}"
+        );
     }
     eventually("the lock is free", || Ok(!stage.place.is_locked()?))?;
     other.must("acquire 8000", "acquired")?;
