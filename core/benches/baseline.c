@@ -9,41 +9,64 @@
 #include <time.h>
 #include <unistd.h>
 
-static int same(int fd, const char *path)
+/* The least that guards a port and gives it back. 0 on success. */
+int baseline_floor(const char *path, const char *text, size_t len)
 {
-    struct stat ours, found;
-    return fstat(fd, &ours) == 0 && ours.st_nlink != 0 && lstat(path, &found) == 0 &&
-           ours.st_dev == found.st_dev && ours.st_ino == found.st_ino;
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0 || write(fd, text, len) != (ssize_t)len)
+        return 1;
+    return unlink(path) != 0 || close(fd) != 0;
 }
 
-/* Acquires and releases, as the library does where nobody else is. 0 on success. */
+/* The least that finds a port guarded. 0 if it is. */
+int baseline_refused_floor(const char *path)
+{
+    char text[1024];
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) == 0 || read(fd, text, sizeof text) <= 0)
+        return 1;
+    return close(fd) != 0;
+}
+
+/* Acquires and releases, with the library's system calls where nobody else is. 0 on success. */
 int baseline_acquire_release(const char *dir, const char *name, const char *path)
 {
     char text[512], when[32];
-    struct stat st;
+    struct stat st, found;
     struct timespec now;
     struct tm tm;
     int d = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int fd = openat(d, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0600);
-    if (d < 0 || fd < 0 || fstat(fd, &st) != 0 || st.st_nlink != 1)
+    int flags = O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK;
+    if (d < 0 || openat(d, name, flags) >= 0)
         return 1;
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0 || st.st_uid != geteuid() || !same(fd, path))
+    int fd = openat(d, name, flags | O_CREAT | O_EXCL, 0600);
+    if (fd < 0 || fstat(fd, &st) != 0 || st.st_nlink != 1 || st.st_uid != geteuid())
         return 2;
-    if (pread(fd, text, sizeof text, 0) != 0)
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0 || lstat(path, &found) != 0 || found.st_ino != st.st_ino)
         return 3;
     clock_gettime(CLOCK_REALTIME, &now);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", gmtime_r(&now.tv_sec, &tm));
-    int len = snprintf(text, sizeof text, "{\"pid\":%d,\"started_at\":\"%s.%06ldZ\",\"port\":8000}",
+    int len = snprintf(text, sizeof text,
+                       "{\"pid\":%d,\"started_at\":\"%s.%06ldZ\",\"port\":8000,"
+                       "\"boot_id\":\"cc2bc7f7-1d51-418a-b8d9-99c625bb514a\","
+                       "\"pid_ns\":4026531836,\"start_ticks\":226787}",
                        getpid(), when, now.tv_nsec / 1000);
-    if (fstat(fd, &st) != 0 || pwrite(fd, text, len, 0) != len || flock(d, LOCK_SH | LOCK_NB) != 0)
+    if (pwrite(fd, text, len, 0) != len || flock(d, LOCK_SH | LOCK_NB) != 0)
         return 4;
 
-    if (!same(fd, path) || pread(fd, text, sizeof text, 0) != len ||
-        pread(fd, text, sizeof text, len) != 0)
+    int second = openat(d, name, flags);
+    if (second < 0 || fstat(second, &found) != 0 || found.st_ino != st.st_ino)
         return 5;
-    if (unlinkat(d, name, 0) != 0)
+    if (pread(fd, text, sizeof text, 0) != len)
         return 6;
-    close(fd);
+    memset(text, ' ', len);
+    if (pwrite(fd, text, len, 0) != len || close(fd) != 0)
+        return 7;
+    if (flock(second, LOCK_EX | LOCK_NB) != 0 || fstatat(d, name, &found, AT_SYMLINK_NOFOLLOW) != 0)
+        return 8;
+    if (found.st_ino != st.st_ino || unlinkat(d, name, 0) != 0)
+        return 9;
+    close(second);
     close(d);
     return 0;
 }

@@ -61,6 +61,7 @@ mod linux {
     type AcquireRelease =
         unsafe extern "C" fn(*const c_char, *const c_char, *const c_char) -> c_int;
     type Refused = unsafe extern "C" fn(*const c_char) -> c_int;
+    type Floor = unsafe extern "C" fn(*const c_char, *const c_char, usize) -> c_int;
 
     impl Baseline {
         fn compile() -> Self {
@@ -101,6 +102,32 @@ mod linux {
                 let result = unsafe { call(dir.as_ptr(), name.as_ptr(), path.as_ptr()) };
                 assert_eq!(result, 0);
             }
+        }
+
+        /// Open, flock, write, unlink, close.
+        fn floor(&self, locks: &LockDir) -> impl Fn() + use<'_> {
+            let path = c_string(&locks.lock_path(PORT));
+            let text = {
+                let lock = locks.acquire(PORT).unwrap();
+                std::fs::read(lock.path()).unwrap()
+            };
+            // SAFETY: this is its type.
+            let call = unsafe { self.library.get::<Floor>(b"baseline_floor\0") }.unwrap();
+            move || {
+                // SAFETY: a string and a text of that length, as it wants.
+                let result = unsafe { call(path.as_ptr(), text.as_ptr().cast(), text.len()) };
+                assert_eq!(result, 0);
+            }
+        }
+
+        /// Open, flock, read, close.
+        fn refused_floor(&self, locks: &LockDir) -> impl Fn() + use<'_> {
+            let path = c_string(&locks.lock_path(PORT));
+            // SAFETY: this is its type.
+            let call = unsafe { self.library.get::<Refused>(b"baseline_refused_floor\0") };
+            let call = call.unwrap();
+            // SAFETY: a string, as it wants.
+            move || assert_eq!(unsafe { call(path.as_ptr()) }, 0)
         }
 
         fn refused(&self, locks: &LockDir) -> impl Fn() + use<'_> {
@@ -203,25 +230,37 @@ mod linux {
         let (_dir, locks) = directory();
         let baseline = Baseline::compile();
         println!(
-            "\n{:44} {:>10} {:>10} {:>7} {:>7}",
+            "\n{:46} {:>10} {:>10} {:>7} {:>7}",
             "", "llmlb", "C", "ratio", "bar"
         );
         compare(
-            "acquire + release",
+            "acquire + release / the same calls",
             1.3,
             || locks.acquire(PORT).unwrap().release().unwrap(),
             baseline.acquire_release(&locks),
         );
+        compare(
+            "acquire + release / open, flock, write, unlink",
+            1.35,
+            || locks.acquire(PORT).unwrap().release().unwrap(),
+            baseline.floor(&locks),
+        );
         let lock = locks.acquire(PORT).unwrap();
         compare(
-            "refused acquire",
+            "refused acquire / the same calls",
             2.0,
             || be_refused(&locks),
             baseline.refused(&locks),
         );
+        compare(
+            "refused acquire / open, flock, read",
+            5.4,
+            || be_refused(&locks),
+            baseline.refused_floor(&locks),
+        );
         lock.release().unwrap();
 
-        println!("\n{:44} {:>10} {:>10} {:>15}", "", "median", "95 %", "bar");
+        println!("\n{:46} {:>10} {:>10} {:>15}", "", "median", "95 %", "bar");
         let few = Servers::start(10);
         let look = |servers: &Servers| {
             let count = servers.processes.len();
@@ -255,7 +294,7 @@ mod linux {
         );
         let share = 100.0 * hand_over(&locks, Duration::from_secs(5)).1;
         println!(
-            "{:44} {share:>8.2} % {:>26}",
+            "{:46} {share:>8.2} % {:>26}",
             "a waiter's share of a core", "1 %"
         );
     }
@@ -278,7 +317,7 @@ mod linux {
             quantile(&mut their_times, 0.5),
         );
         let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-        println!("{what:44} {ours:>10.1?} {theirs:>10.1?} {ratio:>7.2} {bar:>7.1}");
+        println!("{what:46} {ours:>10.1?} {theirs:>10.1?} {ratio:>7.2} {bar:>7.2}");
     }
 
     fn samples(count: usize, mut act: impl FnMut()) -> Vec<Duration> {
@@ -292,7 +331,7 @@ mod linux {
 
     fn report(what: &str, mut times: Vec<Duration>, bar: &str) {
         let (median, most) = (quantile(&mut times, 0.5), quantile(&mut times, 0.95));
-        println!("{what:44} {median:>10.1?} {most:>10.1?} {bar:>15}");
+        println!("{what:46} {median:>10.1?} {most:>10.1?} {bar:>15}");
     }
 
     fn quantile(times: &mut [Duration], share: f64) -> Duration {

@@ -11,7 +11,7 @@ use crate::error::LockError;
 use crate::info::LockInfo;
 use crate::process;
 use crate::record::{Content, Record};
-use crate::sys::{self, Directory};
+use crate::sys::Directory;
 
 impl LockDir {
     /// Every lock file here with its state, by port. A directory that does not exist has none.
@@ -76,8 +76,7 @@ impl LockDir {
             let record = Content::parse(&file.read()?, port).holder();
             let info = |record: Option<Record>| record.map(|record| record.info);
             if let Some(record) = &record
-                && process::is_alive(record)?
-                && sys::owned_alike(record.info.pid, &file)?
+                && process::is_live_holder(record, &file)?
             {
                 return Ok(Some((Some(record.info.clone()), ServerState::Running)));
             }

@@ -4,7 +4,7 @@ use std::io;
 
 use chrono::TimeDelta;
 
-use crate::record::Record;
+use crate::record::{Identity, Record};
 use crate::sys::{self, LockFile, Process};
 
 /// A process may seem to start this much after the lock it took: start times are coarse.
@@ -61,7 +61,13 @@ fn named(record: &Record) -> io::Result<Option<Process>> {
             return Ok(None);
         }
     }
-    match find(record.info.pid) {
+    let pid = record.info.pid;
+    let start = record.identity.as_ref().map(Identity::start);
+    let found = match start.filter(|_| valid_pid(pid).is_some()) {
+        Some(start) => sys::process_started_at(pid, start),
+        None => find(pid),
+    };
+    match found {
         Err(e) if sys::is_anothers(&e) => Ok(None),
         found => found,
     }
@@ -92,14 +98,26 @@ pub(crate) fn is_holder(record: &Record, file: &LockFile) -> io::Result<bool> {
     let Some(process) = named(record)? else {
         return Ok(false);
     };
-    let pid = record.info.pid;
     let is_meant = match record.identity {
         Some(_) => is_identified(&process, record)?,
         None => {
+            let pid = record.info.pid;
             started_in_time(&process, record) || matches!(sys::holds(pid, file), Ok(Some(true)))
         }
     };
-    Ok(is_meant && sys::owned_alike(pid, file)?)
+    Ok(is_meant && is_owned_alike(&process, record, file)?)
+}
+
+/// The same for a lock that may be free: only an identity tells.
+pub(crate) fn is_live_holder(record: &Record, file: &LockFile) -> io::Result<bool> {
+    Ok(record.identity.is_some() && is_holder(record, file)?)
+}
+
+fn is_owned_alike(process: &Process, record: &Record, file: &LockFile) -> io::Result<bool> {
+    // What is known already settles most cases: root could do anything anyway.
+    let owner = file.owner();
+    let alike = owner.is_some() && (owner == process.owner || owner == Some(0));
+    Ok(alike || sys::owned_alike(record.info.pid, file)?)
 }
 
 /// Whether the process that a record names may be shown where it is not the holder: a stranger must

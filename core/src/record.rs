@@ -39,6 +39,13 @@ pub(crate) struct Identity {
     pub(crate) start_ticks: Option<u64>,
 }
 
+impl Identity {
+    /// On the system's own scale; 0 at which no process starts, where it is missing.
+    pub(crate) fn start(&self) -> u64 {
+        self.start_ticks.or(self.creation_time).unwrap_or(0)
+    }
+}
+
 impl Record {
     /// Of this process, which has just taken the lock.
     pub(crate) fn own(port: u16) -> Self {

@@ -37,6 +37,7 @@ fn seen(pid: u32) -> Option<Process> {
             .and_then(|seconds| DateTime::from_timestamp(seconds, 0)),
         parent: process.parent().map_or(0, sysinfo::Pid::as_u32),
         start: process.start_time(),
+        owner: None,
     })
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Process {
     pub(crate) parent: u32,
     /// The same exactly, on a scale of the system's own that no clock changes.
     pub(crate) start: u64,
+    /// Whose it is, where the look-up happens to tell.
+    pub(crate) owner: Option<u32>,
 }
 
 /// One try to take the lock.

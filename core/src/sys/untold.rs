@@ -6,7 +6,7 @@ use std::io;
 
 use chrono::{DateTime, Utc};
 
-use super::LockFile;
+use super::{LockFile, Process, process};
 
 pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
     Ok(None)
@@ -46,4 +46,9 @@ pub(crate) fn generation() -> u64 {
 /// file and of the process differ is told by both.
 pub(crate) fn is_anothers(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// The process, if it is the one that started then.
+pub(crate) fn process_started_at(pid: u32, start: u64) -> io::Result<Option<Process>> {
+    Ok(process(pid)?.filter(|process| process.start == start))
 }

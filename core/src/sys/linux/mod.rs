@@ -12,4 +12,4 @@ pub(crate) use holders::{
     holders, holds, is_straggler, leads_group, owned_alike, stragglers, taker,
 };
 pub(crate) use identity::{forked_identity, identity, own_identity};
-pub(crate) use process::{is_anothers, process};
+pub(crate) use process::{is_anothers, process, process_started_at};

@@ -156,11 +156,25 @@ pub(crate) fn process(pid: u32) -> io::Result<Option<Process>> {
     if is_thread(pid)? {
         return Ok(None);
     }
-    Ok(Some(Process {
-        started: stat.started(),
-        parent: stat.parent,
-        start: stat.start,
-    }))
+    Ok(Some(Process::from(stat)))
+}
+
+/// The process, if it is the one that started then. Nobody writes the start of a thread into a file
+/// and means it, so that this asks less of the kernel.
+pub(crate) fn process_started_at(pid: u32, start: u64) -> io::Result<Option<Process>> {
+    let stat = stat(pid)?.filter(|stat| stat.is_alive() && stat.start == start);
+    Ok(stat.map(Process::from))
+}
+
+impl From<Stat> for Process {
+    fn from(stat: Stat) -> Self {
+        Self {
+            started: stat.started(),
+            parent: stat.parent,
+            start: stat.start,
+            owner: Some(stat.shown_owner),
+        }
+    }
 }
 
 /// `/proc/<tid>` exists for every thread of a process, though it isn't listed.

@@ -24,6 +24,7 @@ pub(crate) struct LockFile {
     pub(super) file: File,
     pub(super) path: PathBuf,
     pub(super) id: FileId,
+    owner: u32,
     /// Created by the call that opened it.
     new: bool,
     written: AtomicBool,
@@ -38,6 +39,7 @@ impl LockFile {
             file,
             path,
             id: (metadata.dev(), metadata.ino()),
+            owner: metadata.uid(),
             new,
             written: AtomicBool::new(false),
         }
@@ -67,6 +69,11 @@ impl LockFile {
             Err(e) if e.raw_os_error() == fs2::lock_contended_error().raw_os_error() => Ok(false),
             Err(e) => Err(context(e, format!("cannot lock {}", self.path.display()))),
         }
+    }
+
+    /// Whose it is.
+    pub(crate) fn owner(&self) -> Option<u32> {
+        Some(self.owner)
     }
 
     /// Whether both are the same file.
@@ -110,26 +117,10 @@ impl LockFile {
 
     /// The content, of a file that nobody else can be writing.
     pub(crate) fn read_own(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; 512];
-        let mut len = 0;
-        loop {
-            match again(|| self.file.read_at(&mut buffer[len..], len as u64)) {
-                // A short read of a regular file has reached its end.
-                Ok(n) if len + n < buffer.len() => {
-                    len += n;
-                    break;
-                }
-                Ok(n) => len += n,
-                Err(e) => return Err(at(&self.path, e)),
-            }
-            if len as u64 > MAX_LEN {
-                break;
-            }
-            if len == buffer.len() {
-                buffer.resize((MAX_LEN + 1) as usize, 0);
-            }
-        }
-        buffer.truncate(len);
+        // One system call for all of it: in two, it may be of two texts.
+        let mut buffer = vec![0; (MAX_LEN + 1) as usize];
+        let read = again(|| self.file.read_at(&mut buffer, 0));
+        buffer.truncate(read.map_err(|e| at(&self.path, e))?);
         Ok(buffer)
     }
 

@@ -87,6 +87,11 @@ impl LockFile {
         }
     }
 
+    /// No number here.
+    pub(crate) fn owner(&self) -> Option<u32> {
+        None
+    }
+
     /// Whether somebody holds the kernel lock.
     pub(crate) fn is_held(&self) -> io::Result<bool> {
         Ok(!self.retry()?)

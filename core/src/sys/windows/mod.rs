@@ -18,5 +18,5 @@ mod token;
 pub(crate) use directory::Directory;
 pub(crate) use file::LockFile;
 pub(crate) use owner::owned_alike;
-pub(crate) use process::{ProcessHandle, process, terminate};
+pub(crate) use process::{ProcessHandle, identity, own_identity, process, terminate};
 pub use stop_event::StopEvent;

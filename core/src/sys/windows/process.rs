@@ -33,6 +33,7 @@ pub(crate) fn process(pid: u32) -> io::Result<Option<Process>> {
         started: to_utc(created),
         parent: 0, // only of use where the holders of a lock can be told
         start: created,
+        owner: None,
     }))
 }
 
