@@ -17,6 +17,7 @@ LLMLB_BIN ?= $(TARGET)/debug/llmlb
 -include ffi/ffi.mk
 -include python/python.mk
 -include gateway/gateway.mk
+-include tests/conformance/conformance.mk
 -include tests/cross.mk
 
 test: test-rust test-readme

@@ -38,6 +38,8 @@ pub(super) enum Plan {
 pub(super) struct Call {
     pub(super) number: i64,
     pub(super) arguments: [u64; 6],
+    /// It closes what the kernel made up, which can't fail.
+    of_proc: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -210,6 +212,7 @@ impl Run {
                 let call = Call {
                     number: i64::try_from(entry.nr).unwrap_or(-1),
                     arguments: entry.args,
+                    of_proc: false,
                 };
                 if pid == self.subject && call.is_mark() {
                     if self.marked {
@@ -221,6 +224,12 @@ impl Run {
                 if !self.marked || !counted {
                     return Next::GoOn(None);
                 }
+                let link = format!("/proc/{pid}/fd/{}", call.arguments[0]);
+                let call = Call {
+                    of_proc: call.number == libc::SYS_close
+                        && std::fs::read_link(link).is_ok_and(|file| file.starts_with("/proc")),
+                    ..call
+                };
                 self.trace.calls.push(call);
                 self.enter(pid, &call)
             }
@@ -277,7 +286,8 @@ impl Call {
     /// Calls that tell the time or the caller's name, allocate, or change what is the process's
     /// own: no full disk, broken medium or want of descriptors makes them fail.
     pub(super) fn can_fail(&self) -> bool {
-        !matches!(
+        !self.of_proc
+            && !matches!(
             self.number,
             libc::SYS_brk
                 | libc::SYS_mmap

@@ -10,7 +10,7 @@ use super::{Outcome, Stage, Verdict, ensure};
 use crate::probe::{DEAD, LONG_AGO, PORT, content};
 
 pub(super) fn makes_the_directory(stage: &Stage<'_>) -> Outcome {
-    let directory = stage.place.path().join("not/yet");
+    let directory = stage.place.path().join("not-yet");
     let mut speaker = stage.program().start(&directory)?;
     speaker.must("acquire 8000", "acquired")?;
     let file = directory.join("serve_8000.lock");
