@@ -3,6 +3,9 @@
 use std::process::ExitCode;
 
 #[cfg(unix)]
+mod ours;
+
+#[cfg(unix)]
 fn main() -> ExitCode {
     unix::main()
 }
@@ -19,7 +22,6 @@ mod unix {
 
     use std::collections::BTreeSet;
     use std::ffi::OsString;
-    use std::path::PathBuf;
     use std::process::ExitCode;
 
     use llmlb_conformance::cases::{CAPABILITIES, CASES};
@@ -35,6 +37,7 @@ Judges a program that takes part in llmlb's locks, by the specification.
   --beside COMMAND  the program it is paired with; by default ours
   --only CASE       only cases whose name contains this
   --list            the names of all cases
+  --speak           speaks the protocol itself, for the Rust library
 ";
 
     struct Arguments {
@@ -45,6 +48,15 @@ Judges a program that takes part in llmlb's locks, by the specification.
     }
 
     pub(super) fn main() -> ExitCode {
+        if std::env::args_os().nth(1).is_some_and(|word| word == "--speak") {
+            return match crate::ours::speak() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => {
+                    eprintln!("llmlb-conformance: {e}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         let arguments = match parse(std::env::args_os().skip(1)) {
             Ok(Some(arguments)) => arguments,
             Ok(None) => return ExitCode::SUCCESS,
@@ -84,7 +96,7 @@ Judges a program that takes part in llmlb's locks, by the specification.
     fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Option<Arguments>, String> {
         let mut without = BTreeSet::new();
         let mut only = Vec::new();
-        let mut beside = Program::new([ours()?]);
+        let mut beside = ours()?;
         loop {
             let Some(word) = words.next() else {
                 return Err("no command was given".to_owned());
@@ -141,9 +153,9 @@ Judges a program that takes part in llmlb's locks, by the specification.
         }))
     }
 
-    /// The speaker that is built beside this program.
-    fn ours() -> Result<PathBuf, String> {
+    /// This very program.
+    fn ours() -> Result<Program, String> {
         let own = std::env::current_exe().map_err(|e| e.to_string())?;
-        Ok(own.with_file_name("core-speaker"))
+        Ok(Program::new([own.into_os_string(), "--speak".into()]))
     }
 }

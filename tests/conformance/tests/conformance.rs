@@ -8,11 +8,12 @@ use std::sync::Mutex;
 use std::thread;
 
 use llmlb_conformance::cases::CASES;
+use llmlb_conformance::probe::Place;
 use llmlb_conformance::speaker::Program;
 use llmlb_conformance::{Summary, judge};
 use nix::unistd::Uid;
 
-const CORE: &str = env!("CARGO_BIN_EXE_core-speaker");
+const CORE: [&str; 2] = [env!("CARGO_BIN_EXE_llmlb-conformance"), "--speak"];
 const PLAIN: &str = env!("CARGO_BIN_EXE_plain-speaker");
 
 /// How each rule is broken, and one case that must notice.
@@ -96,12 +97,12 @@ const FAULTS: &[(&str, &str)] = &[
     ("takes_no_lock", "who_comes_on_the_heels_keeps_the_lock"),
 ];
 
-fn everything(program: &str) -> Summary {
-    let program = Program::new([program]);
-    judge(&program, &Program::new([CORE]), &BTreeSet::new(), |_| true)
+fn everything(program: &[&str]) -> Summary {
+    let program = Program::new(program);
+    judge(&program, &Program::new(CORE), &BTreeSet::new(), |_| true)
 }
 
-fn keeps_every_rule(program: &str) {
+fn keeps_every_rule(program: &[&str]) {
     let summary = everything(program);
     assert!(summary.failed.is_empty(), "{:#?}", summary.failed);
     for (case, why) in &summary.skipped {
@@ -112,12 +113,27 @@ fn keeps_every_rule(program: &str) {
 
 #[test]
 fn the_library_keeps_every_rule() {
-    keeps_every_rule(CORE);
+    keeps_every_rule(&CORE);
 }
 
 #[test]
 fn the_specification_suffices_to_keep_every_rule() {
-    keeps_every_rule(PLAIN);
+    keeps_every_rule(&[PLAIN]);
+}
+
+#[test]
+fn the_specifications_example_is_a_lock_file() {
+    let page = include_str!("../../../docs/lock-file.md");
+    let example = page.split("```json\n").nth(1).unwrap();
+    let example = example.split("```").next().unwrap();
+    for program in [&CORE[..], &[PLAIN]] {
+        let place = Place::new().unwrap();
+        // The port is the only thing that has to fit.
+        place.plant(example).unwrap();
+        let mut speaker = Program::new(program).start(place.path()).unwrap();
+        let answer = speaker.ask("read 8000").unwrap();
+        assert!(answer.starts_with("info 12345 2026-01-30T12:00:00.123456"), "{answer}");
+    }
 }
 
 #[test]
@@ -133,7 +149,7 @@ fn who_breaks_a_rule_is_found_out() {
                         break;
                     };
                     let program = Program::new([PLAIN, "--fault", fault]);
-                    let beside = Program::new([CORE]);
+                    let beside = Program::new(CORE);
                     let without = BTreeSet::new();
                     let summary = judge(&program, &beside, &without, |case| case.name == expected);
                     if let [(_, why)] = &summary.skipped[..] {
