@@ -1,11 +1,17 @@
 # test-gateway-e2e  the load balancer between the OpenAI client and llama.cpp, both from PyPI
+# bench-choose      what it costs to choose among 1,000 backends; a part of bench
 # bench-gateway     the load balancer beside nginx; needs nginx and wrk (Debian: apt install nginx wrk)
 
-.PHONY: test-gateway-e2e bench-gateway
+.PHONY: test-gateway-e2e bench-choose bench-gateway
 
 GATEWAY_VENV := $(TARGET)/venv-gateway
 
 test: test-gateway-e2e
+
+bench: bench-choose
+
+bench-choose:
+	$(CARGO) bench -p llmlb-gateway
 
 $(GATEWAY_VENV)/ready: examples/gateway/requirements.txt
 	$(PYTHON) -m venv $(GATEWAY_VENV)

@@ -50,7 +50,7 @@ check() {
 test_windows() {
     local triple=x86_64-pc-windows-gnu
     local package
-    local tested=(-p llmlb-lock-core -p llmlb -p llmlb-tests)
+    local tested=(-p llmlb-lock-core -p llmlb-gateway -p llmlb -p llmlb-tests)
     cargo build "${tested[@]}" --lib --bins --tests --target $triple "${build_std[@]}"
 
     unset DISPLAY

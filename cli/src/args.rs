@@ -8,7 +8,9 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
-use llmlb_gateway::{ApiKey, BackendUrl, Options};
+use llmlb_gateway::{
+    ApiKey, ApiKeyError, BackendSet, BackendSpec, BackendUrl, BackendUrlError, Options,
+};
 
 use crate::unrepeated::Unrepeated;
 
@@ -104,12 +106,12 @@ pub(crate) struct GatewayArgs {
 
     /// The key that clients have to send, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "LLMLB_API_KEY", hide_env_values = true,
-          value_parser = Unrepeated(ApiKey::parse))]
+          value_parser = Unrepeated(key))]
     api_key: Option<ApiKey>,
 
     /// The key that backends are sent, in place of the clients'
     #[arg(long, value_name = "KEY", env = "LLMLB_BACKEND_API_KEY", hide_env_values = true,
-          value_parser = Unrepeated(ApiKey::parse))]
+          value_parser = Unrepeated(key))]
     backend_api_key: Option<ApiKey>,
 
     /// How many requests may be in flight; more are answered with 503
@@ -135,16 +137,25 @@ pub(crate) struct GatewayArgs {
 
 impl GatewayArgs {
     pub(crate) fn options(&self) -> Options {
-        Options {
-            backends: self.backend.iter().flatten().cloned().collect(),
-            api_key: self.api_key.clone(),
-            backend_api_key: self.backend_api_key.clone(),
-            max_requests: usize::try_from(self.max_requests).unwrap_or(usize::MAX),
-            connect_timeout: self.connect_timeout,
-            health_interval: self.health_interval,
-            health_rise: self.health_rise,
-            health_fall: self.health_fall,
-        }
+        Options::new()
+            .api_key(self.api_key.clone())
+            .backend_api_key(self.backend_api_key.clone())
+            .max_requests(usize::try_from(self.max_requests).unwrap_or(usize::MAX))
+            .connect_timeout(self.connect_timeout)
+            .health_interval(self.health_interval)
+            .health_rise(self.health_rise)
+            .health_fall(self.health_fall)
+            .no_backends_hint("no backends: start llmlb serve with --backend URL")
+    }
+
+    pub(crate) fn backends(&self) -> BackendSet {
+        let urls = self.backend.iter().flatten().cloned();
+        urls.map(BackendSpec::new).collect()
+    }
+
+    /// Whether clients have to show a key.
+    pub(crate) fn asks_for_key(&self) -> bool {
+        self.api_key.is_some()
     }
 }
 
@@ -184,15 +195,17 @@ type MaybeBackend = Option<BackendUrl>;
 fn backend(text: &str) -> Result<MaybeBackend, String> {
     match text.trim() {
         "" => Ok(None),
-        url => url.parse().map(Some).map_err(|problem: String| {
+        url => url.parse().map(Some).map_err(|problem| match problem {
             // What is before an @ may be a password.
-            if url.contains('@') {
-                problem
-            } else {
-                format!("'{url}': {problem}")
-            }
+            BackendUrlError::Credentials => "credentials belong into --backend-api-key".to_owned(),
+            problem if url.contains('@') => problem.to_string(),
+            problem => format!("'{url}': {problem}"),
         }),
     }
+}
+
+fn key(text: &str) -> Result<ApiKey, String> {
+    ApiKey::parse(text).map_err(|problem: ApiKeyError| problem.to_string())
 }
 
 #[derive(Debug, Args)]

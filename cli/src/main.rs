@@ -1,7 +1,9 @@
 //! `llmlb`: guard a port and serve on it, see what runs, stop it.
 
 mod args;
+mod built_in;
 mod exit;
+mod guard;
 mod output;
 mod serve;
 mod signals;

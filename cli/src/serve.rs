@@ -1,24 +1,17 @@
 //! `llmlb serve`: the lock first, waited for or taken over, then a server under it. The server is
-//! another room's: `gateway` or `supervise`.
+//! another room's: `built_in` or `supervise`.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use llmlb_gateway::Gateway;
 use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
-use tracing::{info, warn};
 
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
 use crate::signals::Shutdown;
-use crate::{output, supervise};
-
-/// How often a server looks whether its lock file is still there.
-const VERIFY_STEP: Duration = Duration::from_secs(2);
+use crate::{built_in, output, supervise};
 
 pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     // An empty variable where the command was meant to be must not become another server.
@@ -57,91 +50,7 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
         Some(listener) => listener,
         None => bind(&args.host, port)?,
     };
-    built_in(lock, listener, &args, shutdown).await
-}
-
-async fn built_in(
-    lock: ServerLock,
-    listener: TcpListener,
-    args: &ServeArgs,
-    mut shutdown: Shutdown,
-) -> Result<u8, Failure> {
-    let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot serve: {e}"));
-    listener.set_nonblocking(true).map_err(failed)?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    let options = args.gateway.options();
-    if !address.ip().is_loopback() && options.api_key.is_none() {
-        warn!(
-            "{address} can be reached from other machines, and nobody is asked for a key: set \
-             --api-key, or listen on 127.0.0.1"
-        );
-    }
-    let gateway = Gateway::new(lock.info().clone(), options).map_err(failed)?;
-    tokio::select! {
-        () = gateway.look_around() => {}
-        _ = shutdown.recv() => {
-            announce_shutdown();
-            lock.release()?;
-            return Ok(exit::OK);
-        }
-    }
-    let mut server = std::pin::pin!(gateway.serve(listener));
-    info!("listening on {address}");
-    if gateway.has_no_backends() {
-        warn!("No model servers to pass requests on to: see --backend");
-    }
-    supervise::notify_ready();
-    tokio::select! {
-        never = watch(&lock) => match never {},
-        result = &mut server => {
-            result.map_err(failed)?;
-            return Err(Failure::new(exit::FAILURE, "the server ended by itself"));
-        }
-        _ = shutdown.recv() => {}
-    }
-    announce_shutdown();
-    gateway.drain();
-    let mut code = exit::OK;
-    let finished = tokio::select! {
-        // The server first, in any case: it closes its port.
-        biased;
-        result = &mut server => {
-            result.map_err(failed)?;
-            true
-        }
-        () = tokio::time::sleep(args.drain_timeout) => {
-            warn!("Requests still in flight after {:?} were cut off", args.drain_timeout);
-            false
-        }
-        signal = shutdown.recv() => {
-            warn!("Second signal, ending at once");
-            code = exit::signalled(signal);
-            false
-        }
-    };
-    if !finished {
-        gateway.cut();
-        server.await.map_err(failed)?;
-    }
-    lock.release()?;
-    Ok(code)
-}
-
-/// Warns, once, when the lock file is no longer ours.
-pub(crate) async fn watch(lock: &ServerLock) -> Infallible {
-    loop {
-        tokio::time::sleep(VERIFY_STEP).await;
-        if let Err(e) = lock.verify() {
-            warn!("{e}");
-            return std::future::pending().await;
-        }
-    }
-}
-
-pub(crate) fn announce_shutdown() {
-    info!("Received shutdown signal, cleaning up...");
-    supervise::notify_stopping();
+    built_in::run(lock, listener, &args, shutdown).await
 }
 
 /// The addresses that a host's name stands for, and how to write them.

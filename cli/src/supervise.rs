@@ -6,8 +6,6 @@ use std::path::Path;
 use std::process::Command;
 
 use llmlb_lock_core::{GUARDED_PORT_ENV, ServerLock};
-#[cfg(target_os = "linux")]
-use tracing::warn;
 
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
@@ -103,25 +101,6 @@ fn replace<T: Copy + PartialEq>(text: &[T], from: &[T], to: &[T]) -> Vec<T> {
         }
     }
     result
-}
-
-/// Tells systemd, where it asked (`Type=notify`).
-pub(crate) fn notify_ready() {
-    #[cfg(target_os = "linux")]
-    notify(sd_notify::NotifyState::Ready);
-}
-
-/// Tells systemd, where it asked.
-pub(crate) fn notify_stopping() {
-    #[cfg(target_os = "linux")]
-    notify(sd_notify::NotifyState::Stopping);
-}
-
-#[cfg(target_os = "linux")]
-fn notify(state: sd_notify::NotifyState<'_>) {
-    if let Err(e) = sd_notify::notify(&[state]) {
-        warn!("Cannot notify systemd: {e}");
-    }
 }
 
 #[cfg(test)]

@@ -1,30 +1,39 @@
-//! The key that clients show, where one is asked for.
+//! Keys: what clients show, where one is asked for, and what backends are shown.
 
-use std::sync::Arc;
-
-use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderValue};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
-
-use crate::Gateway;
-use crate::error::Refusal;
 
 /// A secret that debug output leaves out.
 #[derive(Clone)]
 pub struct ApiKey(String);
 
+/// Why a text is no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiKeyError {
+    /// Nothing is written.
+    #[error("an empty key protects nothing")]
+    Empty,
+    /// It can't be sent as a bearer token.
+    #[error("a key is printable ASCII without spaces")]
+    Character,
+}
+
 impl ApiKey {
     /// Checks that it can be sent as a bearer token.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    ///
+    /// # Errors
+    ///
+    /// When it is empty, or has anything in it but printable ASCII without spaces. The error does
+    /// not repeat it.
+    pub fn parse(text: &str) -> Result<Self, ApiKeyError> {
         // Taken for "no key", an empty one would open what is meant to be closed.
         if text.is_empty() {
-            return Err("an empty key protects nothing".to_owned());
+            return Err(ApiKeyError::Empty);
         }
         if !text.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("a key is printable ASCII without spaces".to_owned());
+            return Err(ApiKeyError::Character);
         }
         Ok(Self(text.to_owned()))
     }
@@ -36,7 +45,7 @@ impl ApiKey {
     }
 
     /// Takes the same time for every wrong key of the right length.
-    fn is_shown_by(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn is_shown_by(&self, headers: &HeaderMap) -> bool {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let (Some(value), None) = (values.next(), values.next()) else {
             return false;
@@ -52,21 +61,6 @@ impl ApiKey {
 impl std::fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ApiKey(..)")
-    }
-}
-
-/// Lets only those through who show the key.
-pub(crate) async fn require(
-    State(gateway): State<Arc<Gateway>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    match &gateway.options.api_key {
-        Some(key) if !key.is_shown_by(request.headers()) => {
-            gateway.metrics.refused(&Refusal::Unauthorized);
-            Refusal::Unauthorized.into_response()
-        }
-        _ => next.run(request).await,
     }
 }
 

@@ -13,8 +13,8 @@ use serde_json::json;
 pub(crate) enum Refusal {
     /// There is nothing at this path, nor a backend that might know it.
     NoSuchPath(String),
-    /// Started without `--backend`.
-    NoBackends,
+    /// There are none; what to do about it.
+    NoBackends(String),
     /// The bearer token is missing or not the key.
     Unauthorized,
     /// It asks for something a reverse proxy can't do.
@@ -31,6 +31,8 @@ pub(crate) enum Refusal {
     Unreachable(String, Duration),
     /// The backend took the request and did not answer it.
     Broken(String),
+    /// All that could serve it have as many as they may have.
+    Full,
     /// As many are in flight as may be.
     Overloaded,
     /// The gateway is about to end.
@@ -46,16 +48,18 @@ impl Refusal {
             Self::BadBody(_) => StatusCode::BAD_REQUEST,
             Self::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
             Self::Unreachable(..) | Self::Broken(_) => StatusCode::BAD_GATEWAY,
-            Self::NoBackends | Self::AllDown(_) | Self::Overloaded | Self::Draining => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoBackends(_)
+            | Self::Full
+            | Self::AllDown(_)
+            | Self::Overloaded
+            | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
     fn code(&self) -> &'static str {
         match self {
             Self::NoSuchPath(_) => "not_found",
-            Self::NoBackends => "no_backends",
+            Self::NoBackends(_) => "no_backends",
             Self::Unauthorized => "invalid_api_key",
             Self::Unsupported(_) => "unsupported",
             Self::BadBody(_) => "invalid_body",
@@ -64,7 +68,7 @@ impl Refusal {
             Self::AllDown(_) => "backends_down",
             Self::Unreachable(..) => "backend_unreachable",
             Self::Broken(_) => "backend_failed",
-            Self::Overloaded => "overloaded",
+            Self::Full | Self::Overloaded => "overloaded",
             Self::Draining => "shutting_down",
         }
     }
@@ -72,7 +76,7 @@ impl Refusal {
     fn message(&self) -> String {
         match self {
             Self::NoSuchPath(path) => format!("no such path: {path}"),
-            Self::NoBackends => "no backends: start llmlb serve with --backend URL".to_owned(),
+            Self::NoBackends(hint) => hint.clone(),
             Self::Unauthorized => {
                 "wrong or missing API key: send it as Authorization: Bearer KEY".to_owned()
             }
@@ -89,6 +93,9 @@ impl Refusal {
             Self::AllDown(_) => "no backend that could serve this is up".to_owned(),
             Self::Unreachable(problem, _) => format!("no backend can be reached: {problem}"),
             Self::Broken(problem) => format!("the backend did not answer: {problem}"),
+            Self::Full => {
+                "every backend that could serve this has as many requests as it may".to_owned()
+            }
             Self::Overloaded => "too many requests in flight".to_owned(),
             Self::Draining => "the gateway is shutting down".to_owned(),
         }
@@ -96,7 +103,9 @@ impl Refusal {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::NoBackends | Self::Overloaded | Self::Draining => Some(Duration::ZERO),
+            Self::NoBackends(_) | Self::Full | Self::Overloaded | Self::Draining => {
+                Some(Duration::ZERO)
+            }
             Self::AllDown(interval) | Self::Unreachable(_, interval) => Some(*interval),
             _ => None,
         }

@@ -1,24 +1,24 @@
-//! What `/metrics` tells, in Prometheus' text format.
+//! What is counted, and told in Prometheus' text format.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
     exponential_buckets,
 };
 
-use crate::Gateway;
+use crate::backend::Backend;
 use crate::error::Refusal;
+
+pub(crate) const FORMAT: &str = prometheus::TEXT_FORMAT;
 
 /// The code for a request whose client left before it was answered, as nginx counts them.
 pub(crate) const CLIENT_LEFT: u16 = 499;
 
 pub(crate) struct Metrics {
     registry: Registry,
+    reading: Mutex<()>,
     requests: IntCounterVec,
     in_flight: IntGaugeVec,
     up: IntGaugeVec,
@@ -33,6 +33,7 @@ impl Metrics {
         let seconds = |name, help| HistogramOpts::new(name, help).buckets(buckets.clone());
         let metrics = Self {
             registry: Registry::new(),
+            reading: Mutex::new(()),
             requests: IntCounterVec::new(
                 Opts::new(
                     "llmlb_requests_total",
@@ -105,21 +106,22 @@ impl Metrics {
         let code = std::str::from_utf8(&digits).unwrap_or_default();
         self.requests.with_label_values(&[backend, code]).inc();
     }
-}
 
-pub(crate) async fn handler(State(gateway): State<Arc<Gateway>>) -> Response {
-    let metrics = &gateway.metrics;
-    for backend in gateway.backends.all() {
-        let name = backend.name.as_str();
-        let in_flight = i64::try_from(backend.in_flight()).unwrap_or(i64::MAX);
-        metrics.in_flight.with_label_values(&[name]).set(in_flight);
-        let up = i64::from(backend.is_up());
-        metrics.up.with_label_values(&[name]).set(up);
-    }
-    let encoder = TextEncoder::new();
-    let mut text = Vec::new();
-    match encoder.encode(&metrics.registry.gather(), &mut text) {
-        Ok(()) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(e) => (axum::http::StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+    /// All of it, with these backends as they are now.
+    pub(crate) fn text(&self, backends: &[Arc<Backend>]) -> prometheus::Result<Vec<u8>> {
+        // One at a time, so that none sees the gauges of those that are gone half taken away.
+        let _alone = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.in_flight.reset();
+        self.up.reset();
+        for backend in backends {
+            let name = backend.name.as_str();
+            let in_flight = i64::try_from(backend.in_flight()).unwrap_or(i64::MAX);
+            self.in_flight.with_label_values(&[name]).set(in_flight);
+            let up = i64::from(backend.is_up());
+            self.up.with_label_values(&[name]).set(up);
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
     }
 }

@@ -1,6 +1,14 @@
-//! What the end-to-end tests share: the program under test, run in a lock directory of its own.
+//! What tests share: the program under test, run in a lock directory of its own; and, for those of
+//! the load balancer, model servers and clients that do and see exactly what is needed.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[cfg(unix)]
+pub mod front;
+#[cfg(unix)]
+pub mod model_server;
+#[cfg(unix)]
+pub mod wire;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};

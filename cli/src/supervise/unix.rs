@@ -14,10 +14,10 @@ use tokio::signal::unix::SignalKind;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use super::{cannot_run, command, notify_ready};
+use super::{cannot_run, command};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::serve::{announce_shutdown, watch};
+use crate::guard::{announce_shutdown, notify_ready, watch};
 use crate::signals::{Shutdown, Stream};
 
 /// How long what the server leaves behind may take to end.

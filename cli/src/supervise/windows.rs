@@ -11,10 +11,10 @@ use tracing::{info, warn};
 use windows::Win32::System::Console::{CTRL_BREAK_EVENT, GenerateConsoleCtrlEvent};
 use windows::Win32::System::Threading::CREATE_NEW_PROCESS_GROUP;
 
-use super::{cannot_run, command, notify_ready};
+use super::{cannot_run, command};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::serve::announce_shutdown;
+use crate::guard::{announce_shutdown, notify_ready};
 use crate::signals::Shutdown;
 
 pub(crate) async fn run(

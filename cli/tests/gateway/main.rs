@@ -4,9 +4,7 @@
 #![cfg(unix)]
 
 mod access;
-mod choosing;
 mod draining;
 mod failing;
 mod limits;
-mod passing;
 mod support;

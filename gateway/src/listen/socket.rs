@@ -11,7 +11,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::connection::keep_alive;
+use crate::backend::keep_alive;
 
 pub(crate) struct Socket {
     stream: TcpStream,

@@ -1,7 +1,6 @@
-//! Looks after the backends: whether they are up, and what they serve.
+//! Looks at a backend: whether it is up, and what it serves.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::header::{AUTHORIZATION, CONNECTION, HOST, USER_AGENT};
@@ -9,49 +8,23 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Request, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::Gateway;
-use crate::backend::{Backend, Models};
+use crate::backend::{Backend, Connection, Models};
 use crate::body::Upload;
-use crate::connection::Connection;
+use crate::live::Live;
 
 /// How long a backend may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long to wait for the first look at all of them.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-
 /// The longest list of models that is read, in bytes.
 const LIST: usize = 4 << 20;
 
-/// Begins to watch, and returns when every backend has been looked at or time is up.
-pub(crate) async fn watch(gateway: &Arc<Gateway>) {
-    let (looked, mut all_looked) = mpsc::channel::<()>(1);
-    for backend in gateway.backends.all() {
-        let backend = Arc::clone(backend);
-        let mut looked = Some(looked.clone());
-        let interval = gateway.options.health_interval;
-        let key = gateway.backend_key.clone();
-        tokio::spawn(async move {
-            loop {
-                look(&backend, key.as_ref(), interval).await;
-                drop(looked.take());
-                backend.pool.prune();
-                sleep(interval).await;
-            }
-        });
-    }
-    drop(looked);
-    // Ends when no sender is left. A backend that answers late comes in when it does.
-    let _ = timeout(FIRST_LOOK, all_looked.recv()).await;
-}
-
-async fn look(backend: &Backend, key: Option<&HeaderValue>, interval: Duration) {
+/// Looks at one backend once, and notes what it found. It is looked at every `interval`.
+pub(crate) async fn look(live: &Live, backend: &Backend, interval: Duration) {
     // Some servers do one thing at a time: one that is silent while it works is well.
     let busy_before = backend.in_flight() > 0;
-    let found = probe(backend, key).await;
+    let found = probe(backend).await;
     let busy = busy_before || backend.in_flight() > 0;
     match found {
         Ok(()) => {}
@@ -59,7 +32,7 @@ async fn look(backend: &Backend, key: Option<&HeaderValue>, interval: Duration) 
         Err(trouble) => return backend.failed(trouble.to_string()),
     }
     // First what it serves, so that nothing is sent to it on a guess.
-    match get(backend, "/v1/models", key).await {
+    let news = match get(backend, "/v1/models").await {
         Ok((StatusCode::OK, body)) => backend.set_models(Models::parse(&body)),
         // It keeps that to itself, or does not know.
         Ok((
@@ -70,7 +43,10 @@ async fn look(backend: &Backend, key: Option<&HeaderValue>, interval: Duration) 
             _,
         )) => backend.set_models(None),
         // What was known is the best guess.
-        _ => {}
+        _ => false,
+    };
+    if news {
+        live.relist();
     }
     backend.succeeded();
 }
@@ -91,9 +67,9 @@ impl fmt::Display for Trouble {
     }
 }
 
-async fn probe(backend: &Backend, key: Option<&HeaderValue>) -> Result<(), Trouble> {
+async fn probe(backend: &Backend) -> Result<(), Trouble> {
     for path in ["/health", "/v1/models"] {
-        let (status, _) = get(backend, path, key).await?;
+        let (status, _) = get(backend, path).await?;
         match status {
             // That it asks for a key shows that it is there.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Ok(()),
@@ -108,14 +84,10 @@ async fn probe(backend: &Backend, key: Option<&HeaderValue>) -> Result<(), Troub
     Ok(())
 }
 
-async fn get(
-    backend: &Backend,
-    path: &'static str,
-    key: Option<&HeaderValue>,
-) -> Result<(StatusCode, Bytes), Trouble> {
+async fn get(backend: &Backend, path: &'static str) -> Result<(StatusCode, Bytes), Trouble> {
     let connection = backend.connect().await;
     let connection = connection.map_err(|e| Trouble::Other(e.to_string()))?;
-    match timeout(PATIENCE, ask(backend, connection, path, key)).await {
+    match timeout(PATIENCE, ask(backend, connection, path)).await {
         Ok(answer) => answer.map_err(Trouble::Other),
         Err(_) => Err(Trouble::Silent),
     }
@@ -125,16 +97,15 @@ async fn ask(
     backend: &Backend,
     mut connection: Connection,
     path: &'static str,
-    key: Option<&HeaderValue>,
 ) -> Result<(StatusCode, Bytes), String> {
     let mut request = Request::new(Upload::empty());
-    *request.uri_mut() = backend.uri(&PathAndQuery::from_static(path));
+    *request.uri_mut() = backend.url.uri(&PathAndQuery::from_static(path));
     let headers = request.headers_mut();
     headers.insert(HOST, backend.host_header.clone());
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     headers.insert(USER_AGENT, HeaderValue::from_static("llmlb"));
-    if let Some(key) = key {
-        headers.insert(AUTHORIZATION, key.clone());
+    if let Some(key) = backend.key() {
+        headers.insert(AUTHORIZATION, key);
     }
     let response = connection.send(request).await;
     let response = response.map_err(|e| format!("{path}: {}", e.error))?;
@@ -146,17 +117,35 @@ async fn ask(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::backend::{Backends, State, Thresholds};
+    use crate::backend::{Care, Place, State, Thresholds};
+    use crate::set::BackendSpec;
+
+    fn care() -> Care {
+        Care {
+            thresholds: Thresholds { rise: 1, fall: 1 },
+            connect_timeout: PATIENCE,
+            key: None,
+        }
+    }
+
+    fn spec(url: &str) -> BackendSpec {
+        BackendSpec::new(url.parse().unwrap())
+    }
+
+    async fn look_at(backend: &Backend) {
+        look(&Live::new(care()), backend, Duration::from_secs(60)).await;
+    }
 
     /// A backend that accepts connections and says nothing, on a clock that jumps.
     async fn mute() -> (TcpListener, Backend) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let thresholds = Thresholds { rise: 1, fall: 1 };
-        let backend = Backend::new(&url.parse().unwrap(), thresholds, PATIENCE);
+        let backend = Backend::new(spec(&url), &care());
         backend.succeeded();
         (listener, backend)
     }
@@ -165,23 +154,22 @@ mod tests {
     async fn a_backend_that_says_nothing_is_down_unless_it_is_busy_answering() {
         let (_listener, backend) = mute().await;
         backend.answering();
-        look(&backend, None, Duration::from_secs(60)).await;
+        look_at(&backend).await;
         assert_eq!(backend.state().0, State::Up);
 
         // Silent because it computes an answer, which comes in one piece.
         let (listener, backend) = mute().await;
-        let backends = Backends::new(vec![Arc::new(backend)]);
-        let place = backends.choose(None, true, &[]).ok().unwrap();
-        look(&place, None, Duration::from_secs(60)).await;
+        let place = Place::take(Arc::new(backend));
+        look_at(&place).await;
         assert_eq!(place.state().0, State::Up);
 
         // Then it has gone.
         drop(listener);
-        look(&place, None, Duration::from_secs(60)).await;
+        look_at(&place).await;
         assert_eq!(place.state().0, State::Down);
 
         let (_listener, backend) = mute().await;
-        look(&backend, None, Duration::from_secs(60)).await;
+        look_at(&backend).await;
         assert_eq!(backend.state().0, State::Down);
     }
 }

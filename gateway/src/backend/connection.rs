@@ -1,4 +1,4 @@
-//! Connections to backends.
+//! A connection to a backend.
 //!
 //! hyper's client connections are used directly: the pooled client of hyper-util tells neither
 //! whether the connection that broke had been used before, nor gives the body back when none is
@@ -6,9 +6,9 @@
 //! backend's work, running until the next byte. Here the connection ends with the request.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::http::{Request, Response};
 use hyper::body::Incoming;
@@ -21,9 +21,6 @@ use tokio::time::timeout;
 use tokio_util::io::InspectReader;
 
 use crate::body::Upload;
-
-/// Below the shortest time a model server is known to keep an idle connection (llama.cpp: 5 s).
-const IDLE: Duration = Duration::from_secs(4);
 
 /// Finds out about an end that vanished without a word, be it in a minute.
 pub(crate) fn keep_alive(stream: &TcpStream) {
@@ -90,6 +87,20 @@ impl Connection {
         })
     }
 
+    /// Whether it can take a request now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Waits until it can take a request, and tells whether it ever will.
+    pub(crate) async fn ready(&mut self) -> bool {
+        self.sender.ready().await.is_ok()
+    }
+
     pub(crate) async fn send(
         &mut self,
         request: Request<Upload>,
@@ -110,46 +121,5 @@ impl Connection {
                     error,
                 }
             })
-    }
-}
-
-/// Idle connections to one backend.
-#[derive(Default)]
-pub(crate) struct Pool(Mutex<Vec<(Connection, Instant)>>);
-
-impl Pool {
-    /// The one used last, which is the likeliest to live.
-    pub(crate) fn take(&self) -> Option<Connection> {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some((connection, since)) = idle.pop() {
-            if since.elapsed() < IDLE && connection.sender.is_ready() {
-                return Some(connection);
-            }
-        }
-        None
-    }
-
-    /// Keeps a connection whose answer has been read to its end.
-    pub(crate) fn put(self: Arc<Self>, mut connection: Connection) {
-        if connection.sender.is_ready() {
-            self.push(connection);
-        } else if !connection.sender.is_closed() {
-            tokio::spawn(async move {
-                if connection.sender.ready().await.is_ok() {
-                    self.push(connection);
-                }
-            });
-        }
-    }
-
-    fn push(&self, connection: Connection) {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.push((connection, Instant::now()));
-    }
-
-    /// Closes those that have become too old to use.
-    pub(crate) fn prune(&self) {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(connection, since)| since.elapsed() < IDLE && connection.sender.is_ready());
     }
 }

@@ -1,0 +1,29 @@
+//! What it costs to choose a backend. The bar: 5 microseconds among 1,000.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use llmlb_gateway::measure::Choosing;
+
+fn choosing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("choose");
+    for count in [1, 10, 100, 1_000] {
+        let backends = Choosing::among(count, 10).unwrap();
+        let own = "model-0-9";
+        for (what, model) in [
+            ("any", None),
+            ("shared", Some("shared")),
+            ("own", Some(own)),
+        ] {
+            group.bench_function(BenchmarkId::new(what, count), |bencher| {
+                bencher.iter(|| assert!(backends.take(black_box(model))));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, choosing);
+criterion_main!(benches);

@@ -1,0 +1,184 @@
+//! One client's connection: its requests, its deadlines, and its end in good order.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::task::yield_now;
+use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
+
+use super::clients::Entry;
+use super::socket::{Shared, Socket};
+use crate::life::Phase;
+use crate::peer::Peer;
+
+/// How long a client may take to send a request's head, and how long it may idle before that.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// How long a client may read nothing of what waits for it.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// For what is about to happen anyway.
+const HURRY: Duration = Duration::from_secs(1);
+
+pub(super) fn server() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    http
+}
+
+pub(super) async fn converse(
+    socket: Arc<Socket>,
+    peer: Peer,
+    app: Router,
+    http: http1::Builder,
+    mut phase: tokio::sync::watch::Receiver<Phase>,
+    entry: Entry,
+) {
+    let mut stream = TimeoutStream::new(Shared(Arc::clone(&socket)));
+    stream.set_write_timeout(Some(STALLED));
+    let broken = Arc::clone(&peer.broken);
+    let app = TowerToHyperService::new(app);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(peer.clone());
+        hyper::service::Service::call(&app, request)
+    });
+    let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
+    let conversation = async {
+        let mut connection = pin!(connection.with_upgrades());
+        let mut closing = pin!(phase.wait_for(|phase| *phase == Phase::Closing));
+        let client = &entry.client;
+        loop {
+            tokio::select! {
+                // First, so that a request that is there is seen.
+                biased;
+                // What goes wrong with a client is its own affair.
+                _ = connection.as_mut() => return,
+                () = abandoned(&socket, &client.busy) => return,
+                _ = closing.as_mut() => break,
+                () = async {
+                    client.asked_to_leave.notified().await;
+                    // By then all that has arrived is known to the runtime, and so to the connection.
+                    yield_now().await;
+                } => {
+                    // The descriptor is needed elsewhere.
+                    if client.busy.load(Ordering::Acquire) == 0 {
+                        return;
+                    }
+                }
+            }
+        }
+        connection.as_mut().graceful_shutdown();
+        // An answer that is still going out is waited for, the rest of a request is not.
+        while timeout(HURRY, connection.as_mut()).await.is_err() {
+            if client.busy.load(Ordering::Acquire) == 0 && !socket.is_blocked() {
+                return;
+            }
+        }
+    };
+    conversation.await;
+    // Where the end of the connection is the end of the answer, this one must look different.
+    if broken.load(Ordering::Relaxed) {
+        socket.abort_at_end();
+    }
+}
+
+/// Waits until the client has left though its request is in flight.
+async fn abandoned(socket: &Socket, busy: &AtomicUsize) {
+    socket.left().await;
+    // Where none is, hyper reads on, and sees it.
+    while busy.load(Ordering::Acquire) == 0 {
+        sleep(HURRY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use axum::routing::{get, post};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::clients::Clients;
+    use super::*;
+    use crate::body::Received;
+
+    /// Serves one client, on a clock that jumps whenever all wait for it.
+    async fn served(app: Router) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (client, accepted) = tokio::join!(client, listener.accept());
+        let (stream, address) = accepted.unwrap();
+        let peer = Peer {
+            address: Some(address),
+            busy: Arc::default(),
+            broken: Arc::default(),
+            _permit: None,
+        };
+        let socket = Socket::new(stream);
+        let entry = Clients::enter(&Arc::default(), &peer.busy, &socket);
+        tokio::spawn(async move {
+            let (_sender, phase) = tokio::sync::watch::channel(Phase::Serving);
+            converse(socket, peer, app, server(), phase, entry).await;
+        });
+        client.unwrap()
+    }
+
+    async fn rest(mut client: TcpStream) -> String {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_finish_its_head_is_left() {
+        for begun in ["", "GET / HTTP/1.1\r\nHos"] {
+            let mut client = served(Router::new()).await;
+            client.write_all(begun.as_bytes()).await.unwrap();
+            let before = tokio::time::Instant::now();
+            assert!(!rest(client).await.contains(" 200 "));
+            assert!(before.elapsed() >= HEAD, "{begun}: {:?}", before.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_finish_its_body_is_told() {
+        let read = |body: Body| async {
+            match Received::read(body).await {
+                Ok(_) => "all of it".to_owned(),
+                Err(refusal) => refusal.status().to_string(),
+            }
+        };
+        let mut client = served(Router::new().route("/", post(read))).await;
+        let begun = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n{";
+        client.write_all(begun.as_bytes()).await.unwrap();
+        let answer = rest(client).await;
+        assert!(answer.ends_with("408 Request Timeout"), "{answer}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_nothing_is_left() {
+        let endless = || async { Body::from(vec![b'x'; 64 << 20]) };
+        let mut client = served(Router::new().route("/", get(endless))).await;
+        let request = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+        client.write_all(request.as_bytes()).await.unwrap();
+        tokio::time::sleep(STALLED * 2).await;
+        let mut data = Vec::new();
+        let result = client.read_to_end(&mut data).await;
+        let cut = result.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset);
+        assert!(cut || data.len() < 64 << 20, "it all came");
+    }
+}

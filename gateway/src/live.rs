@@ -1,0 +1,389 @@
+//! The backends there are at this moment, and a request's way to one of them.
+//!
+//! A set that comes in is compared with what is there: backends that stay keep their state and
+//! their connections, new ones wait for their first good look, and those that are gone finish what
+//! they have.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::{ArcSwap, Guard};
+
+use crate::backend::{Backend, Care, Place};
+use crate::choose::{Candidate, Choice, Fit, Standing, choose, take_turn};
+use crate::roster::Roster;
+use crate::set::BackendSet;
+
+/// What a request asks of a backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) model: Option<&'a str>,
+    /// Only who may serve the model will do.
+    pub(crate) strict: bool,
+    /// The name of the backend that made what this follows up on.
+    pub(crate) affine: Option<&'a str>,
+}
+
+/// Why there is no place for a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// Backends that might serve it are down, or have been tried.
+    Unavailable,
+    /// Backends that might serve it have as much as they may have.
+    Full,
+    /// No backend serves this model.
+    NoSuchModel,
+}
+
+pub(crate) struct Live {
+    care: Care,
+    roster: ArcSwap<Roster>,
+    /// Held while choosing, so that a burst spreads out.
+    desk: Mutex<Desk>,
+}
+
+struct Desk {
+    /// The clock of turns.
+    now: u64,
+    /// Those that are gone and may still have requests.
+    retired: Vec<Arc<Backend>>,
+}
+
+/// What a new set has changed.
+pub(crate) struct Change {
+    pub(crate) added: Vec<Arc<Backend>>,
+    pub(crate) removed: Vec<Arc<Backend>>,
+}
+
+impl Live {
+    pub(crate) fn new(care: Care) -> Self {
+        Self {
+            care,
+            roster: ArcSwap::from_pointee(Roster::default()),
+            desk: Mutex::new(Desk {
+                now: 0,
+                retired: Vec::new(),
+            }),
+        }
+    }
+
+    /// Those that requests may go to.
+    pub(crate) fn roster(&self) -> Guard<Arc<Roster>> {
+        self.roster.load()
+    }
+
+    /// Those that requests may go to, and then those that are gone but not yet done.
+    pub(crate) fn all(&self) -> Vec<Arc<Backend>> {
+        let mut desk = self.desk();
+        desk.retired.retain(|backend| backend.in_flight() > 0);
+        let roster = self.roster.load();
+        let all = roster.members().iter().chain(&desk.retired);
+        all.cloned().collect()
+    }
+
+    /// Makes these the backends.
+    pub(crate) fn apply(&self, set: &BackendSet) -> Change {
+        let mut desk = self.desk();
+        let roster = self.roster.load_full();
+        let by_name = |backend: &Arc<Backend>| (backend.name.clone(), Arc::clone(backend));
+        let mut before: HashMap<String, _> = roster.members().iter().map(by_name).collect();
+        let mut leaving: HashMap<String, _> = desk.retired.drain(..).map(|b| by_name(&b)).collect();
+        let mut added = Vec::new();
+        let member = |spec: &crate::set::BackendSpec| {
+            let name = spec.url.to_string();
+            let stays = before.remove(&name);
+            let is_new = stays.is_none();
+            let backend = match stays.or_else(|| leaving.remove(&name)) {
+                Some(backend) => {
+                    backend.instruct(spec.clone());
+                    backend
+                }
+                None => Arc::new(Backend::new(spec.clone(), &self.care)),
+            };
+            if is_new {
+                added.push(Arc::clone(&backend));
+            }
+            backend
+        };
+        let members: Vec<_> = set.iter().map(member).collect();
+        let removed: Vec<_> = before.into_values().collect();
+        for backend in &removed {
+            backend.retire();
+        }
+        let still = removed.iter().cloned().chain(leaving.into_values());
+        desk.retired = still.filter(|backend| backend.in_flight() > 0).collect();
+        self.roster.store(Arc::new(Roster::new(members)));
+        Change { added, removed }
+    }
+
+    /// To be called when a backend lists other models than before.
+    pub(crate) fn relist(&self) {
+        let _desk = self.desk();
+        let members = self.roster.load().members().to_vec();
+        self.roster.store(Arc::new(Roster::new(members)));
+    }
+
+    /// Takes a place at the backend that [`choose`] says, leaving out those that were `tried`.
+    pub(crate) fn take(
+        &self,
+        wanted: &Wanted<'_>,
+        tried: &[Arc<Backend>],
+    ) -> Result<Place, NoPlace> {
+        let mut desk = self.desk();
+        let roster = self.roster.load();
+        let eligible = roster.eligible(wanted.model, wanted.strict);
+        let candidates =
+            eligible.map(|(backend, fit)| (backend, candidate(backend, fit, wanted, tried)));
+        match choose(candidates, desk.now) {
+            Choice::Chosen(backend) => {
+                let (now, turn) = take_turn(backend.turn(), desk.now, backend.weight());
+                desk.now = now;
+                backend.set_turn(turn);
+                Ok(Place::take(Arc::clone(backend)))
+            }
+            Choice::Full => Err(NoPlace::Full),
+            Choice::Nobody => Err(nobody(&roster, wanted)),
+        }
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn candidate(
+    backend: &Arc<Backend>,
+    fit: Fit,
+    wanted: &Wanted<'_>,
+    tried: &[Arc<Backend>],
+) -> Candidate {
+    let standing = if tried.iter().any(|t| Arc::ptr_eq(t, backend)) {
+        Standing::Out
+    } else {
+        backend.standing()
+    };
+    Candidate {
+        fit,
+        standing,
+        affine: wanted.affine.is_some_and(|name| name == backend.name),
+        in_flight: backend.in_flight(),
+        weight: backend.weight(),
+        turn: backend.turn(),
+    }
+}
+
+/// One that is down counts by what it listed last; one that listed nothing yet may serve it.
+fn nobody(roster: &Roster, wanted: &Wanted<'_>) -> NoPlace {
+    let served = roster
+        .eligible(wanted.model, wanted.strict)
+        .next()
+        .is_some();
+    let any_up = || roster.members().iter().any(|backend| backend.is_up());
+    if served || !any_up() {
+        NoPlace::Unavailable
+    } else {
+        NoPlace::NoSuchModel
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::{NonZeroU32, NonZeroUsize};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backend::models::listing;
+    use crate::backend::{State, Thresholds};
+    use crate::set::BackendSpec;
+
+    const FALL: u32 = 3;
+
+    fn new() -> Live {
+        Live::new(Care {
+            thresholds: Thresholds {
+                rise: 2,
+                fall: FALL,
+            },
+            connect_timeout: Duration::from_secs(1),
+            key: None,
+        })
+    }
+
+    fn spec(name: &str) -> BackendSpec {
+        BackendSpec::new(format!("http://{name}").parse().unwrap())
+    }
+
+    fn set(names: &[&str]) -> BackendSet {
+        names.iter().map(|name| spec(name)).collect()
+    }
+
+    /// b0, b1, ... are up and list these models.
+    fn serving(models: &[Option<&[&str]>]) -> Live {
+        let live = new();
+        let specs = (0..models.len()).map(|index| spec(&format!("b{index}")));
+        let change = live.apply(&specs.collect());
+        for (backend, models) in change.added.iter().zip(models) {
+            backend.succeeded();
+            backend.set_models(models.map(listing));
+        }
+        live.relist();
+        live
+    }
+
+    fn take(
+        live: &Live,
+        model: &str,
+        strict: bool,
+        tried: &[Arc<Backend>],
+    ) -> Result<Place, NoPlace> {
+        let wanted = Wanted {
+            model: Some(model),
+            strict,
+            affine: None,
+        };
+        live.take(&wanted, tried)
+    }
+
+    fn any(live: &Live) -> Place {
+        live.take(&Wanted::default(), &[]).ok().unwrap()
+    }
+
+    fn name(backend: &Backend) -> &str {
+        backend.name.strip_prefix("http://").unwrap()
+    }
+
+    fn names(backends: &[Arc<Backend>]) -> Vec<&str> {
+        backends.iter().map(|b| name(b)).collect()
+    }
+
+    #[test]
+    fn the_least_loaded_is_chosen_and_equals_take_turns() {
+        let live = serving(&[None, None, None]);
+        let places: Vec<_> = (0..3).map(|_| any(&live)).collect();
+        let order: Vec<_> = places.iter().map(|place| name(place)).collect();
+        assert_eq!(order, ["b0", "b1", "b2"]);
+        let [first, second, _third]: [Place; 3] = places.try_into().ok().unwrap();
+        drop(second);
+        let again = any(&live);
+        assert_eq!(name(&again), "b1");
+        drop((first, again));
+        // Though all in flight are gone, the turn goes on.
+        let counted: Vec<_> = (0..2).map(|_| name(&any(&live)).to_owned()).collect();
+        assert_eq!(counted, ["b0", "b1"]);
+    }
+
+    #[test]
+    fn a_model_goes_where_it_is_listed_else_where_it_may_be() {
+        let live = serving(&[Some(&["a"]), Some(&["b:latest"]), None]);
+        let took =
+            |model, tried: &[_]| name(&take(&live, model, true, tried).ok().unwrap()).to_owned();
+        for _ in 0..3 {
+            assert_eq!(took("a", &[]), "b0");
+            assert_eq!(took("b", &[]), "b1");
+            assert_eq!(took("b:latest", &[]), "b1");
+            assert_eq!(took("c", &[]), "b2");
+        }
+        let tried = [Arc::clone(&live.all()[0])];
+        assert_eq!(took("a", &tried), "b2");
+    }
+
+    #[test]
+    fn a_model_nobody_serves_is_told_from_one_that_is_down() {
+        let live = serving(&[Some(&["a"]), Some(&["b"])]);
+        let problem = |model, strict| take(&live, model, strict, &[]).err();
+        assert_eq!(problem("c", true), Some(NoPlace::NoSuchModel));
+        assert_eq!(problem("c", false), None);
+        for _ in 0..FALL {
+            assert_eq!(problem("a", true), None);
+            live.all()[0].failed("gone".to_owned());
+        }
+        assert_eq!(problem("a", true), Some(NoPlace::Unavailable));
+        assert_eq!(problem("c", true), Some(NoPlace::NoSuchModel));
+        let tried = [Arc::clone(&live.all()[1])];
+        let none = take(&live, "b", true, &tried).err();
+        assert_eq!(none, Some(NoPlace::Unavailable));
+        assert_eq!(
+            take(&live, "c", false, &tried).err(),
+            Some(NoPlace::Unavailable)
+        );
+    }
+
+    #[test]
+    fn what_follows_up_goes_to_who_began() {
+        let live = serving(&[None, None]);
+        let wanted = Wanted {
+            affine: Some("http://b1"),
+            ..Wanted::default()
+        };
+        let places: Vec<_> = (0..3)
+            .map(|_| live.take(&wanted, &[]).ok().unwrap())
+            .collect();
+        assert!(places.iter().all(|place| name(place) == "b1"));
+    }
+
+    #[test]
+    fn weights_and_limits_hold_and_change_at_once() {
+        let live = serving(&[None, None]);
+        let heavy = spec("b0").weight(NonZeroU32::new(3).unwrap());
+        live.apply(&[heavy.clone(), spec("b1")].into_iter().collect());
+        let mut places: Vec<_> = (0..8).map(|_| any(&live)).collect();
+        let all = live.all();
+        assert_eq!((all[0].in_flight(), all[1].in_flight()), (6, 2));
+        let limited = [
+            heavy.max(NonZeroUsize::new(6)),
+            spec("b1").max(NonZeroUsize::new(3)),
+        ];
+        live.apply(&limited.into_iter().collect());
+        places.push(any(&live));
+        assert_eq!((all[0].in_flight(), all[1].in_flight()), (6, 3));
+        assert_eq!(
+            live.take(&Wanted::default(), &[]).err(),
+            Some(NoPlace::Full)
+        );
+        places.pop();
+        assert_eq!(name(&any(&live)), "b1");
+    }
+
+    #[test]
+    fn who_stays_is_the_same_who_comes_waits_and_who_goes_finishes() {
+        let live = serving(&[Some(&["a"]), None]);
+        let before = live.all();
+        let place = take(&live, "a", true, &[]).ok().unwrap();
+        assert_eq!(name(&place), "b0");
+
+        let change = live.apply(&set(&["b1", "b2"]));
+        assert_eq!(
+            (names(&change.added), names(&change.removed)),
+            (vec!["b2"], vec!["b0"])
+        );
+        assert_eq!(
+            names(&live.all()),
+            ["b1", "b2", "b0"],
+            "gone, but not yet done"
+        );
+        assert!(Arc::ptr_eq(&live.all()[0], &before[1]));
+        assert!(place.is_retired() && place.in_flight() == 1);
+        for _ in 0..3 {
+            assert_eq!(name(&take(&live, "a", true, &[]).ok().unwrap()), "b1");
+        }
+        live.all()[1].succeeded();
+        let chosen = [any(&live), any(&live)];
+        assert!(chosen.iter().any(|place| name(place) == "b2"));
+
+        // It comes back while it finishes, and is who it was.
+        let change = live.apply(&set(&["b0"]));
+        assert_eq!(names(&change.added), ["b0"]);
+        assert!(Arc::ptr_eq(&live.all()[0], &before[0]));
+        assert_eq!(
+            (before[0].state().0, before[0].is_retired()),
+            (State::Up, false)
+        );
+        drop((place, chosen));
+        live.apply(&BackendSet::default());
+        assert!(live.all().is_empty());
+        assert_eq!(
+            live.take(&Wanted::default(), &[]).err(),
+            Some(NoPlace::Unavailable)
+        );
+    }
+}

@@ -1,0 +1,14 @@
+//! The load balancer through its public face, before servers that do exactly what a test needs.
+//!
+//! What needs the program around it (the lock, signals, logs, file descriptors of its own) is
+//! tested with the program.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![cfg(unix)]
+
+mod choosing;
+mod embedding;
+mod failing;
+mod live;
+mod passing;
+mod support;
