@@ -48,7 +48,10 @@ Judges a program that takes part in llmlb's locks, by the specification.
     }
 
     pub(super) fn main() -> ExitCode {
-        if std::env::args_os().nth(1).is_some_and(|word| word == "--speak") {
+        if std::env::args_os()
+            .nth(1)
+            .is_some_and(|word| word == "--speak")
+        {
             return match crate::ours::speak() {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) => {

@@ -21,7 +21,10 @@ pub struct Program {
 impl Program {
     pub fn new(command: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>) -> Self {
         Self {
-            command: command.into_iter().map(|word| word.as_ref().to_owned()).collect(),
+            command: command
+                .into_iter()
+                .map(|word| word.as_ref().to_owned())
+                .collect(),
         }
     }
 

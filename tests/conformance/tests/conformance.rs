@@ -132,7 +132,10 @@ fn the_specifications_example_is_a_lock_file() {
         place.plant(example).unwrap();
         let mut speaker = Program::new(program).start(place.path()).unwrap();
         let answer = speaker.ask("read 8000").unwrap();
-        assert!(answer.starts_with("info 12345 2026-01-30T12:00:00.123456"), "{answer}");
+        assert!(
+            answer.starts_with("info 12345 2026-01-30T12:00:00.123456"),
+            "{answer}"
+        );
     }
 }
 

@@ -96,7 +96,7 @@ pub(super) fn trace(subject: Pid, victim: Victim, plan: Plan) -> Trace {
         },
     };
     run.go_on(subject, None);
-    run.to_the_end();
+    run.run_to_its_end();
     run.trace
 }
 
@@ -120,7 +120,7 @@ enum Next {
 }
 
 impl Run {
-    fn to_the_end(&mut self) {
+    fn run_to_its_end(&mut self) {
         let mut subject_done = false;
         let mut child_done = true;
         while !(subject_done && child_done) {
@@ -288,8 +288,8 @@ impl Call {
     pub(super) fn can_fail(&self) -> bool {
         !self.of_proc
             && !matches!(
-            self.number,
-            libc::SYS_brk
+                self.number,
+                libc::SYS_brk
                 | libc::SYS_mmap
                 | libc::SYS_munmap
                 | libc::SYS_mprotect
@@ -318,6 +318,6 @@ impl Call {
                 | libc::SYS_clone3
                 | libc::SYS_wait4
                 | libc::SYS_waitid
-        )
+            )
     }
 }
