@@ -301,14 +301,15 @@ mod linux {
 
     /// Medians of batches in turn, so that both see the same machine.
     fn compare(what: &str, bar: f64, mut ours: impl FnMut(), mut theirs: impl FnMut()) {
-        const BATCH: u32 = 50;
+        // Short enough to fit between two interruptions of a busy machine.
+        const BATCH: u32 = 5;
         let batch = |act: &mut dyn FnMut()| {
             let started = Instant::now();
             (0..BATCH).for_each(|_| act());
             started.elapsed() / BATCH
         };
         let (mut our_times, mut their_times) = (Vec::new(), Vec::new());
-        for _ in 0..400 {
+        for _ in 0..3000 {
             our_times.push(batch(&mut ours));
             their_times.push(batch(&mut theirs));
         }

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 
 #[cfg(unix)]
 use crate::child_hook::ChildHook;
-use crate::dir::{LockDir, file_name};
+use crate::dir::{LockDir, SETTLE, file_name};
 use crate::error::{LockError, context};
 use crate::info::LockInfo;
 use crate::left_behind::end_other_holders;
@@ -193,7 +193,7 @@ impl ServerLock {
         let len = self.file.read_own().map_err(failed)?.len();
         self.file.blank(len).map_err(failed)?;
         self.file = Arc::new(second);
-        let freed = lock_freed(&self.directory, &name, self.info.port, &self.file);
+        let freed = lock_freed(&self.directory, &name, self.info.port, &self.file, SETTLE);
         match freed.map_err(failed)? {
             Freed::Ours => Ok(()),
             Freed::Gone => Err(self.lost()),
@@ -285,7 +285,8 @@ impl ServerLock {
     /// [`LockError::ReleaseFailed`]
     ///
     /// - of kind [`ResourceBusy`](io::ErrorKind::ResourceBusy) if another process, as a forked
-    ///   child, has the lock's descriptor still: the port stays guarded until that has closed it;
+    ///   child, has the lock's descriptor for about a second yet: the port stays guarded until that
+    ///   has closed it;
     /// - else if the file can't be removed: the port is free all the same, and the next acquire
     ///   recovers the file, which names nobody.
     pub fn release(mut self) -> Result<(), LockError> {
@@ -320,7 +321,7 @@ impl ServerLock {
             // This closes the first.
             self.file = Arc::new(second);
         }
-        match remove_freed(&self.directory, &name, port, &self.file)? {
+        match remove_freed(&self.directory, &name, port, &self.file, SETTLE)? {
             Freed::Ours => debug!("Lock released for port {port}"),
             Freed::Gone => self.warn_replaced(),
             Freed::Taken(_) => {}

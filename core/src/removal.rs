@@ -9,10 +9,6 @@ use crate::process::is_holder;
 use crate::record::{Content, Record};
 use crate::sys::{Directory, LockFile};
 
-/// For how long others may hold a lock that are about to let go of it: a child between fork and
-/// exec, a reader who looks.
-const TRANSIENT: Duration = Duration::from_millis(20);
-
 /// What became of a lock that was let go.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Freed {
@@ -30,6 +26,9 @@ pub(crate) enum Freed {
 /// Tells whether anybody else holds a lock, by locking it through `second`: a description of the
 /// file other than the one that held it, which is closed by now in this process.
 ///
+/// Others may hold it for an instant and let go of it, as a child between fork and exec does, or a
+/// reader who looks: it is tried for `patience`.
+///
 /// The file has to name nobody when the first is closed, or one that has ended: in the instant
 /// between, another start may take the lock, and write its name.
 pub(crate) fn lock_freed(
@@ -37,6 +36,7 @@ pub(crate) fn lock_freed(
     name: &str,
     port: u16,
     second: &LockFile,
+    patience: Duration,
 ) -> io::Result<Freed> {
     let started = Instant::now();
     let mut pause = Duration::from_micros(50);
@@ -46,7 +46,7 @@ pub(crate) fn lock_freed(
         {
             return Ok(Freed::Taken(record));
         }
-        if started.elapsed() >= TRANSIENT {
+        if started.elapsed() >= patience {
             return Ok(Freed::Held);
         }
         thread::sleep(pause);
@@ -64,8 +64,9 @@ pub(crate) fn remove_freed(
     name: &str,
     port: u16,
     second: &LockFile,
+    patience: Duration,
 ) -> io::Result<Freed> {
-    let freed = lock_freed(directory, name, port, second)?;
+    let freed = lock_freed(directory, name, port, second, patience)?;
     if freed == Freed::Ours {
         second.remove(directory, name)?;
     }

@@ -33,7 +33,7 @@ def test_a_stale_file_is_a_warning(port: int, caplog: pytest.LogCaptureFixture) 
         (
             "llmlb_lock",
             logging.WARNING,
-            f"Stale lock file detected (PID {holder.pid} not running), cleaning up",
+            f"Stale lock file detected (PID {holder.pid} not running), cleaning up port {port}",
         )
     ]
 

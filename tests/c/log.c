@@ -30,10 +30,10 @@ static void messages_reach_the_callback_that_is_set(void) {
     llmlb_lock_free(acquire(PORT));
     char expected[512];
     snprintf(expected, sizeof expected,
-             "Stale lock file detected (PID %d not running), cleaning up\n"
+             "Stale lock file detected (PID %d not running), cleaning up port %d\n"
              "Lock acquired for port %d (PID: %d)\n"
              "Lock released for port %d\n",
-             (int)dead.pid, PORT, (int)getpid(), PORT);
+             (int)dead.pid, PORT, PORT, (int)getpid(), PORT);
     CHECK(strcmp(logged, expected) == 0);
     CHECK(levels == (1 << LLMLB_LOG_WARN | 1 << LLMLB_LOG_DEBUG));
     IS(LLMLB_INVALID_ARGUMENT, changed_inside);
