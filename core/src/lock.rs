@@ -204,9 +204,11 @@ impl ServerLock {
 
     fn still_held(&self) -> io::Error {
         let what = format!(
-            "another process still holds the lock for port {}, which stays guarded until it ends; \
-             to end it: llmlb stop --port {}",
-            self.info.port, self.info.port
+            "another process still holds {}, so port {} stays guarded until it ends; to end it: \
+             llmlb stop --port {}",
+            self.path.display(),
+            self.info.port,
+            self.info.port
         );
         io::Error::new(io::ErrorKind::ResourceBusy, what)
     }

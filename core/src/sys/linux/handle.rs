@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use crate::error::context;
+use crate::sys::unix::again;
 
 use super::process::{pidfd, stat};
 
@@ -65,7 +66,7 @@ impl ProcessHandle {
     /// A process that is gone already is no error.
     fn signal(&self, signal: Signal) -> io::Result<()> {
         let result = match &self.pidfd {
-            Some(pidfd) => rustix::process::pidfd_send_signal(pidfd, signal),
+            Some(pidfd) => again(|| rustix::process::pidfd_send_signal(pidfd, signal)),
             None if self.is_gone()? => return Ok(()),
             None => match i32::try_from(self.pid)
                 .ok()

@@ -8,7 +8,9 @@ use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 
 use super::process::{stat, status_field};
+use crate::error::context;
 use crate::sys::LockFile;
+use crate::sys::unix::again;
 /// Whether the process belongs to the owner of the lock file, or root wrote the file.
 pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
     let owner = file.metadata()?.uid();
@@ -35,7 +37,7 @@ pub(crate) fn holds(pid: u32, file: &LockFile) -> io::Result<Option<bool>> {
 /// where no descriptor holds it.
 pub(crate) fn taker(pid: u32, file: &LockFile) -> io::Result<Option<u32>> {
     let ours = file.metadata()?;
-    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+    let entries = match again(|| fs::read_dir(format!("/proc/{pid}/fd"))) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         // Not ours to look at: the kernel's own list names at least who took the lock.
@@ -81,12 +83,16 @@ fn named_by_kernel(pid: u32, inode: u64) -> bool {
     })
 }
 
-fn all_pids() -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
+fn all_pids() -> io::Result<Vec<u32>> {
+    let list = || {
+        let mut pids = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+        }
+        Ok(pids)
     };
-    let name = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-    entries.flatten().filter_map(name).collect()
+    again(list).map_err(|e: io::Error| context(e, "/proc"))
 }
 
 /// Every process, this one apart, whose descriptors hold the kernel lock, with its
@@ -94,7 +100,7 @@ fn all_pids() -> Vec<u32> {
 pub(crate) fn holders(file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
     let own = std::process::id();
     let mut found = Vec::new();
-    for pid in all_pids().into_iter().filter(|&pid| pid != own) {
+    for pid in all_pids()?.into_iter().filter(|&pid| pid != own) {
         if let Some(taker) = taker(pid, file)? {
             found.push((pid, taker));
         }
@@ -126,6 +132,7 @@ pub(crate) fn stragglers(group: u32, marker: Option<&str>, left: DateTime<Utc>) 
         return Vec::new();
     }
     all_pids()
+        .unwrap_or_default()
         .into_iter()
         .filter(|&pid| is_straggler(pid, group, marker, left))
         .collect()
