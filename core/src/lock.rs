@@ -191,7 +191,8 @@ impl ServerLock {
         };
         // As on release: in the instant without the lock the file names nobody.
         let len = self.file.read_own().map_err(failed)?.len();
-        self.file.blank(len).map_err(failed)?;
+        let blanked = self.file.blank(len);
+        blanked.map_err(|e| failed(context(e, format!("cannot write {}", self.path.display()))))?;
         self.file = Arc::new(second);
         let freed = lock_freed(&self.directory, &name, self.info.port, &self.file, SETTLE);
         match freed.map_err(failed)? {

@@ -44,7 +44,7 @@ pub(crate) fn taker(pid: u32, file: &LockFile) -> io::Result<Option<u32>> {
         Err(_) => return Ok(named_by_kernel(pid, ours.ino()).then_some(pid)),
     };
     for entry in entries.flatten() {
-        let Ok(theirs) = fs::metadata(entry.path()) else {
+        let Ok(theirs) = again(|| fs::metadata(entry.path())) else {
             continue;
         };
         if (theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino()) {

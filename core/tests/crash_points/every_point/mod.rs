@@ -181,7 +181,10 @@ fn all_points(scenario: &Scenario) -> Result<usize, ()> {
             println!("{}: {}", scenario.name, name(call));
         }
     }
-    let plans = plans(scenario, &calls);
+    let mut plans = plans(scenario, &calls);
+    if let Ok(only) = std::env::var("LLMLB_CRASH_POINTS_ONLY") {
+        plans.retain(|plan| format!("{plan:?}").contains(&only));
+    }
     let mut wrong = 0;
     for &plan in &plans {
         if std::env::var_os("LLMLB_CRASH_POINTS_CALLS").is_some() {
@@ -202,7 +205,7 @@ fn all_points(scenario: &Scenario) -> Result<usize, ()> {
             }
         }
     }
-    let kills = 2 * calls.len();
+    let kills = plans.iter().filter(|plan| plan.kills()).count();
     println!(
         "crash points: {}: {} calls, {kills} kills, {} failures, {:.1} s{}",
         scenario.name,
@@ -219,7 +222,10 @@ fn plans(scenario: &Scenario, calls: &[Call]) -> Vec<Plan> {
     for (at, call) in calls.iter().enumerate() {
         plans.extend([Plan::KillBefore(at), Plan::KillAfter(at)]);
         if call.can_fail() && !(scenario.exempt)(call) {
-            plans.extend(ERRORS.map(|errno| Plan::Fail(at, errno)));
+            let errors = ERRORS
+                .iter()
+                .filter(|&&e| !(call.of_proc && e == Errno::EINTR));
+            plans.extend(errors.map(|&errno| Plan::Fail(at, errno)));
         }
         if call.is_write() {
             plans.push(Plan::Short(at));

@@ -33,13 +33,19 @@ pub(super) enum Plan {
     Short(usize),
 }
 
+impl Plan {
+    pub(super) fn kills(self) -> bool {
+        matches!(self, Self::KillBefore(_) | Self::KillAfter(_))
+    }
+}
+
 /// A system call that the victim made, or was about to make.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call {
     pub(super) number: i64,
     pub(super) arguments: [u64; 6],
-    /// It closes what the kernel made up, which can't fail.
-    of_proc: bool,
+    /// It is about a file that the kernel makes up: its close can't fail, and no signal interrupts it.
+    pub(super) of_proc: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -60,19 +66,25 @@ pub(super) struct Trace {
     pub(super) child: Option<Pid>,
 }
 
-/// For the subject: begins or ends what is traced.
-pub(super) fn mark() {
+/// For the subject: begins or ends what is counted.
+fn mark() {
     // SAFETY: there is no such descriptor.
     let _ = unsafe { libc::close(-1) };
 }
 
-/// For the subject: lets its parent trace it, up to the first mark and from there.
-pub(super) fn offer() {
+/// For the subject: lets its parent trace what it does.
+pub(super) fn traced<T>(act: impl FnOnce() -> T) -> T {
     ptrace::traceme().expect("ptrace is allowed, as was tried");
     nix::sys::signal::raise(Signal::SIGSTOP).expect("a signal");
+    mark();
+    let result = act();
+    mark();
+    // Seen also by a tracer that no longer looks at calls.
+    nix::sys::signal::raise(Signal::SIGSTOP).expect("a signal");
+    result
 }
 
-/// Traces a child of this process that leads a process group and has called [`offer`].
+/// Traces a child of this process that leads a process group and is in [`traced`].
 pub(super) fn trace(subject: Pid, victim: Victim, plan: Plan) -> Trace {
     let stopped = waitpid(subject, Some(WaitPidFlag::__WALL)).expect("the subject");
     assert_eq!(stopped, WaitStatus::Stopped(subject, Signal::SIGSTOP));
@@ -87,8 +99,9 @@ pub(super) fn trace(subject: Pid, victim: Victim, plan: Plan) -> Trace {
         subject,
         victim,
         plan,
-        marked: false,
+        counting: false,
         failing: false,
+        done: false,
         trace: Trace {
             calls: Vec::new(),
             end: End::Done,
@@ -104,10 +117,12 @@ struct Run {
     subject: Pid,
     victim: Victim,
     plan: Plan,
-    /// The first mark was passed.
-    marked: bool,
+    /// Between the marks.
+    counting: bool,
     /// The call that is being made shall fail.
     failing: bool,
+    /// What was planned has happened: calls need no longer be looked at.
+    done: bool,
     trace: Trace,
 }
 
@@ -146,6 +161,7 @@ impl Run {
                 WaitStatus::PtraceSyscall(_) => self.call(pid),
                 // How a forked process begins.
                 WaitStatus::Stopped(_, Signal::SIGSTOP) if !is_subject => Next::GoOn(None),
+                WaitStatus::Stopped(_, Signal::SIGSTOP) => Next::LetGo,
                 WaitStatus::Stopped(_, signal) => Next::GoOn(Some(signal)),
                 other => panic!("not expected: {other:?}"),
             };
@@ -177,7 +193,7 @@ impl Run {
     /// A killed tracee that is gone already is no error.
     fn go_on(&self, pid: Pid, signal: Option<Signal>) {
         let counted = (pid == self.subject) == (self.victim == Victim::Subject);
-        let result = if counted || pid == self.subject {
+        let result = if !self.done && (counted || pid == self.subject) {
             ptrace::syscall(pid, signal)
         } else {
             ptrace::cont(pid, signal)
@@ -215,25 +231,21 @@ impl Run {
                     of_proc: false,
                 };
                 if pid == self.subject && call.is_mark() {
-                    if self.marked {
-                        return Next::LetGo;
-                    }
-                    self.marked = true;
+                    self.counting = !self.counting;
                     return Next::GoOn(None);
                 }
-                if !self.marked || !counted {
+                if !self.counting || !counted {
                     return Next::GoOn(None);
                 }
                 let link = format!("/proc/{pid}/fd/{}", call.arguments[0]);
                 let call = Call {
-                    of_proc: call.number == libc::SYS_close
-                        && std::fs::read_link(link).is_ok_and(|file| file.starts_with("/proc")),
+                    of_proc: std::fs::read_link(link).is_ok_and(|file| file.starts_with("/proc")),
                     ..call
                 };
                 self.trace.calls.push(call);
                 self.enter(pid, &call)
             }
-            EXIT if self.marked && counted => self.leave(pid),
+            EXIT if self.counting && counted => self.leave(pid),
             _ => Next::GoOn(None),
         }
     }
@@ -252,6 +264,7 @@ impl Run {
             Plan::Short(at) if at == now => {
                 let half = call.arguments[2] / 2;
                 registers::set_third_argument(pid, half).expect("it is at an entry");
+                self.done = true;
             }
             _ => {}
         }
@@ -269,6 +282,7 @@ impl Run {
             && std::mem::take(&mut self.failing)
         {
             registers::set_failure(pid, errno).expect("it is at an exit");
+            self.done = true;
         }
         Next::GoOn(None)
     }
@@ -286,7 +300,7 @@ impl Call {
     /// Calls that tell the time or the caller's name, allocate, or change what is the process's
     /// own: no full disk, broken medium or want of descriptors makes them fail.
     pub(super) fn can_fail(&self) -> bool {
-        !self.of_proc
+        !(self.of_proc && self.number == libc::SYS_close)
             && !matches!(
                 self.number,
                 libc::SYS_brk

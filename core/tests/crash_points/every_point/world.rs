@@ -252,12 +252,11 @@ fn play(world: &World, scenario: &Scenario, other: Option<Pid>, say: &PipeWriter
     let server = held.server.map_or(0, Pid::as_raw);
     (&*say).write_all(&server.to_le_bytes()).unwrap();
     let descriptors_before = descriptors();
-    tracer::offer();
-    tracer::mark();
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        (scenario.act)(world, &mut held, other)
-    }));
-    tracer::mark();
+    let result = tracer::traced(|| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            (scenario.act)(world, &mut held, other)
+        }))
+    });
     let descriptors_after = descriptors();
     let result = match result {
         Ok(Ok(())) => "ok".to_owned(),
