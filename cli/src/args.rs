@@ -3,15 +3,15 @@
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
-use llmlb_gateway::{
-    ApiKey, ApiKeyError, BackendSet, BackendSpec, BackendUrl, BackendUrlError, Options,
-};
+use llmlb_gateway::{ApiKey, ApiKeyError, BackendUrlError, Options};
 
+use crate::backends::{Backend, Place, Sources};
 use crate::unrepeated::Unrepeated;
 
 /// One LLM server per port, always: guard it, see it, stop it.
@@ -37,7 +37,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Guard a port and serve on it, or run a server command that does
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Stop a server gracefully
     Stop(StopArgs),
     /// Show what runs
@@ -78,7 +78,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     pub(crate) wait: Option<Duration>,
 
-    /// Stop the present holder gracefully (within --wait, 5 seconds by default) and take its place
+    /// Take the present holder's place: from a load balancer to a load balancer without closing the
+    /// port, else by stopping it gracefully (within --wait, 5 seconds by default)
     #[arg(long)]
     pub(crate) replace: bool,
 
@@ -99,10 +100,15 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Load balancing (without COMMAND)")]
 pub(crate) struct GatewayArgs {
-    /// A model server to pass requests on to; may be given many times
+    /// A model server to pass requests on to; may be given many times. dns+http://NAME:PORT is one
+    /// for each address of the name, followed as it changes
     #[arg(long, value_name = "URL", env = "LLMLB_BACKENDS", value_delimiter = ',',
           value_parser = Unrepeated(backend))]
     backend: Vec<MaybeBackend>,
+
+    /// A file of model servers, one URL a line; read again when it changes, and on SIGHUP
+    #[arg(long, value_name = "PATH", env = "LLMLB_BACKENDS_FILE")]
+    backends_file: Option<PathBuf>,
 
     /// The key that clients have to send, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "LLMLB_API_KEY", hide_env_values = true,
@@ -148,9 +154,13 @@ impl GatewayArgs {
             .no_backends_hint("no backends: start llmlb serve with --backend URL")
     }
 
-    pub(crate) fn backends(&self) -> BackendSet {
-        let urls = self.backend.iter().flatten().cloned();
-        urls.map(BackendSpec::new).collect()
+    pub(crate) fn sources(&self) -> Sources {
+        let file = self.backends_file.clone();
+        Sources {
+            listed: self.backend.iter().flatten().cloned().collect(),
+            // An empty variable is one that is not set.
+            file: file.filter(|path| !path.as_os_str().is_empty()),
+        }
     }
 
     /// Whether clients have to show a key.
@@ -190,17 +200,22 @@ pub(crate) fn without_effect(matches: &ArgMatches) -> Option<String> {
 }
 
 /// None where nothing is written, as in an empty LLMLB_BACKENDS.
-type MaybeBackend = Option<BackendUrl>;
+type MaybeBackend = Option<Backend>;
 
 fn backend(text: &str) -> Result<MaybeBackend, String> {
     match text.trim() {
         "" => Ok(None),
-        url => url.parse().map(Some).map_err(|problem| match problem {
-            // What is before an @ may be a password.
-            BackendUrlError::Credentials => "credentials belong into --backend-api-key".to_owned(),
-            problem if url.contains('@') => problem.to_string(),
-            problem => format!("'{url}': {problem}"),
-        }),
+        url => url
+            .parse()
+            .map(|place: Place| Some(Backend::new(place)))
+            .map_err(|problem| match problem {
+                // What is before an @ may be a password.
+                BackendUrlError::Credentials => {
+                    "credentials belong into --backend-api-key".to_owned()
+                }
+                problem if url.contains('@') => problem.to_string(),
+                problem => format!("'{url}': {problem}"),
+            }),
     }
 }
 

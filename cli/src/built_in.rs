@@ -1,28 +1,84 @@
-//! The built-in server: joins the load balancer to the lock, the arguments, the signals.
+//! The built-in server: joins the load balancer to the lock, the arguments, the signals, and to the
+//! servers before and after it on the same port.
 
 use std::io;
 use std::net::TcpListener;
+use std::time::Duration;
 
-use llmlb_gateway::{Gateway, Options, raise_descriptor_limit};
+use llmlb_gateway::{Gateway, raise_descriptor_limit};
 use llmlb_lock_core::{LockInfo, ServerLock};
 use serde_json::{Map, Value};
-use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{info, warn};
 
 use crate::args::ServeArgs;
+use crate::backends::Follower;
 use crate::exit::{self, Failure};
-use crate::guard::{announce_shutdown, notify_ready, watch as watch_lock};
+use crate::guard::{announce_shutdown, notify_ready};
+use crate::hangup::Hangups;
 use crate::signals::Shutdown;
+use crate::succession::{Course, Predecessor, Succession};
 
+/// How much longer a predecessor may take to end.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// A load balancer that knows its backends and has yet to be given a port.
+pub(crate) struct Prepared {
+    gateway: Gateway,
+    backends: Follower,
+}
+
+impl Prepared {
+    /// Looks at the backends, which takes a second at most. Or the signal that came first.
+    pub(crate) async fn new(
+        args: &ServeArgs,
+        shutdown: &mut Shutdown,
+    ) -> Result<Result<Self, i32>, Failure> {
+        raise_descriptor_limit();
+        let gateway = Gateway::new(args.gateway.options()).map_err(failed)?;
+        let sources = args.gateway.sources();
+        let look_around = async {
+            // Files and names may take their time.
+            let backends = spawn_blocking(move || Follower::start(sources)).await;
+            let backends = backends.map_err(|e| Failure::new(exit::FAILURE, e))?;
+            let backends = backends.map_err(|e| Failure::new(exit::USAGE, e))?;
+            gateway.follow(backends.sets()).await;
+            Ok::<_, Failure>(backends)
+        };
+        let backends = tokio::select! {
+            backends = look_around => backends?,
+            signal = shutdown.recv() => return Ok(Err(signal)),
+        };
+        Ok(Ok(Self { gateway, backends }))
+    }
+}
+
+/// Serves on a port that was free.
 pub(crate) async fn run(
     lock: ServerLock,
     listener: TcpListener,
     args: &ServeArgs,
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
-    let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot serve: {e}"));
-    listener.set_nonblocking(true).map_err(failed)?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    // Those who connect wait meanwhile.
+    let Ok(prepared) = Prepared::new(args, &mut shutdown).await? else {
+        announce_shutdown();
+        lock.release()?;
+        return Ok(exit::OK);
+    };
+    serve(prepared, Succession::first(lock, listener), args, shutdown).await
+}
+
+/// Serves until a signal says to end, or a successor has taken over.
+pub(crate) async fn serve(
+    prepared: Prepared,
+    mut succession: Succession,
+    args: &ServeArgs,
+    mut shutdown: Shutdown,
+) -> Result<u8, Failure> {
+    let gateway = &prepared.gateway;
+    let listener = succession.listener().map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     if !address.ip().is_loopback() && !args.gateway.asks_for_key() {
         warn!(
@@ -30,45 +86,69 @@ pub(crate) async fn run(
              --api-key, or listen on 127.0.0.1"
         );
     }
-    raise_descriptor_limit();
-    let options = described(args.gateway.options(), lock.info());
-    let gateway = Gateway::new(options).map_err(failed)?;
-    let backends = args.gateway.backends();
-    let has_none = backends.is_empty();
-    let (_sets, followed) = watch::channel(backends);
-    tokio::select! {
-        () = gateway.follow(followed) => {}
-        _ = shutdown.recv() => {
-            announce_shutdown();
-            lock.release()?;
-            return Ok(exit::OK);
+    gateway.describe(description(succession.lock().info()));
+    // Before anybody may think that it is there to be reloaded.
+    let mut hangups = Hangups::listen().map_err(failed)?;
+    let mut reloads = std::pin::pin!(async {
+        loop {
+            hangups.recv().await;
+            prepared.backends.reload();
         }
-    }
+    });
     let mut server = std::pin::pin!(gateway.serve(listener));
     info!("listening on {address}");
-    if has_none {
+    if prepared.backends.sets().borrow().is_empty() {
         warn!("No model servers to pass requests on to: see --backend");
     }
     notify_ready();
-    tokio::select! {
-        never = watch_lock(&lock) => match never {},
+    let course = tokio::select! {
         result = &mut server => {
             result.map_err(failed)?;
             return Err(Failure::new(exit::FAILURE, "the server ended by itself"));
         }
-        _ = shutdown.recv() => {}
+        course = succession.reign(gateway, &mut shutdown) => course,
+        () = &mut reloads => return Err(Failure::new(exit::FAILURE, "no more signals")),
+    };
+    let mut served = false;
+    let (lock, mut predecessor) = match course {
+        Course::Shutdown => {
+            announce_shutdown();
+            let (lock, predecessor) = succession.end();
+            (Some(lock), predecessor)
+        }
+        Course::Succeeded(mut successor) => {
+            info!("A successor serves; ending with the last request that came here");
+            let mut predecessor = succession.retire(gateway);
+            let ended = async {
+                let _ = (&mut server).await;
+                served = true;
+                gone(&mut predecessor).await;
+            };
+            tokio::select! {
+                () = ended => return Ok(exit::OK),
+                _ = shutdown.recv() => {}
+                _ = successor.fate() => {}
+            }
+            // It waits for the end of this process, not of this conversation.
+            std::mem::forget(successor);
+            (None, predecessor)
+        }
+    };
+    if let Some(predecessor) = &predecessor {
+        predecessor.dismiss().await;
     }
-    announce_shutdown();
     gateway.drain();
+    let until = Instant::now() + args.drain_timeout;
     let mut code = exit::OK;
     let finished = tokio::select! {
         // The server first, in any case: it closes its port.
         biased;
-        result = &mut server => {
+        result = &mut server, if !served => {
             result.map_err(failed)?;
             true
         }
-        () = tokio::time::sleep(args.drain_timeout) => {
+        () = std::future::ready(()), if served => true,
+        () = sleep_until(until) => {
             warn!("Requests still in flight after {:?} were cut off", args.drain_timeout);
             false
         }
@@ -82,20 +162,32 @@ pub(crate) async fn run(
         gateway.cut();
         server.await.map_err(failed)?;
     }
-    lock.release()?;
+    // It has had the same time.
+    let _ = timeout_at(until + GRACE, gone(&mut predecessor)).await;
+    if let Some(lock) = lock {
+        lock.release()?;
+    }
     Ok(code)
 }
 
+async fn gone(predecessor: &mut Option<Predecessor>) {
+    if let Some(predecessor) = predecessor {
+        predecessor.gone().await;
+    }
+}
+
+fn failed(e: io::Error) -> Failure {
+    Failure::new(exit::FAILURE, format!("cannot serve: {e}"))
+}
+
 /// `/health` says what the lock file does.
-fn described(options: Options, info: &LockInfo) -> Options {
+fn description(info: &LockInfo) -> Vec<(String, Value)> {
     let fields = match serde_json::to_value(info) {
         Ok(Value::Object(fields)) => fields,
         _ => Map::new(),
     };
     let told = ["pid", "started_at", "port"];
     told.into_iter()
-        .filter_map(|name| Some((name, fields.get(name)?.clone())))
-        .fold(options, |options, (name, value)| {
-            options.describe(name, value)
-        })
+        .filter_map(|name| Some((name.to_owned(), fields.get(name)?.clone())))
+        .collect()
 }

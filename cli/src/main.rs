@@ -1,14 +1,17 @@
 //! `llmlb`: guard a port and serve on it, see what runs, stop it.
 
 mod args;
+mod backends;
 mod built_in;
 mod exit;
 mod guard;
+mod hangup;
 mod output;
 mod serve;
 mod signals;
 mod status;
 mod stop;
+mod succession;
 mod supervise;
 mod unrepeated;
 
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => {
             log(LevelFilter::INFO);
-            serve::run(args)
+            serve::run(*args)
         }
         Command::Stop(args) => {
             log(LevelFilter::WARN);

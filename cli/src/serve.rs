@@ -12,6 +12,8 @@ use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
 use crate::signals::Shutdown;
 use crate::{built_in, output, supervise};
+#[cfg(unix)]
+use crate::{built_in::Prepared, succession::Succession};
 
 pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     // An empty variable where the command was meant to be must not become another server.
@@ -40,6 +42,10 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
     };
     let lock = match obtain(&locks, port, &args, &mut shutdown).await? {
         Obtained::Lock(lock) => lock,
+        #[cfg(unix)]
+        Obtained::Succession(prepared, succession) => {
+            return built_in::serve(*prepared, *succession, &args, shutdown).await;
+        }
         Obtained::Interrupted(signal) => return Ok(exit::signalled(signal)),
     };
     if !args.command.is_empty() {
@@ -102,6 +108,9 @@ fn local_port(listener: &TcpListener) -> Result<u16, Failure> {
 
 enum Obtained {
     Lock(ServerLock),
+    /// With the port, from the server that was there.
+    #[cfg(unix)]
+    Succession(Box<Prepared>, Box<Succession>),
     /// By this signal, while waiting.
     Interrupted(i32),
 }
@@ -127,6 +136,10 @@ async fn obtain(
         match args.command.first() {
             Some(program) => supervise::check_command(program)?,
             None => drop(resolve(&args.host, port)?),
+        }
+        #[cfg(unix)]
+        if let Some(obtained) = succeed(locks, port, args, shutdown).await? {
+            return Ok(obtained);
         }
         let mut options = StopOptions::default();
         options.timeout = args.wait.unwrap_or(options.timeout);
@@ -172,6 +185,26 @@ async fn obtain(
         Finished::Done(result) => Ok(Obtained::Lock(result?)),
         Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
     }
+}
+
+/// Takes the port over from a built-in server, if there is one and this is one.
+#[cfg(unix)]
+async fn succeed(
+    locks: &LockDir,
+    port: u16,
+    args: &ServeArgs,
+    shutdown: &mut Shutdown,
+) -> Result<Option<Obtained>, Failure> {
+    if !args.command.is_empty() || !Succession::is_possible(locks, port) {
+        return Ok(None);
+    }
+    let (wanted, _) = resolve(&args.host, port)?;
+    let prepared = match Prepared::new(args, shutdown).await? {
+        Ok(prepared) => Box::new(prepared),
+        Err(signal) => return Ok(Some(Obtained::Interrupted(signal))),
+    };
+    let succession = Succession::succeed(locks, port, &wanted).await;
+    Ok(succession.map(|succession| Obtained::Succession(prepared, Box::new(succession))))
 }
 
 enum Finished<T> {

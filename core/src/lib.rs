@@ -53,6 +53,8 @@ mod record;
 mod removal;
 mod stop;
 mod sys;
+#[cfg(unix)]
+mod take_over;
 
 /// The crate that the times in [`LockInfo`] and [`LockError`] are of.
 pub use chrono;

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -36,6 +37,11 @@ impl Gateway {
         })
     }
 
+    /// What `/health` says of this server from now on, beside its state, in the order given.
+    pub fn describe(&self, description: Vec<(String, Value)>) {
+        *self.shared.description() = description;
+    }
+
     /// Takes its backends from here, the set that is there now and all that come: backends that
     /// stay keep their state and their connections, new ones are given requests after their first
     /// good health check, and those that are gone finish what they have. When the sender is
@@ -63,6 +69,23 @@ impl Gateway {
     /// and deadlines, too, and tells [who asks](crate::ClientAddress).
     pub fn router(&self) -> Router {
         pages::router(&self.shared)
+    }
+
+    /// Takes no more connections, for a successor that takes them from the same listener. Requests
+    /// on the connections there are are served as before, each the last on its connection.
+    pub fn retire(&self) {
+        self.shared.life.advance(Phase::Retiring);
+    }
+
+    /// Takes connections again after [`retire`](Self::retire), as the successor has failed.
+    pub fn resume(&self) {
+        self.shared.life.resume();
+    }
+
+    /// Closes the listener after [`retire`](Self::retire). [`serve`](Self::serve) ends with the
+    /// last connection; those on which nothing is asked any more are closed after five seconds.
+    pub fn close_port(&self) {
+        self.shared.life.advance(Phase::Retired);
     }
 
     /// Takes no more, and lets what is in flight finish.

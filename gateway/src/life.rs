@@ -6,10 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{Notify, watch};
 
-/// Only ever moves on.
+/// Only ever moves on, but for the first step, which can be taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Serving,
+    /// No new connections: a successor takes them. Requests on those there are are served.
+    Retiring,
+    /// The same for good: the port is given up.
+    Retired,
     /// No new connections, no new requests.
     Draining,
     /// Nothing is in flight any more: connections end.
@@ -35,7 +39,18 @@ impl Life {
     }
 
     pub(crate) fn is_serving(&self) -> bool {
-        *self.phase.borrow() == Phase::Serving
+        *self.phase.borrow() < Phase::Draining
+    }
+
+    /// Takes connections again.
+    pub(crate) fn resume(&self) {
+        self.phase.send_if_modified(|phase| {
+            let moves = *phase == Phase::Retiring;
+            if moves {
+                *phase = Phase::Serving;
+            }
+            moves
+        });
     }
 
     pub(crate) fn phases(&self) -> watch::Receiver<Phase> {
@@ -86,5 +101,17 @@ mod tests {
         life.advance(Phase::Cut);
         life.advance(Phase::Draining);
         assert_eq!(*life.phases().borrow(), Phase::Cut);
+    }
+
+    #[test]
+    fn only_a_port_that_is_not_given_up_is_taken_back() {
+        let life = Life::new();
+        life.advance(Phase::Retiring);
+        life.resume();
+        assert_eq!(*life.phases().borrow(), Phase::Serving);
+        life.advance(Phase::Retired);
+        life.resume();
+        assert_eq!(*life.phases().borrow(), Phase::Retired);
+        assert!(life.is_serving(), "requests are served to the end");
     }
 }

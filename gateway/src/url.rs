@@ -84,14 +84,23 @@ impl BackendUrl {
     }
 
     /// A name or an address, without brackets.
-    pub(crate) fn host(&self) -> &str {
+    #[must_use]
+    pub fn host(&self) -> &str {
         let host = self.authority.host();
         let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
         bare.unwrap_or(host)
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    /// Its port, 80 where none is given.
+    #[must_use]
+    pub fn port(&self) -> u16 {
         self.authority.port_u16().unwrap_or(80)
+    }
+
+    /// What comes before the path of each request: empty, or `/BASE`.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     /// Where a request's path is found on the backend.

@@ -12,6 +12,8 @@ mod status;
 mod stop;
 mod stories;
 mod supervise;
+#[cfg(unix)] // descriptors are passed on
+mod swap;
 // Pseudo-terminals.
 #[cfg(unix)]
 mod terminal;

@@ -66,12 +66,19 @@ fn a_port_that_something_else_uses_is_an_error_and_the_lock_is_given_back() {
 fn port_0_takes_a_free_port_and_locks_that() {
     let sandbox = Sandbox::new();
     let mut server = sandbox.serve_with(0, &[]);
-    let names: Vec<_> = fs::read_dir(sandbox.path()).unwrap().collect();
-    assert_eq!(names.len(), 1);
-    let name = names[0].as_ref().unwrap().file_name();
-    let name = name.to_str().unwrap();
-    let port = name.strip_prefix("serve_").unwrap().strip_suffix(".lock");
-    let port: u16 = port.unwrap().parse().unwrap();
+    let names = fs::read_dir(sandbox.path()).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let ports: Vec<u16> = names
+        .filter_map(|name| {
+            name.strip_prefix("serve_")?
+                .strip_suffix(".lock")?
+                .parse()
+                .ok()
+        })
+        .collect();
+    let [port] = ports[..] else {
+        panic!("not one lock: {ports:?}");
+    };
     assert!(http_get(port, "/health").contains(&format!("\"port\":{port}")));
     server.ask_to_end();
     assert_eq!(server.wait().code(), Some(0));

@@ -7,4 +7,5 @@ mod access;
 mod draining;
 mod failing;
 mod limits;
+mod sources;
 mod support;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::ops::Deref;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -47,6 +47,15 @@ impl Gateway {
         let script = format!("ulimit -n {descriptors} && exec \"$0\" serve \"$@\"");
         command.args(["-c", &script, env!("CARGO_BIN_EXE_llmlb")]);
         Self::spawn(command, backends, args)
+    }
+
+    /// One that does not start.
+    pub(crate) fn refused(args: &[&str]) -> Output {
+        let locks = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_llmlb"));
+        command.args(["serve", "--port", "0"]).args(args);
+        clean(&mut command, &locks);
+        command.output().unwrap()
     }
 
     fn spawn(mut command: Command, backends: &[String], args: &[&str]) -> Self {

@@ -1,5 +1,6 @@
 //! One client's connection: its requests, its deadlines, and its end in good order.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +8,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -27,6 +29,12 @@ const HEAD: Duration = Duration::from_secs(30);
 
 /// How long a client may read nothing of what waits for it.
 const STALLED: Duration = Duration::from_secs(60);
+
+/// How long a client of a server that has given up its port may idle. It asks elsewhere when the next
+/// answer tells it to; closed on the instant, it could be about to ask here.
+const LINGER: Duration = Duration::from_secs(5);
+
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// For what is about to happen anyway.
 const HURRY: Duration = Duration::from_secs(1);
@@ -49,15 +57,31 @@ pub(super) async fn converse(
     stream.set_write_timeout(Some(STALLED));
     let broken = Arc::clone(&peer.broken);
     let app = TowerToHyperService::new(app);
+    let phases = phase.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer.clone());
-        hyper::service::Service::call(&app, request)
+        let answer = hyper::service::Service::call(&app, request);
+        let phases = phases.clone();
+        async move {
+            let mut answer = answer.await?;
+            let leaves = matches!(*phases.borrow(), Phase::Retiring | Phase::Retired);
+            if leaves && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                answer.headers_mut().insert(CONNECTION, CLOSE);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
     let conversation = async {
         let mut connection = pin!(connection.with_upgrades());
+        let mut given_up = phase.clone();
         let mut closing = pin!(phase.wait_for(|phase| *phase == Phase::Closing));
+        let mut lingered = pin!(async {
+            let _ = given_up.wait_for(|phase| *phase == Phase::Retired).await;
+            sleep(LINGER).await;
+        });
+        let mut lingers = true;
         let client = &entry.client;
         loop {
             tokio::select! {
@@ -67,6 +91,11 @@ pub(super) async fn converse(
                 _ = connection.as_mut() => return,
                 () = abandoned(&socket, &client.busy) => return,
                 _ = closing.as_mut() => break,
+                () = lingered.as_mut(), if lingers => {
+                    lingers = false;
+                    // At once where nothing is asked, and behind the answer where something is.
+                    connection.as_mut().graceful_shutdown();
+                }
                 () = async {
                     client.asked_to_leave.notified().await;
                     // By then all that has arrived is known to the runtime, and so to the connection.

@@ -26,7 +26,8 @@ use socket::Socket;
 /// Before trying again what the operating system refused.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Serves until told to drain, then until nothing is in flight, or told to cut off what is.
+/// Serves until told to drain, then until nothing is in flight, or told to cut off what is; or until
+/// told to close the port, then until the last connection has ended.
 pub(crate) async fn serve(listener: TcpListener, app: Router, shared: &Shared) -> io::Result<()> {
     allow_for_bursts(&listener);
     let mut phase = shared.life.phases();
@@ -39,9 +40,11 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, shared: &Shared) -
     let http = server();
     let mut connections = JoinSet::new();
     loop {
+        let now = *phase.borrow_and_update();
         let accepted = tokio::select! {
-            _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
-            accepted = door.accept() => accepted,
+            _ = phase.changed(), if now < Phase::Retired => continue,
+            accepted = door.accept(), if now == Phase::Serving => accepted,
+            else => break,
         };
         while connections.try_join_next().is_some() {}
         let (stream, address, permit) = accepted;
@@ -59,6 +62,17 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, shared: &Shared) -
         connections.spawn(converse(socket, peer, app, http, phase, client));
     }
     drop(door);
+    let last = async {
+        while connections.join_next().await.is_some() {}
+        // Tunnels outlive their connections.
+        shared.life.wait_until_idle().await;
+    };
+    tokio::select! {
+        biased;
+        _ = phase.wait_for(|phase| *phase > Phase::Retired) => {}
+        // The port has been given up.
+        () = last => return Ok(()),
+    }
     let finish = async {
         shared.life.wait_until_idle().await;
         shared.life.advance(Phase::Closing);

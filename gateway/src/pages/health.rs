@@ -86,7 +86,7 @@ pub(super) async fn handler(State(shared): State<Arc<Shared>>) -> impl IntoRespo
     let options = &shared.options;
     let health = Health {
         status,
-        description: Description(&options.description),
+        description: Description(&shared.description()),
         uptime: shared.since.elapsed().as_secs_f64(),
         hint: backends
             .is_empty()

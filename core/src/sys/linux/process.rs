@@ -34,7 +34,8 @@ impl Fields {
         Some(Self {
             state: *fields.next()?.as_bytes().first()?,
             parent: fields.next()?.parse().ok()?,
-            group: fields.next()?.parse().ok()?,
+            // -1 of one that is just being taken away.
+            group: fields.next()?.parse().unwrap_or(0),
             threads: fields.nth(14)?.parse().ok()?,
             start: fields.nth(1)?.parse().ok()?,
         })
@@ -213,4 +214,17 @@ fn raw_pid(pid: u32) -> Result<rustix::process::Pid, Errno> {
     // rustix checks for negative numbers in debug builds alone.
     let raw = i32::try_from(pid).map_err(|_| Errno::SRCH)?;
     rustix::process::Pid::from_raw(raw).ok_or(Errno::SRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_is_just_being_taken_away_can_be_read() {
+        let text = b"7 (a) b) X 1 -1 -1 0 -1 4228100 0 0 0 0 0 0 0 0 20 0 0 0 12345 0 0";
+        let fields = Fields::parse(text).expect("what the kernel writes");
+        assert_eq!((fields.parent, fields.group, fields.start), (1, 0, 12345));
+        assert!(!fields.is_running());
+    }
 }

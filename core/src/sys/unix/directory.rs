@@ -236,6 +236,15 @@ impl Directory {
         Ok(above_stdio(fd)?.into())
     }
 
+    /// A lock file whose descriptor came from another process.
+    pub(crate) fn received(&self, descriptor: OwnedFd, name: &str) -> io::Result<LockFile> {
+        let file = File::from(descriptor);
+        let path = self.path.join(name);
+        let metadata = file.metadata().map_err(|e| at(&path, e))?;
+        check(&path, &metadata)?;
+        Ok(LockFile::new(file, path, &metadata, false))
+    }
+
     /// Why a file in the lock's place can't be opened.
     fn explain(&self, name: &str, e: Errno) -> io::Error {
         let path = self.path.join(name);

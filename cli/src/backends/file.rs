@@ -1,0 +1,275 @@
+//! A file of backends: read whole or refused whole, with the line and the reason.
+//!
+//! A URL a line with `weight=`, `max=` and `key-env=` behind it, `#` before remarks; or, where the
+//! name ends in `.toml`, a `[[backend]]` table for each, with the same names.
+
+use std::fmt::Display;
+use std::fs;
+use std::io;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::entry::{Backend, Place};
+
+/// As much of a file as is read: room for some 10,000 backends.
+const MOST: u64 = 1 << 20;
+
+/// What tells that a file has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stamp {
+    modified: Option<std::time::SystemTime>,
+    len: u64,
+    /// Another file may have come in its place with the same time and length.
+    #[cfg(unix)]
+    id: (u64, u64),
+}
+
+pub(super) struct BackendsFile {
+    path: PathBuf,
+}
+
+impl BackendsFile {
+    pub(super) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// None where it can't be looked at: then reading tells why.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        let metadata = fs::metadata(&self.path).ok()?;
+        Some(Stamp {
+            modified: metadata.modified().ok(),
+            len: metadata.len(),
+            #[cfg(unix)]
+            id: {
+                use std::os::unix::fs::MetadataExt;
+                (metadata.dev(), metadata.ino())
+            },
+        })
+    }
+
+    /// The backends it names, or what to say of it.
+    pub(super) fn read(&self) -> Result<Vec<Backend>, String> {
+        let text = self.text().map_err(|e| self.refused(e))?;
+        let is_toml = self.path.extension().is_some_and(|ext| ext == "toml");
+        let parsed = if is_toml {
+            parse_toml(&text)
+        } else {
+            parse_lines(&text)
+        };
+        parsed.map_err(|(line, problem)| self.refused(format!("line {line}: {problem}")))
+    }
+
+    fn text(&self) -> io::Result<String> {
+        use std::io::Read;
+        let file = fs::File::open(&self.path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        let mut text = String::new();
+        file.take(MOST + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > MOST {
+            return Err(io::Error::other(format!("it is longer than {MOST} bytes")));
+        }
+        Ok(text)
+    }
+
+    fn refused(&self, problem: impl Display) -> String {
+        format!("{}: {problem}", self.path.display())
+    }
+}
+
+/// A problem and its line.
+type Problem = (usize, String);
+
+fn parse_lines(text: &str) -> Result<Vec<Backend>, Problem> {
+    let numbered = text.lines().enumerate();
+    let lines = numbered.map(|(index, line)| (index + 1, without_remark(line).trim()));
+    lines
+        .filter(|(_, line)| !line.is_empty())
+        .map(|(number, line)| parse_line(line).map_err(|problem| (number, problem)))
+        .collect()
+}
+
+/// A `#` within a word belongs to it.
+fn without_remark(line: &str) -> &str {
+    let begins = |at: usize| at == 0 || line[..at].ends_with(char::is_whitespace);
+    let remark = line
+        .match_indices('#')
+        .map(|(at, _)| at)
+        .find(|&at| begins(at));
+    &line[..remark.unwrap_or(line.len())]
+}
+
+fn parse_line(line: &str) -> Result<Backend, String> {
+    let mut words = line.split_whitespace();
+    let mut backend = Backend::new(place(words.next().unwrap_or_default())?);
+    let mut seen = Vec::new();
+    for word in words {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        if seen.contains(&name) {
+            return Err(format!("{name} is given twice"));
+        }
+        seen.push(name);
+        match name {
+            "weight" => backend.weight = number(name, value)?,
+            "max" => backend.max = Some(number(name, value)?),
+            "key-env" => backend.set_key_from(value)?,
+            _ => return Err(format!("'{name}' is none of weight=, max=, key-env=")),
+        }
+    }
+    Ok(backend)
+}
+
+fn place(url: &str) -> Result<Place, String> {
+    url.parse().map_err(|e| {
+        // What is before an @ may be a password.
+        if url.contains('@') {
+            format!("{e}")
+        } else {
+            format!("'{url}': {e}")
+        }
+    })
+}
+
+fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String> {
+    value
+        .parse()
+        .map_err(|_| format!("{name} is a number from 1 on, not '{value}'"))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    #[serde(default)]
+    backend: Vec<toml::Spanned<Table>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Table {
+    url: String,
+    weight: Option<NonZeroU32>,
+    max: Option<NonZeroUsize>,
+    key_env: Option<String>,
+}
+
+fn parse_toml(text: &str) -> Result<Vec<Backend>, Problem> {
+    let line_at = |at: usize| {
+        text.get(..at)
+            .map_or(1, |before| before.matches('\n').count() + 1)
+    };
+    let document: Document = toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(1, |span| line_at(span.start));
+        (line, e.message().to_owned())
+    })?;
+    document
+        .backend
+        .into_iter()
+        .map(|table| {
+            let line = line_at(table.span().start);
+            backend(table.into_inner()).map_err(|problem| (line, problem))
+        })
+        .collect()
+}
+
+fn backend(table: Table) -> Result<Backend, String> {
+    let mut backend = Backend::new(place(&table.url)?);
+    backend.weight = table.weight.unwrap_or(NonZeroU32::MIN);
+    backend.max = table.max;
+    if let Some(variable) = &table.key_env {
+        backend.set_key_from(variable)?;
+    }
+    Ok(backend)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(backends: &[Backend]) -> Vec<(String, u32, Option<usize>)> {
+        let url = |place: &Place| match place {
+            Place::One(url) => url.to_string(),
+            Place::Each(url) => format!("each of {url}"),
+        };
+        let show = |b: &Backend| (url(&b.place), b.weight.get(), b.max.map(usize::from));
+        backends.iter().map(show).collect()
+    }
+
+    #[test]
+    fn both_kinds_of_file_say_the_same() {
+        let lines = "# the fleet\n\nhttp://a:8000/v1 weight=2 max=8 # big\n\
+                     \tdns+http://models:8000  \nhttp://c/#x\n";
+        let toml = "[[backend]]\nurl = \"http://a:8000/v1\"\nweight = 2\nmax = 8\n\
+                    [[backend]]\nurl = \"dns+http://models:8000\"\n[[backend]]\nurl = \"http://c/#x\"\n";
+        let expected = [
+            ("http://a:8000".to_owned(), 2, Some(8)),
+            ("each of http://models:8000".to_owned(), 1, None),
+            ("http://c".to_owned(), 1, None),
+        ];
+        assert_eq!(shown(&parse_lines(lines).unwrap()), expected);
+        assert_eq!(shown(&parse_toml(toml).unwrap()), expected);
+        assert!(parse_lines("").unwrap().is_empty());
+        assert!(parse_toml("# none\n").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_problem_is_told_with_its_line() {
+        for (text, line, part) in [
+            (
+                "http://a\nftp://b\n",
+                2,
+                "'ftp://b': a URL begins with http://",
+            ),
+            ("http://user:secret@b", 1, "credentials"),
+            (
+                "http://a weight=0",
+                1,
+                "weight is a number from 1 on, not '0'",
+            ),
+            ("\n\nhttp://a max=many", 3, "max is a number"),
+            ("http://a max=1 max=2", 1, "max is given twice"),
+            ("http://a fast", 1, "'fast' is none of"),
+            (
+                "http://a key-env=LLMLB_TEST_NO_SUCH",
+                1,
+                "no variable LLMLB_TEST_NO_SUCH",
+            ),
+        ] {
+            let (found, problem) = parse_lines(text).unwrap_err();
+            assert!(
+                found == line && problem.contains(part),
+                "{text}: {found} {problem}"
+            );
+            assert!(!problem.contains("secret"), "{problem}");
+        }
+        for (text, line, part) in [
+            (
+                "[[backend]]\nurl = \"http://a\"\n\n[[backend]]\nurl = \"b\"\n",
+                4,
+                "'b'",
+            ),
+            ("[[backend]]\nurl = \"http://a\"\nwieght = 2\n", 3, "wieght"),
+            ("[[backend]]\nweight = 2\n", 1, "url"),
+            (
+                "[[backend]]\nurl = \"http://a\"\nweight = 0\n",
+                3,
+                "nonzero",
+            ),
+            ("x = \n", 1, ""),
+        ] {
+            let (found, problem) = parse_toml(text).unwrap_err();
+            assert!(
+                found == line && problem.contains(part),
+                "{text}: {found} {problem}"
+            );
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! One built-in server takes the place of another without closing the port for an instant: the
+//! listener and the lock go from the one to the other through a socket beside the lock file.
+//!
+//! Whoever dies on the way leaves the other in charge: both have both, and the lock file names the
+//! one that serves. The holder goes on accepting until its successor says that it serves; for a
+//! little while longer it keeps lock and listener, and takes over again should the successor be
+//! gone. A predecessor that finishes its last requests lives as long as its successor stands for
+//! it: who ends, wants those before him gone too, and waits for them.
+
+#[cfg(unix)]
+mod door;
+#[cfg(unix)]
+mod holder;
+#[cfg(unix)]
+mod successor;
+#[cfg(unix)]
+mod wire;
+
+#[cfg(not(unix))]
+mod alone;
+#[cfg(not(unix))]
+pub(crate) use alone::{Predecessor, Successor};
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+#[cfg(unix)]
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use llmlb_gateway::Gateway;
+use llmlb_lock_core::{LockDir, ServerLock};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use crate::guard::watch;
+use crate::signals::Shutdown;
+#[cfg(unix)]
+use door::Door;
+#[cfg(unix)]
+pub(crate) use holder::Successor;
+#[cfg(unix)]
+use holder::{Fate, Knock};
+#[cfg(unix)]
+use successor::Answer;
+#[cfg(unix)]
+pub(crate) use successor::Predecessor;
+
+/// How long a holder is ready to take over again from a successor that serves.
+#[cfg(unix)]
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// How long a start looks for the one in charge, while others replace one another.
+#[cfg(unix)]
+const PATIENCE: Duration = Duration::from_secs(2);
+#[cfg(unix)]
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What a built-in server has to do with those before and after it.
+pub(crate) struct Succession {
+    lock: ServerLock,
+    listener: TcpListener,
+    predecessor: Option<Predecessor>,
+    /// Open as long as somebody may take over.
+    #[cfg(unix)]
+    door: Option<Door>,
+}
+
+/// How a reign ends.
+pub(crate) enum Course {
+    /// The port is to be given up.
+    Shutdown,
+    /// Somebody else serves there.
+    Succeeded(Successor),
+}
+
+impl Succession {
+    /// Nobody was there.
+    pub(crate) fn first(lock: ServerLock, listener: TcpListener) -> Self {
+        Self::new(lock, listener, None)
+    }
+
+    fn new(lock: ServerLock, listener: TcpListener, predecessor: Option<Predecessor>) -> Self {
+        Self {
+            #[cfg(unix)]
+            door: open_door(&lock),
+            lock,
+            listener,
+            predecessor,
+        }
+    }
+
+    /// From the built-in server that has the port, of the same user and on one of these addresses.
+    /// `None` where there is none, or it does not hand over.
+    #[cfg(unix)]
+    pub(crate) async fn succeed(locks: &LockDir, port: u16, wanted: &[SocketAddr]) -> Option<Self> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match successor::ask(locks, port, wanted).await {
+                Answer::Granted(lock, listener, predecessor) => {
+                    return Some(Self::new(*lock, listener, Some(predecessor)));
+                }
+                // Another is in charge by now, whose door opens any moment; or nobody.
+                Answer::Gone if Instant::now() < until => sleep(PAUSE).await,
+                Answer::Gone | Answer::Refused => return None,
+            }
+        }
+    }
+
+    /// Whether [`succeed`](Self::succeed) is worth a try.
+    #[cfg(unix)]
+    pub(crate) fn is_possible(locks: &LockDir, port: u16) -> bool {
+        door::exists(&locks.lock_path(port))
+    }
+
+    pub(crate) fn lock(&self) -> &ServerLock {
+        &self.lock
+    }
+
+    /// To accept from.
+    pub(crate) fn listener(&self) -> io::Result<tokio::net::TcpListener> {
+        let listener = self.listener.try_clone()?;
+        listener.set_nonblocking(true)?;
+        tokio::net::TcpListener::from_std(listener)
+    }
+
+    /// Until a signal says to end, or somebody has taken over for good.
+    #[cfg(unix)]
+    pub(crate) async fn reign(&mut self, gateway: &Gateway, shutdown: &mut Shutdown) -> Course {
+        loop {
+            let knock = tokio::select! {
+                never = watch(&self.lock) => match never {},
+                _ = shutdown.recv() => return Course::Shutdown,
+                knock = offer(self.door.as_ref(), &self.lock, &self.listener) => knock,
+            };
+            let mut successor = match knock {
+                Knock::Nothing => continue,
+                Knock::Failed => {
+                    self.take_back();
+                    continue;
+                }
+                Knock::Succeeded(successor) => successor,
+            };
+            // Who knocks from here on is the successor's affair.
+            self.door = None;
+            gateway.retire();
+            successor.retired().await;
+            let fate = tokio::select! {
+                _ = shutdown.recv() => return Course::Shutdown,
+                () = sleep(SETTLE) => return Course::Succeeded(successor),
+                fate = successor.fate() => fate,
+            };
+            if fate == Fate::Ending {
+                return Course::Shutdown;
+            }
+            warn!("The successor has failed, serving on");
+            self.take_back();
+            gateway.resume();
+            self.door = open_door(&self.lock);
+        }
+    }
+
+    /// Until a signal says to end.
+    #[cfg(not(unix))]
+    pub(crate) async fn reign(&mut self, _: &Gateway, shutdown: &mut Shutdown) -> Course {
+        tokio::select! {
+            never = watch(&self.lock) => match never {},
+            _ = shutdown.recv() => Course::Shutdown,
+        }
+    }
+
+    /// Names this process again, if the file names another.
+    #[cfg(unix)]
+    fn take_back(&mut self) {
+        let named = LockDir::default().read_lock_info(self.lock.info().port);
+        if named.is_ok_and(|info| info.is_some_and(|info| info.pid == std::process::id())) {
+            return;
+        }
+        if let Err(e) = self.lock.adopt() {
+            warn!("{e}");
+        }
+    }
+
+    /// What is left to see to before the lock is given back.
+    pub(crate) fn end(self) -> (ServerLock, Option<Predecessor>) {
+        (self.lock, self.predecessor)
+    }
+
+    /// The port is another's: gives up the lock, which it has as well, and the listener.
+    pub(crate) fn retire(self, gateway: &Gateway) -> Option<Predecessor> {
+        gateway.close_port();
+        self.predecessor
+    }
+}
+
+#[cfg(unix)]
+fn open_door(lock: &ServerLock) -> Option<Door> {
+    Door::open(lock)
+        .inspect_err(|e| debug!("No successor can take over: {e}"))
+        .ok()
+}
+
+#[cfg(unix)]
+async fn offer(door: Option<&Door>, lock: &ServerLock, listener: &TcpListener) -> Knock {
+    match door {
+        Some(door) => door.offer(lock.as_fd(), listener.as_fd()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,163 @@
+//! Backends from a file and from names: followed as they change, refused whole when they are wrong.
+
+use std::fs;
+use std::path::Path;
+
+use llmlb_tests::model_server::{Backend, Gate, Next, Port};
+use llmlb_tests::wire::{STREAM, chat, chunk, request};
+use nix::sys::signal::Signal;
+
+use crate::support::{Gateway, wait_until};
+
+/// As an editor or a deployment does it: never half a file.
+fn put(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, text).unwrap();
+    fs::rename(&new, path).unwrap();
+}
+
+fn urls(gateway: &Gateway) -> Vec<String> {
+    let health = gateway.health();
+    let backends = health["backends"].as_array().unwrap().iter();
+    backends
+        .map(|b| b["url"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn a_file_of_backends_is_followed() {
+    let (first, second) = (Backend::named("first", &[]), Backend::named("second", &[]));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("backends");
+    put(&path, &format!("# one\n{} weight=2\n", first.url()));
+    let gateway = Gateway::with(&[], &["--backends-file", path.to_str().unwrap()]);
+    assert_eq!(gateway.chat("m").body, b"first");
+    assert_eq!(
+        gateway.health()["backends"][0]["origin"],
+        path.to_str().unwrap()
+    );
+
+    put(&path, &format!("{}\n", second.url()));
+    wait_until("the new set", || {
+        (urls(&gateway) == [second.url()]).then_some(())
+    });
+    wait_until("its backend", || {
+        (gateway.chat("m").body == b"second").then_some(())
+    });
+}
+
+#[test]
+fn a_removed_backend_finishes_what_it_has() {
+    let gate = Gate::default();
+    let held = gate.clone();
+    let streaming = Backend::start(&[], move |_, wire| {
+        wire.send(STREAM);
+        wire.send(chunk("begun"));
+        held.pass();
+        wire.send(chunk("done"));
+        wire.send("0\r\n\r\n");
+        Next::Read
+    });
+    let other = Backend::named("other", &[]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("backends.toml");
+    put(
+        &path,
+        &format!("[[backend]]\nurl = \"{}\"\n", streaming.url()),
+    );
+    let gateway = Gateway::with(&[], &["--backends-file", path.to_str().unwrap()]);
+    let mut client = gateway.connect();
+    client.send(request("POST", "/v1/chat/completions", "", &chat("m")));
+    assert_eq!(client.head().unwrap().status(), 200);
+    assert_eq!(client.chunk().unwrap(), b"begun");
+    put(&path, &format!("[[backend]]\nurl = \"{}\"\n", other.url()));
+    gateway.signal(Signal::SIGHUP);
+    wait_until("the first to drain", || {
+        (gateway.health()["backends"][1]["state"] == "draining").then_some(())
+    });
+    gate.open();
+    assert_eq!(client.chunk().unwrap(), b"done");
+    assert_eq!(client.chunk().unwrap(), b"");
+    wait_until("the first to be gone", || {
+        (urls(&gateway) == [other.url()]).then_some(())
+    });
+}
+
+#[test]
+fn a_bad_file_changes_nothing_and_is_told_with_its_line() {
+    let backend = Backend::named("fine", &[]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("backends");
+    put(&path, &backend.url());
+    let gateway = Gateway::with(&[], &["--backends-file", path.to_str().unwrap()]);
+    put(&path, "http://127.0.0.1:9 max=1\nhttp://b wieght=2\n");
+    gateway.signal(Signal::SIGHUP);
+    let said = gateway.expect_log("stay as they are");
+    assert!(said.contains("line 2: 'wieght' is none of"), "{said}");
+    assert!(said.contains(path.to_str().unwrap()), "{said}");
+    assert_eq!(gateway.chat("m").body, b"fine");
+    fs::remove_file(&path).unwrap();
+    gateway.expect_log("No such file");
+    assert_eq!(gateway.chat("m").body, b"fine");
+    // And when it is right again, it counts.
+    put(&path, &format!("# back\n{} max=3\n", backend.url()));
+    gateway.expect_log("names 1 backends");
+}
+
+#[test]
+fn a_bad_file_is_no_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("backends");
+    put(&path, "http://a\nnonsense\n");
+    let refused = Gateway::refused(&["--backends-file", path.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("line 2: 'nonsense'"), "{said}");
+}
+
+#[test]
+fn a_name_stands_for_a_backend_an_address() {
+    let backend = Backend::named("found", &[]);
+    let port = backend.url().rsplit(':').next().unwrap().to_owned();
+    let url = format!("dns+http://localhost:{port}");
+    let gateway = Gateway::with(&[url], &[]);
+    let found = format!("http://127.0.0.1:{port}");
+    assert!(urls(&gateway).contains(&found), "{:?}", urls(&gateway));
+    assert_eq!(gateway.chat("m").body, b"found");
+    let origin = gateway.health()["backends"][0]["origin"].clone();
+    assert_eq!(origin, format!("dns+http://localhost:{port}"));
+}
+
+#[test]
+fn a_hangup_without_anything_to_read_ends_nothing() {
+    let gateway = Gateway::with(&[Port::reserve().url()], &[]);
+    gateway.signal(Signal::SIGHUP);
+    gateway.expect_log("no file to read again");
+    assert_eq!(gateway.health()["status"], "ok");
+}
+
+/// What docs/gateway.md shows.
+#[test]
+fn the_files_in_the_manual_are_understood() {
+    let manual = include_str!("../../../docs/gateway.md");
+    let section = manual.split("## Backends that come and go").nth(1).unwrap();
+    for (language, name) in [("text", "backends"), ("toml", "backends.toml")] {
+        let shown = section.split(&format!("```{language}\n")).nth(1).unwrap();
+        let shown = shown.split("```").next().unwrap();
+        // Names that answer everywhere.
+        let shown = shown.replace("models.internal", "localhost");
+        let shown = shown
+            .replace("gpu1", "127.0.0.1")
+            .replace("gpu2", "127.0.0.2");
+        // A variable that there is, and whose value could be a key.
+        let shown = shown.replace("GPU2_KEY", "CARGO_PKG_NAME");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(name);
+        put(&path, &shown);
+        let gateway = Gateway::with(&[], &["--backends-file", path.to_str().unwrap()]);
+        let found = urls(&gateway);
+        for url in ["http://127.0.0.1:8000", "http://127.0.0.2:8000"] {
+            assert!(found.iter().any(|known| known == url), "{name}: {found:?}");
+        }
+    }
+}
