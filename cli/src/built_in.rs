@@ -17,7 +17,7 @@ use crate::backends::Follower;
 use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, notify_ready};
 use crate::hangup::Hangups;
-use crate::signals::Shutdown;
+use crate::signals::{Shutdown, die_of};
 use crate::succession::{Course, Predecessor, Succession};
 
 /// How much longer a predecessor may take to end.
@@ -139,7 +139,7 @@ pub(crate) async fn serve(
     }
     gateway.drain();
     let until = Instant::now() + args.drain_timeout;
-    let mut code = exit::OK;
+    let mut forced = None;
     let finished = tokio::select! {
         // The server first, in any case: it closes its port.
         biased;
@@ -154,7 +154,7 @@ pub(crate) async fn serve(
         }
         signal = shutdown.recv() => {
             warn!("Second signal, ending at once");
-            code = exit::signalled(signal);
+            forced = Some(signal);
             false
         }
     };
@@ -167,7 +167,7 @@ pub(crate) async fn serve(
     if let Some(lock) = lock {
         lock.release()?;
     }
-    Ok(code)
+    Ok(forced.map_or(exit::OK, die_of))
 }
 
 async fn gone(predecessor: &mut Option<Predecessor>) {

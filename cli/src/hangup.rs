@@ -15,7 +15,7 @@ impl Hangups {
     pub(crate) fn listen() -> io::Result<Self> {
         use std::io::IsTerminal;
         Ok(Self {
-            stream: crate::signals::Stream::listen(tokio::signal::unix::SignalKind::hangup())?,
+            stream: crate::signals::Stream::listen(nix::sys::signal::Signal::SIGHUP)?,
             has_terminal: io::stderr().is_terminal(),
         })
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Local, SecondsFormat, Utc};
 use comfy_table::{Table, presets};
-use llmlb_lock_core::{LockDir, Server, ServerState};
+use llmlb_lock_core::{LeftOver, LockDir, Server, ServerState};
 use serde::Serialize;
 
 use crate::args::{Format, StatusArgs};
@@ -55,6 +55,15 @@ pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
 }
 
 fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Vec<Row>, Failure> {
+    let mut rows = servers(locks, args)?;
+    if args.all && args.port.is_none() {
+        rows.extend(locks.left_overs()?.into_iter().map(Row::left_over));
+        rows.sort_by_key(|row| row.port);
+    }
+    Ok(rows)
+}
+
+fn servers(locks: &LockDir, args: &StatusArgs) -> Result<Vec<Row>, Failure> {
     let servers: Vec<Server> = match args.port {
         Some(port) => locks.server(port)?.into_iter().collect(),
         None => locks.servers()?,
@@ -112,6 +121,8 @@ enum Status {
     Held,
     Stale,
     Unreadable,
+    /// A process that a killed server left behind.
+    LeftOver,
 }
 
 impl Row {
@@ -131,6 +142,16 @@ impl Row {
             started_at: info.map(|info| info.started_at),
             status,
             owner,
+        }
+    }
+
+    fn left_over(left_over: LeftOver) -> Self {
+        Self {
+            port: left_over.port,
+            pid: Some(left_over.pid),
+            started_at: left_over.started_at,
+            status: Status::LeftOver,
+            owner: None,
         }
     }
 }
@@ -175,7 +196,7 @@ fn json(rows: &[Row]) -> Result<String, Failure> {
 fn exit_code(row: Option<&Row>) -> u8 {
     match row.map(|row| &row.status) {
         Some(Status::Running | Status::Starting) => exit::OK,
-        None | Some(Status::Stale) => exit::NOT_RUNNING,
+        None | Some(Status::Stale | Status::LeftOver) => exit::NOT_RUNNING,
         Some(Status::Held | Status::Unreadable) => exit::UNKNOWN,
     }
 }

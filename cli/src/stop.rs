@@ -51,16 +51,38 @@ fn stop_one(
     if let (StopOutcome::Stopped { info, .. }, false) = (&outcome, named) {
         output::line(&format!("Port {port} was held by PID {}", info.pid))?;
     }
+    if let StopOutcome::Stopped {
+        left_overs: left_overs @ 1..,
+        ..
+    } = outcome
+    {
+        let processes = if left_overs == 1 {
+            "process"
+        } else {
+            "processes"
+        };
+        output::line(&format!(
+            "Ended {left_overs} {processes} that the server left behind"
+        ))?;
+    }
     match outcome {
         StopOutcome::Stopped { forced: false, .. } => output::line("Server stopped successfully"),
         // Without being told to, core kills on Windows alone.
-        StopOutcome::Stopped { info, forced: true } if !options.force => output::line(&format!(
+        StopOutcome::Stopped {
+            info, forced: true, ..
+        } if !options.force => output::line(&format!(
             "Server terminated: it does not listen for stop requests (PID: {})",
             info.pid
         )),
-        StopOutcome::Stopped { info, forced: true } => output::line(&format!(
+        StopOutcome::Stopped {
+            info, forced: true, ..
+        } => output::line(&format!(
             "Server killed: it did not stop within {:?} (PID: {})",
             options.timeout, info.pid
+        )),
+        StopOutcome::LeftOversEnded { left_overs } => output::line(&format!(
+            "No server running on port {port}; ended {}, left behind by a killed one",
+            output::processes(&left_overs)
         )),
         StopOutcome::NotRunning => output::line(&format!("No server running on port {port}")),
         StopOutcome::StaleCleaned { .. } => output::line(&format!(
@@ -92,11 +114,15 @@ fn stop_one(
 fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
     let servers = locks.servers()?;
     // Another user's is not ours to stop, and no reason to fail.
-    let ports: Vec<u16> = servers
+    let mut ports: Vec<u16> = servers
         .iter()
         .filter(|server| !matches!(server.state, ServerState::Unreadable { .. }))
         .map(|server| server.port)
         .collect();
+    // What killed servers have left needs no lock file.
+    ports.extend(locks.left_overs()?.iter().map(|left_over| left_over.port));
+    ports.sort_unstable();
+    ports.dedup();
     if ports.is_empty() {
         output::line("No servers running")?;
         return Ok(exit::OK);

@@ -11,6 +11,14 @@ use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
 
 #[cfg(unix)]
+mod ended;
+#[cfg(unix)]
+mod ending;
+#[cfg(unix)]
+mod left_behind;
+#[cfg(unix)]
+mod terminal;
+#[cfg(unix)]
 mod unix;
 #[cfg(unix)]
 pub(crate) use unix::run;

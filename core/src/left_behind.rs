@@ -23,19 +23,49 @@ pub(crate) struct LeftBehind {
 impl LeftBehind {
     /// Asks a process to end that was not asked before.
     pub(crate) fn add(&mut self, handle: ProcessHandle) -> io::Result<()> {
-        if self.handles.iter().any(|known| known.pid() == handle.pid()) {
+        if self.knows(handle.pid())? {
             return Ok(());
         }
         debug!("Ending PID {}, left behind by the server", handle.pid());
         handle.terminate()?;
+        // What is stopped can't react.
+        handle.resume()?;
         self.asked.get_or_insert_with(Instant::now);
         self.handles.push(handle);
         Ok(())
     }
 
+    /// Whether a process was asked to end, and has not.
+    pub(crate) fn knows(&self, pid: u32) -> io::Result<bool> {
+        for known in self.handles.iter().filter(|known| known.pid() == pid) {
+            if !known.wait(Duration::ZERO)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// How many were asked to end.
+    pub(crate) fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Who does not end, for an error.
+    pub(crate) fn describe(&self) -> String {
+        let alive = |handle: &&ProcessHandle| !handle.wait(Duration::ZERO).unwrap_or(true);
+        let pids = self.handles.iter().filter(alive);
+        let pids: Vec<_> = pids.map(|handle| handle.pid().to_string()).collect();
+        format!("PID {} was killed and does not end", pids.join(", "))
+    }
+
+    /// Whether they have had their time.
+    pub(crate) fn is_expired(&self, grace: Duration) -> bool {
+        self.asked.is_some_and(|asked| asked.elapsed() >= grace)
+    }
+
     /// Whether all have ended; kills those that have not when `grace` has run out.
     pub(crate) fn end(&self, grace: Duration) -> io::Result<bool> {
-        let expired = self.asked.is_some_and(|asked| asked.elapsed() >= grace);
+        let expired = self.is_expired(grace);
         let mut ended = true;
         for handle in &self.handles {
             let failed = |e| of(handle.pid(), e);

@@ -14,9 +14,12 @@ use crate::dir::{LockDir, SETTLE, file_name};
 use crate::error::{LockError, context};
 use crate::info::LockInfo;
 use crate::left_behind::end_other_holders;
+use crate::left_over::{LeftOver, end_before_start};
 use crate::process::{find, is_holder};
 use crate::record::{Content, Record};
 use crate::removal::{Freed, lock_freed, remove_freed};
+#[cfg(unix)]
+use crate::server_id::ServerId;
 use crate::sys::{self, Directory, LockFile};
 
 /// A port that is guarded by this process.
@@ -176,13 +179,19 @@ impl ServerLock {
     ///
     /// As [`adopt`](Self::adopt), and [`LockError::StopFailed`] if a process can't be ended.
     pub fn reclaim(&mut self, grace: Duration) -> Result<(), LockError> {
-        end_other_holders(&self.file, grace).map_err(LockError::StopFailed)?;
-        self.hold_alone()?;
+        // The kernel is asked first: nobody else has it, usually.
+        if !self.hold_alone()? {
+            end_other_holders(&self.file, grace).map_err(LockError::StopFailed)?;
+            if !self.hold_alone()? {
+                return Err(LockError::StopFailed(self.still_held()));
+            }
+        }
         self.adopt()
     }
 
     /// Takes the lock by another description of the file: only that shows that nobody has the first.
-    fn hold_alone(&mut self) -> Result<(), LockError> {
+    /// False if somebody has.
+    fn hold_alone(&mut self) -> Result<bool, LockError> {
         let failed = LockError::StopFailed;
         let name = file_name(self.info.port);
         let second = self.directory.open_again(&name, &self.file);
@@ -196,10 +205,12 @@ impl ServerLock {
         self.file = Arc::new(second);
         let freed = lock_freed(&self.directory, &name, self.info.port, &self.file, SETTLE);
         match freed.map_err(failed)? {
-            Freed::Ours => Ok(()),
+            Freed::Ours => Ok(true),
             Freed::Gone => Err(self.lost()),
+            // Adopted before, it names us, and says nothing of who holds the lock.
+            Freed::Taken(next) if next.info == self.info => Ok(false),
             Freed::Taken(next) => Err(LockError::already_running(next.info)),
-            Freed::Held => Err(failed(self.still_held())),
+            Freed::Held => Ok(false),
         }
     }
 
@@ -269,6 +280,37 @@ impl ServerLock {
     pub fn child_hook(&self) -> Result<ChildHook, LockError> {
         ChildHook::prepare(&self.file, &self.directory, self.info.port)
             .map_err(LockError::HandOverFailed)
+    }
+
+    /// Names one start of a server under this lock, anew with each call. A launcher puts it into its
+    /// server's environment as [`SERVER_ID_ENV`](crate::SERVER_ID_ENV): then what the server leaves
+    /// behind is found and ended also when launcher and server have been killed.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::HandOverFailed`] if the lock directory can't be looked at.
+    #[cfg(unix)]
+    pub fn server_id(&self) -> Result<ServerId, LockError> {
+        let found = sys::user_and_place(&*self.directory).map_err(LockError::HandOverFailed)?;
+        let (user, place) = found;
+        Ok(ServerId::new(
+            self.info.port,
+            user,
+            place,
+            sys::own_session(),
+        ))
+    }
+
+    /// Ends what killed servers of this port have left behind, before a new one is started: SIGTERM,
+    /// and SIGKILL when `grace` has run out. Tells who they were. They are found on Linux, by
+    /// [`SERVER_ID_ENV`](crate::SERVER_ID_ENV); elsewhere there are none to be seen.
+    ///
+    /// # Errors
+    ///
+    /// - [`LockError::ReadFailed`] if processes can't be looked at.
+    /// - [`LockError::StopFailed`] if one may not be signalled, or does not end though killed.
+    pub fn end_left_overs(&self, grace: Duration) -> Result<Vec<LeftOver>, LockError> {
+        end_before_start(&self.directory, self.info.port, grace)
     }
 
     /// The lock directory's descriptor, for launchers that pass descriptors on one by one: a

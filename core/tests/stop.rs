@@ -120,7 +120,7 @@ fn within(timeout: Duration, force: bool) -> StopOptions {
 #[track_caller]
 fn assert_stopped(outcome: Result<StopOutcome, LockError>, pid: u32, was_forced: bool) {
     let outcome = outcome.unwrap();
-    let StopOutcome::Stopped { info, forced } = outcome else {
+    let StopOutcome::Stopped { info, forced, .. } = outcome else {
         panic!("{outcome:?}");
     };
     assert_eq!((info.pid, info.port, forced), (pid, PORT, was_forced));
@@ -258,7 +258,7 @@ fn what_inherited_the_lock_ends_with_the_server_though_the_launcher_is_gone() {
             locks.stop_server(PORT, &StopOptions::default())
         };
         let outcome = outcome.unwrap();
-        let StopOutcome::Stopped { info, forced } = outcome else {
+        let StopOutcome::Stopped { info, forced, .. } = outcome else {
             panic!("{outcome:?}");
         };
         assert_eq!(forced, server_is_killed);

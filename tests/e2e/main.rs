@@ -3,11 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod hostile;
+// Cgroups, sessions, `/proc`.
+#[cfg(target_os = "linux")]
+mod left_over;
 mod readme;
 // Signals, process groups and interpreters.
 #[cfg(unix)]
 mod regressions;
 mod serve;
+#[cfg(unix)]
+mod signals;
 mod status;
 mod stop;
 mod stories;

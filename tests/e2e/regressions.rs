@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use llmlb_tests::{
-    Finished, Running, Sandbox, free_port, is_alive, llmlb_binary, signal_pid, wait_until,
+    Finished, Running, Sandbox, free_port, is_alive, llmlb_binary, shell_code, signal_pid,
+    wait_until,
 };
 use nix::sys::signal::Signal;
 
@@ -44,7 +45,7 @@ fn nohup_holds_for_the_server_too() {
     signal_pid(server, Signal::SIGHUP);
     // One that can't be ignored comes after those, and is what ends it.
     llmlb.signal(Signal::SIGTERM);
-    assert_eq!(llmlb.wait().code(), Some(128 + 15));
+    assert_eq!(shell_code(llmlb.wait()), Some(128 + 15));
 }
 
 #[test]
@@ -118,7 +119,7 @@ fn a_launcher_that_clears_up_is_named() {
     assert!(refused.stderr.contains(&named), "{refused:?}");
     // It has asked already: one signal is enough to end the patience.
     llmlb.signal(Signal::SIGTERM);
-    assert_eq!(llmlb.wait().code(), Some(128 + 9));
+    assert_eq!(shell_code(llmlb.wait()), Some(128 + 9));
     assert!(!sandbox.lock_file(port).exists());
 }
 
@@ -189,7 +190,7 @@ fn no_signal_is_lost_between_fork_and_exec() {
             (pid != own).then_some(pid)
         });
         signal_pid(server, Signal::SIGTERM);
-        assert_eq!(llmlb.wait().code(), Some(128 + 15));
+        assert_eq!(shell_code(llmlb.wait()), Some(128 + 15));
     }
 }
 
@@ -292,7 +293,7 @@ fn empty_variables_are_as_good_as_none() {
 fn a_command_that_goes_into_the_background_is_told_why_it_is_ended() {
     let sandbox = Sandbox::new();
     let serve = ["serve", "-p", "0", "--", "sh", "-c", "sleep 600 &"];
-    let ended = sandbox.run(serve).expect(0);
+    let ended = sandbox.run(serve).expect(1);
     assert!(
         ended.stderr.contains("has to stay in the foreground"),
         "{ended:?}"

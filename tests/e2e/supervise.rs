@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 
 #[cfg(unix)]
-use llmlb_tests::{Running, signal_pid, wait_until};
+use llmlb_tests::{Running, shell_code, signal_pid, wait_until};
 use llmlb_tests::{Sandbox, free_port, is_alive};
 #[cfg(unix)]
 use nix::sys::signal::Signal;
@@ -64,7 +64,7 @@ fn a_command_that_a_signal_ended_is_128_and_the_signal() {
         let port = free_port();
         let mut llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}"]);
         signal_pid(sandbox.named_pid(port), signal);
-        assert_eq!(llmlb.wait().code(), Some(128 + signal as i32));
+        assert_eq!(shell_code(llmlb.wait()), Some(128 + signal as i32));
         assert!(!sandbox.lock_file(port).exists());
     }
 }
@@ -188,7 +188,7 @@ fn sigterm_and_sigint_reach_the_command() {
         let mut llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}"]);
         llmlb.signal(signal);
         llmlb.expect_log("Received shutdown signal, cleaning up...");
-        assert_eq!(llmlb.wait().code(), Some(128 + signal as i32));
+        assert_eq!(shell_code(llmlb.wait()), Some(128 + signal as i32));
         assert!(!sandbox.lock_file(port).exists());
     }
 }
@@ -218,7 +218,7 @@ fn a_second_signal_kills_at_once() {
     );
     llmlb.ask_to_end();
     llmlb.expect_log("Received shutdown signal");
-    llmlb.ask_to_end();
+    llmlb.ask_again_to_end();
     llmlb.finish().expect(KILLED);
     assert!(!sandbox.lock_file(port).exists());
 }
@@ -255,6 +255,15 @@ fn expect_all_gone(sandbox: &Sandbox, port: u16, workers: [u32; 2]) {
     sandbox.serve(port);
 }
 
+#[cfg(target_os = "linux")]
+fn expect_all_gone_after_start(sandbox: &Sandbox, port: u16, workers: [u32; 2]) {
+    // They hold the lock, and no process is named that lives.
+    let mut next = sandbox.serve(port);
+    assert!(workers.iter().all(|&worker| !is_alive(worker)));
+    next.ask_to_end();
+    next.wait();
+}
+
 #[cfg(unix)] // process groups; windows.rs has its own
 #[test]
 fn what_the_server_leaves_behind_is_ended_with_it() {
@@ -289,6 +298,20 @@ fn and_by_stop_when_the_launcher_is_long_gone() {
     expect_all_gone(&sandbox, port, workers);
 }
 
+#[cfg(target_os = "linux")] // they are known by their environment
+#[test]
+fn and_by_the_next_start_when_launcher_and_server_are_gone() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let (mut llmlb, workers) = with_left_behind(&sandbox, port);
+    llmlb.signal(Signal::SIGKILL);
+    llmlb.wait();
+    let server = sandbox.named_pid(port);
+    signal_pid(server, Signal::SIGKILL);
+    wait_until("the server to die", || (!is_alive(server)).then_some(()));
+    expect_all_gone_after_start(&sandbox, port, workers);
+}
+
 #[cfg(unix)] // on Windows the server ends with llmlb: see windows.rs
 #[test]
 fn and_by_stop_when_launcher_and_server_are_gone() {
@@ -301,13 +324,6 @@ fn and_by_stop_when_launcher_and_server_are_gone() {
     signal_pid(server, Signal::SIGKILL);
     wait_until("the server to die", || (!is_alive(server)).then_some(()));
 
-    let refused = sandbox
-        .run(["serve", "--port", &port.to_string()])
-        .expect(1);
-    assert!(
-        refused.stderr.contains(&format!("Port {port} is locked")),
-        "{refused:?}"
-    );
     let listed = sandbox
         .run(["status", "--port", &port.to_string()])
         .expect(4);

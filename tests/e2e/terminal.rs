@@ -64,6 +64,14 @@ impl Terminal {
         });
     }
 
+    fn shows(&self, text: &str) -> bool {
+        self.screen.lock().unwrap().contains(text)
+    }
+
+    fn type_in(&mut self, keys: impl AsRef<[u8]>) {
+        self.keyboard.write_all(keys.as_ref()).unwrap();
+    }
+
     fn wait(&mut self) -> Option<i32> {
         wait_until("the program to end", || self.child.try_wait().unwrap()).code()
     }
@@ -180,4 +188,171 @@ fn a_job_in_the_background_leaves_the_terminal_to_the_shell() {
     terminal.expect("shell-42");
     terminal.keyboard.write_all(b"exit\n").unwrap();
     assert_eq!(terminal.wait(), Some(0));
+}
+
+/// An interactive bash, at its prompt.
+fn bash(sandbox: &Sandbox) -> Terminal {
+    let mut bash = Command::new("bash");
+    bash.args(["--norc", "--noprofile", "-i"])
+        .env("LLMLB_LOCK_DIR", sandbox.path())
+        .env("LLMLB", llmlb_tests::llmlb_binary())
+        .env("GUINEA", GUINEA)
+        .env("PS1", "prompt$((6 * 7)) ");
+    let terminal = Terminal::run(bash);
+    terminal.expect("prompt42");
+    terminal
+}
+
+const CTRL_C: &[u8] = &[3];
+
+/// What a Python prompt does that starts llmlb: it shares its process group, and reads on.
+#[test]
+fn whoever_started_llmlb_in_its_own_group_can_go_on_reading() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut terminal = bash(&sandbox);
+    let script = format!(
+        "$LLMLB serve -p {port} -- $GUINEA {port} graceful=0 </dev/tty & read -r line; \
+         echo got-$line; $LLMLB stop -p {port}; wait"
+    );
+    terminal.type_in(format!("sh -c '{script}'\n"));
+    terminal.expect("ready");
+    terminal.expect("Guarding port");
+    terminal.type_in("a$((40+2))\n");
+    terminal.expect("got-a$((40+2))");
+    terminal.expect("Server stopped successfully");
+    terminal.type_in("exit\n");
+    terminal.wait();
+}
+
+#[test]
+fn ctrl_c_reaches_all_servers_under_one_script() {
+    let sandbox = Sandbox::new();
+    let (one, two) = (free_port(), free_port());
+    let mut terminal = bash(&sandbox);
+    let serve = |port| format!("$LLMLB serve -p {port} -- $GUINEA {port} </dev/tty");
+    let script = format!("{} 2>&1 >/dev/tty | {} >/dev/tty", serve(one), serve(two));
+    terminal.type_in(format!("sh -c '{script}'; echo script-$((40 + 2))\n"));
+    for port in [one, two] {
+        wait_until("the server to serve", || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+    }
+    let servers = [one, two].map(|port| sandbox.named_pid(port));
+    terminal.type_in(CTRL_C);
+    for server in servers {
+        wait_until("the server to end", || (!is_alive(server)).then_some(()));
+    }
+    for port in [one, two] {
+        wait_until("the lock to be given back", || {
+            (!sandbox.lock_file(port).exists()).then_some(())
+        });
+    }
+    terminal.type_in("exit\n");
+    terminal.wait();
+}
+
+#[test]
+fn ctrl_c_ends_a_loop_of_the_shell() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut terminal = bash(&sandbox);
+    terminal.type_in(format!(
+        "while sleep 0.1; do $LLMLB serve -p {port} -- $GUINEA {port}; echo round-$((40 + 2)); done\n"
+    ));
+    terminal.expect("ready");
+    terminal.expect("Guarding port");
+    terminal.type_in(CTRL_C);
+    wait_until("the lock to be given back", || {
+        (!sandbox.lock_file(port).exists()).then_some(())
+    });
+    terminal.type_in("echo code-$?-$((40 + 2))\n");
+    terminal.expect("code-130-42");
+    assert!(!terminal.shows("round-42"));
+    terminal.type_in("exit\n");
+    terminal.wait();
+    assert!(!sandbox.lock_file(port).exists());
+}
+
+#[test]
+fn ctrl_z_stops_the_whole_pipeline() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut terminal = bash(&sandbox);
+    terminal.type_in(format!(
+        "$LLMLB serve -p {port} -- $GUINEA {port} graceful=0 | cat\n"
+    ));
+    terminal.expect("ready");
+    terminal.expect("Guarding port");
+    terminal.type_in(CTRL_Z);
+    terminal.expect("Stopped");
+    terminal.type_in("echo shell-$((40 + 2))\n");
+    terminal.expect("shell-42");
+    // And it goes on together, the terminal with the server again.
+    let server = sandbox.named_pid(port);
+    let group = || {
+        let stat = fs::read_to_string(format!("/proc/{server}/stat")).unwrap();
+        let fields: Vec<String> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        (fields[0].clone(), fields[2] == fields[5])
+    };
+    assert_eq!(group().0, "T");
+    terminal.type_in("fg\n");
+    wait_until("the server to be in the foreground", || {
+        (group() == ("S".to_owned(), true)).then_some(())
+    });
+    terminal.type_in(CTRL_C);
+    wait_until("the server to end", || (!is_alive(server)).then_some(()));
+    terminal.type_in("exit\n");
+    terminal.wait();
+}
+
+#[test]
+fn ctrl_z_stops_a_server_under_a_script_with_it() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut terminal = bash(&sandbox);
+    terminal.type_in(format!(
+        "sh -c '$LLMLB serve -p {port} -- $GUINEA {port} graceful=0; echo done'\n"
+    ));
+    terminal.expect("ready");
+    terminal.expect("Guarding port");
+    terminal.type_in(CTRL_Z);
+    terminal.expect("Stopped");
+    let server = sandbox.named_pid(port);
+    let state = || fs::read_to_string(format!("/proc/{server}/stat")).unwrap();
+    wait_until("the server to stop", || {
+        state().contains(") T ").then_some(())
+    });
+    terminal.type_in("fg\n");
+    wait_until("the server to go on", || {
+        state().contains(") S ").then_some(())
+    });
+    terminal.type_in(CTRL_C);
+    wait_until("the server to end", || (!is_alive(server)).then_some(()));
+    terminal.type_in("exit\n");
+    terminal.wait();
+}
+
+#[test]
+fn a_terminal_that_stops_writers_does_not_stop_the_guard() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut terminal = bash(&sandbox);
+    terminal.type_in("stty tostop\n");
+    terminal.type_in(format!(
+        "$LLMLB serve -p {port} -- $GUINEA {port} graceful=0; echo code-$?-$((40 + 2))\n"
+    ));
+    terminal.expect("ready");
+    terminal.expect("Guarding port");
+    sandbox.run(["stop", "-p", &port.to_string()]).expect(0);
+    terminal.expect("code-0-42");
+    assert!(!terminal.shows("Stopped"));
+    terminal.type_in("exit\n");
+    terminal.wait();
 }

@@ -170,7 +170,7 @@ pub struct Finished {
 impl Finished {
     pub fn of(output: Output) -> Self {
         Self {
-            code: output.status.code(),
+            code: shell_code(output.status),
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
         }
@@ -232,6 +232,14 @@ impl Running {
         assert!(llmlb_lock_core::StopEvent::request(self.pid()).unwrap());
     }
 
+    /// A second time, and not the same signal: twice the same at once is one request.
+    pub fn ask_again_to_end(&self) {
+        #[cfg(unix)]
+        self.signal(nix::sys::signal::Signal::SIGINT);
+        #[cfg(windows)]
+        self.ask_to_end();
+    }
+
     /// Kills it, so that it cannot clean up.
     pub fn kill(&mut self) -> ExitStatus {
         self.child.kill().unwrap();
@@ -248,7 +256,7 @@ impl Running {
     pub fn finish(mut self) -> Finished {
         let status = self.wait();
         Finished {
-            code: status.code(),
+            code: shell_code(status),
             stdout: self.stdout.rest(),
             stderr: self.stderr.rest(),
         }
@@ -260,6 +268,15 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a shell says that it ended with: 128 + N when signal N did it.
+pub fn shell_code(status: ExitStatus) -> Option<i32> {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        return Some(128 + signal);
+    }
+    status.code()
 }
 
 /// Lines as a program prints them.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::info::LockInfo;
+use crate::left_over::LeftOver;
 
 /// How [`stop_server`](crate::stop_server) stops.
 ///
@@ -57,6 +58,13 @@ pub enum StopOutcome {
         info: LockInfo,
         /// Whether it had to be killed: the time had run out, or, on Windows, it does not listen.
         forced: bool,
+        /// How many processes were there still when it had ended, and have been ended too.
+        left_overs: usize,
+    },
+    /// There was no server, but what a killed one had left behind: that was ended.
+    LeftOversEnded {
+        /// Who they were.
+        left_overs: Vec<LeftOver>,
     },
     /// There was no server, nor a lock file.
     NotRunning,

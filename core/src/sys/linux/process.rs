@@ -19,6 +19,8 @@ pub(super) struct Fields {
     state: u8,
     parent: u32,
     group: u32,
+    session: u32,
+    flags: u32,
     threads: u32,
     /// Clock ticks after boot.
     pub(super) start: u64,
@@ -36,7 +38,9 @@ impl Fields {
             parent: fields.next()?.parse().ok()?,
             // -1 of one that is just being taken away.
             group: fields.next()?.parse().unwrap_or(0),
-            threads: fields.nth(14)?.parse().ok()?,
+            session: fields.next()?.parse().unwrap_or(0),
+            flags: fields.nth(2)?.parse().ok()?,
+            threads: fields.nth(10)?.parse().ok()?,
             start: fields.nth(1)?.parse().ok()?,
         })
     }
@@ -49,8 +53,10 @@ impl Fields {
 /// A process or thread that `/proc` shows.
 pub(super) struct Stat {
     alive: bool,
-    parent: u32,
+    pub(super) parent: u32,
     pub(super) group: u32,
+    pub(super) session: u32,
+    flags: u32,
     /// Clock ticks after boot.
     pub(super) start: u64,
     /// The effective user, or root for a process that is not to be looked into.
@@ -72,6 +78,8 @@ pub(super) fn stat(pid: u32) -> io::Result<Option<Stat>> {
         alive,
         parent: fields.parent,
         group: fields.group,
+        session: fields.session,
+        flags: fields.flags,
         start: fields.start,
         shown_owner,
     }))
@@ -134,6 +142,12 @@ fn has_running_thread(pid: u32) -> io::Result<bool> {
 impl Stat {
     pub(super) fn is_alive(&self) -> bool {
         self.alive
+    }
+
+    /// Whether it is a thread of the kernel's own.
+    pub(super) fn is_kernel(&self) -> bool {
+        const PF_KTHREAD: u32 = 0x0020_0000;
+        self.flags & PF_KTHREAD != 0
     }
 
     pub(super) fn started(&self) -> Option<DateTime<Utc>> {

@@ -9,6 +9,7 @@ mod owner;
 pub(crate) use again::again;
 pub(crate) use directory::Directory;
 pub(crate) use file::LockFile;
+pub(crate) use owner::{own_session, user_and_place};
 
 use std::io;
 

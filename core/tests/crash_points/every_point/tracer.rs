@@ -300,7 +300,11 @@ impl Call {
     /// Calls that tell the time or the caller's name, allocate, or change what is the process's
     /// own: no full disk, broken medium or want of descriptors makes them fail.
     pub(super) fn can_fail(&self) -> bool {
-        !(self.of_proc && self.number == libc::SYS_close)
+        let closes_proc = self.of_proc && self.number == libc::SYS_close;
+        let asks_for_flags =
+            self.number == libc::SYS_fcntl && self.arguments[1] == libc::F_GETFD as u64;
+        !closes_proc
+            && !asks_for_flags
             && !matches!(
                 self.number,
                 libc::SYS_brk
