@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
+use crate::error::context;
 use crate::sys::{self, LockFile, ProcessHandle};
 
 /// How long a killed process may take to die.
@@ -67,15 +68,20 @@ impl LeftBehind {
         let expired = self.is_expired(grace);
         let mut ended = true;
         for handle in &self.handles {
-            if !handle.wait(Duration::ZERO)? {
+            let failed = |e| of(handle.pid(), e);
+            if !handle.wait(Duration::ZERO).map_err(failed)? {
                 ended = false;
                 if expired {
-                    handle.kill()?;
+                    handle.kill().map_err(failed)?;
                 }
             }
         }
         Ok(ended)
     }
+}
+
+fn of(pid: u32, e: io::Error) -> io::Error {
+    context(e, format!("PID {pid}"))
 }
 
 /// Ends all other processes that hold the lock of this file: SIGTERM, and SIGKILL when `grace` has
@@ -88,7 +94,7 @@ pub(crate) fn end_other_holders(file: &LockFile, grace: Duration) -> io::Result<
             if let Some(handle) = ProcessHandle::open(pid)?
                 && sys::taker(pid, file)? == Some(taker)
             {
-                left_behind.add(handle)?;
+                left_behind.add(handle).map_err(|e| of(pid, e))?;
             }
         }
         if left_behind.end(grace)? {

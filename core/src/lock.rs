@@ -200,7 +200,8 @@ impl ServerLock {
         };
         // As on release: in the instant without the lock the file names nobody.
         let len = self.file.read_own().map_err(failed)?.len();
-        self.file.blank(len).map_err(failed)?;
+        let blanked = self.file.blank(len);
+        blanked.map_err(|e| failed(context(e, format!("cannot write {}", self.path.display()))))?;
         self.file = Arc::new(second);
         let freed = lock_freed(&self.directory, &name, self.info.port, &self.file, SETTLE);
         match freed.map_err(failed)? {
@@ -215,9 +216,11 @@ impl ServerLock {
 
     fn still_held(&self) -> io::Error {
         let what = format!(
-            "another process still holds the lock for port {}, which stays guarded until it ends; \
-             to end it: llmlb stop --port {}",
-            self.info.port, self.info.port
+            "another process still holds {}, so port {} stays guarded until it ends; to end it: \
+             llmlb stop --port {}",
+            self.path.display(),
+            self.info.port,
+            self.info.port
         );
         io::Error::new(io::ErrorKind::ResourceBusy, what)
     }
@@ -348,13 +351,15 @@ impl ServerLock {
             self.warn_replaced();
             return Ok(());
         }
-        let bytes = self.file.read_own()?;
-        if let Content::Holder(other) = Content::parse(&bytes, port)
-            && other.info != self.info
-            && is_holder(&other, &self.file)?
-        {
-            return Ok(()); // a forked child has adopted it
-        }
+        let bytes = match self.named() {
+            Ok(Named::Us(bytes)) => bytes,
+            Ok(Named::Another) => return Ok(()), // a forked child has adopted it
+            Err(e) => {
+                // It will be free, and our name would keep others out for as long as we live.
+                let _ = self.file.blank(usize::MAX);
+                return Err(e);
+            }
+        };
         // Whoever looks at the file from here on, or finds it left behind, must not find us in it.
         let blanked = self.file.blank(bytes.len());
         if let Some(second) = second? {
@@ -370,6 +375,17 @@ impl ServerLock {
         Ok(())
     }
 
+    fn named(&self) -> io::Result<Named> {
+        let bytes = self.file.read_own()?;
+        if let Content::Holder(other) = Content::parse(&bytes, self.info.port)
+            && other.info != self.info
+            && is_holder(&other, &self.file)?
+        {
+            return Ok(Named::Another);
+        }
+        Ok(Named::Us(bytes))
+    }
+
     fn warn_replaced(&self) {
         warn!(
             "Lock file {} was removed or replaced while port {} was guarded",
@@ -377,6 +393,13 @@ impl ServerLock {
             self.info.port
         );
     }
+}
+
+/// Whom the file names.
+enum Named {
+    /// This process, or nobody: the whole text.
+    Us(Vec<u8>),
+    Another,
 }
 
 impl Drop for ServerLock {

@@ -14,6 +14,7 @@ use super::environment::{Reader, Variable, threads};
 use super::process::{stat, status_field};
 use crate::error::context;
 use crate::sys::LockFile;
+use crate::sys::unix::again;
 
 /// Whether the process belongs to the owner of the lock file, or root wrote the file.
 pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
@@ -93,7 +94,7 @@ impl Inode {
 
     fn look(&self, process: &str, pid: u32) -> io::Result<Looked> {
         let path = format!("{process}/fdinfo");
-        let entries = match fs::read_dir(&path) {
+        let entries = match again(|| fs::read_dir(&path)) {
             Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Looked::Nothing),
             Err(e) if is_lack_of_descriptors(&e) => return Err(context(e, path)),
@@ -186,9 +187,15 @@ fn named_by_kernel(pid: u32, inode: u64) -> bool {
 }
 
 pub(super) fn all_pids() -> io::Result<Vec<u32>> {
-    let entries = fs::read_dir("/proc").map_err(|e| context(e, "/proc"))?;
-    let name = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-    Ok(entries.flatten().filter_map(name).collect())
+    let list = || {
+        let mut pids = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+        }
+        Ok(pids)
+    };
+    again(list).map_err(|e: io::Error| context(e, "/proc"))
 }
 
 /// Every process, this one apart, whose descriptors hold the kernel lock, with its

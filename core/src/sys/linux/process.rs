@@ -12,6 +12,7 @@ use rustix::time::ClockId;
 
 use crate::error::{context, os_error};
 use crate::sys::Process;
+use crate::sys::unix::again;
 
 /// What `/proc/<pid>/stat` says.
 pub(super) struct Fields {
@@ -88,8 +89,8 @@ fn read_stat(path: &str) -> io::Result<Option<(Fields, u32)>> {
     // One read: the kernel gives it out whole, and what is needed is well within.
     let mut buffer = [0; 1024];
     let read = fs::File::open(path).and_then(|mut file| {
-        let owner = file.metadata()?.uid();
-        Ok((file.read(&mut buffer)?, owner))
+        let owner = again(|| file.metadata())?.uid();
+        Ok((again(|| file.read(&mut buffer))?, owner))
     });
     match read {
         Ok((len, owner)) => match Fields::parse(&buffer[..len]) {
@@ -195,7 +196,9 @@ impl From<Stat> for Process {
 fn is_thread(pid: u32) -> io::Result<bool> {
     match pidfd(pid) {
         Ok(_) | Err(Errno::SRCH) => Ok(false),
-        Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => Err(context(e, "pidfd_open")),
+        Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+            Err(context(e, format!("pidfd of PID {pid}")))
+        }
         // Kernels differ in what they say of a thread, and some are told to refuse the call.
         Err(_) => {
             let group = status_field(pid, "Tgid:")?;
@@ -217,7 +220,8 @@ pub(super) fn status_field(pid: u32, name: &str) -> io::Result<Option<String>> {
 }
 
 pub(super) fn pidfd(pid: u32) -> Result<OwnedFd, Errno> {
-    rustix::process::pidfd_open(raw_pid(pid)?, PidfdFlags::empty())
+    let pid = raw_pid(pid)?;
+    again(|| rustix::process::pidfd_open(pid, PidfdFlags::empty()))
 }
 
 fn raw_pid(pid: u32) -> Result<rustix::process::Pid, Errno> {
