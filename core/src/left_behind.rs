@@ -21,9 +21,9 @@ pub(crate) struct LeftBehind {
 }
 
 impl LeftBehind {
-    /// Asks a process to end that was not asked before.
+    /// Asks a process to end that has not, and was not asked before.
     pub(crate) fn add(&mut self, handle: ProcessHandle) -> io::Result<()> {
-        if self.knows(handle.pid())? {
+        if handle.wait(Duration::ZERO)? || self.knows(handle.pid())? {
             return Ok(());
         }
         debug!("Ending PID {}, left behind by the server", handle.pid());

@@ -178,7 +178,9 @@ pub(crate) fn end_marked(
         }
         for (handle, id) in marked.found {
             let pid = handle.pid();
-            if left_behind.knows(pid).map_err(failed)? {
+            // It may have ended since it was found.
+            let ended_by_now = handle.wait(Duration::ZERO).map_err(failed)?;
+            if ended_by_now || left_behind.knows(pid).map_err(failed)? {
                 continue;
             }
             debug!("Ending PID {pid}, left behind by a killed server on port {port}");
