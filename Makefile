@@ -1,5 +1,5 @@
 # make test            everything: Rust, Python, C, Go, end to end
-# make quality-checks  formatting, lints, generated files, documents, licences
+# make quality-checks  formatting, lints, generated files, documents, licences, packages
 # make bench           the figures: the lock beside C, Python beside filelock and portalocker
 # make test-windows    core and the program under wine; check-windows and check-macos: types, lints
 
@@ -12,7 +12,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LLMLB_BIN ?= $(TARGET)/debug/llmlb
 
 .DEFAULT_GOAL := test
-.PHONY: test test-rust test-readme cli bench quality-checks fmt clippy check-docs check-deny check-rustdoc
+.PHONY: test test-rust test-readme cli bench quality-checks fmt clippy check-docs check-deny check-rustdoc check-packages
 
 -include ffi/ffi.mk
 -include python/python.mk
@@ -34,7 +34,7 @@ cli:
 bench:
 	$(CARGO) bench -p llmlb-lock-core
 
-quality-checks: fmt clippy check-rustdoc check-docs check-deny
+quality-checks: fmt clippy check-rustdoc check-docs check-deny check-packages
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -54,6 +54,10 @@ $(QUALITY_VENV)/ready: tests/quality-requirements.txt
 
 check-docs: $(QUALITY_VENV)/ready
 	git ls-files -z '*.md' | xargs -0 $(QUALITY_VENV)/bin/rumdl check --no-cache
+
+# What registries would get.
+check-packages: python-wheel
+	$(PYTHON) tests/packages.py $(CARGO) $(TARGET)
 
 # Licences, duplicates and sources, without the network; the tool is a long build, and optional.
 check-deny:
