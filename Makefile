@@ -12,7 +12,8 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LLMLB_BIN ?= $(TARGET)/debug/llmlb
 
 .DEFAULT_GOAL := test
-.PHONY: test test-rust test-readme cli bench quality-checks fmt clippy check-docs check-deny check-rustdoc check-packages
+.PHONY: test test-rust test-readme cli bench quality-checks fmt clippy check-docs check-deny \
+    check-rustdoc check-packages check-man
 
 -include ffi/ffi.mk
 -include python/python.mk
@@ -34,7 +35,7 @@ cli:
 bench:
 	$(CARGO) bench -p llmlb-lock-core
 
-quality-checks: fmt clippy check-rustdoc check-docs check-deny check-packages
+quality-checks: fmt clippy check-rustdoc check-docs check-deny check-packages check-man
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -54,6 +55,19 @@ $(QUALITY_VENV)/ready: tests/quality-requirements.txt
 
 check-docs: $(QUALITY_VENV)/ready
 	git ls-files -z '*.md' | xargs -0 $(QUALITY_VENV)/bin/rumdl check --no-cache
+
+# The manual pages, as a formatter reads them.
+check-man: cli
+	@if command -v mandoc >/dev/null; then \
+	    pages=$$({ $(LLMLB_BIN) man nothing 2>&1 || true; } | sed -n 's/.*possible values: \(.*\)]/\1/p' | tr -d ,); \
+	    [ -n "$$pages" ]; \
+	    for page in "" $$pages; do \
+	        echo "+ llmlb man $$page | mandoc -T lint -W style"; \
+	        $(LLMLB_BIN) man $$page | mandoc -T lint -W style; \
+	    done; \
+	else \
+	    echo "check-man: skipped, as mandoc is not installed (Debian: apt install mandoc)"; \
+	fi
 
 # What registries would get.
 check-packages: python-wheel
