@@ -19,6 +19,7 @@ LLMLB_BIN ?= $(TARGET)/debug/llmlb
 -include python/python.mk
 -include gateway/gateway.mk
 -include cluster/cluster.mk
+-include packaging/packaging.mk
 -include tests/cross.mk
 
 test: test-rust test-readme
