@@ -21,6 +21,7 @@ LLMLB_BIN ?= $(TARGET)/debug/llmlb
 -include gateway/gateway.mk
 -include cluster/cluster.mk
 -include packaging/packaging.mk
+-include tests/conformance/conformance.mk
 -include tests/cross.mk
 
 test: test-rust test-readme

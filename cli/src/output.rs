@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use llmlb_lock_core::LeftOver;
+
 use crate::exit::{FAILURE, Failure, OK};
 
 /// Prints a result. A reader that has left (`llmlb status | head -1`) has all it wanted.
@@ -35,6 +37,28 @@ pub(crate) fn note(text: &str) {
 pub(crate) fn report(failure: Failure) -> ExitCode {
     note(&format!("Error: {}", failure.message));
     failure.code.into()
+}
+
+/// Who was ended before a server could start.
+pub(crate) fn left_overs_ended(port: u16, ended: &[LeftOver]) {
+    if !ended.is_empty() {
+        note(&format!(
+            "Ended {}, left behind by a killed server on port {port}",
+            processes(ended)
+        ));
+    }
+}
+
+/// "1 process (PID: 12)", "2 processes (PIDs: 12, 13)"
+pub(crate) fn processes(processes: &[LeftOver]) -> String {
+    let pids: Vec<_> = processes
+        .iter()
+        .map(|process| process.pid.to_string())
+        .collect();
+    match &*pids {
+        [pid] => format!("1 process (PID: {pid})"),
+        pids => format!("{} processes (PIDs: {})", pids.len(), pids.join(", ")),
+    }
 }
 
 fn try_write(bytes: &[u8]) -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 
@@ -14,6 +15,9 @@ use crate::signals::{Shutdown, die_of};
 use crate::{built_in, output, supervise};
 #[cfg(unix)]
 use crate::{built_in::Prepared, succession::Succession};
+
+/// How long what a killed server has left behind gets between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     // An empty variable where the command was meant to be must not become another server.
@@ -40,7 +44,8 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
         Some(listener) => local_port(listener)?,
         None => args.port,
     };
-    let lock = match obtain(&locks, port, &args, &mut shutdown).await? {
+    let obtained = obtain(&locks, port, &args, &mut shutdown).await?;
+    let lock = match clear_left_overs(obtained, &mut shutdown).await? {
         Obtained::Lock(lock) => lock,
         #[cfg(unix)]
         Obtained::Succession(prepared, succession) => {
@@ -122,10 +127,23 @@ async fn obtain(
     args: &ServeArgs,
     shutdown: &mut Shutdown,
 ) -> Result<Obtained, Failure> {
-    let refused = match locks.acquire(port) {
+    let mut refused = match locks.acquire(port) {
         Ok(lock) => return Ok(Obtained::Lock(lock)),
         Err(e) => e,
     };
+    if matches!(refused, LockError::HeldByUnknown { .. }) {
+        match end_left_overs(locks, port, shutdown).await? {
+            Finished::Done(ended) => {
+                if ended? {
+                    match locks.acquire(port) {
+                        Ok(lock) => return Ok(Obtained::Lock(lock)),
+                        Err(e) => refused = e,
+                    }
+                }
+            }
+            Finished::Interrupted(signal) => return Ok(Obtained::Interrupted(signal)),
+        }
+    }
     let holder = match &refused {
         LockError::AlreadyRunning { pid, .. } => format!("(PID: {pid})"),
         LockError::HeldByUnknown { .. } => "(PID unknown)".to_owned(),
@@ -189,6 +207,43 @@ async fn obtain(
         }
         Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
     }
+}
+
+/// Nothing is started beside what a killed server has left on this port.
+async fn clear_left_overs(
+    obtained: Obtained,
+    shutdown: &mut Shutdown,
+) -> Result<Obtained, Failure> {
+    let Obtained::Lock(lock) = obtained else {
+        return Ok(obtained);
+    };
+    let port = lock.info().port;
+    let clear = |_: &AtomicBool| lock.end_left_overs(GRACE).map(|ended| (lock, ended));
+    match interruptible(shutdown, clear).await? {
+        Finished::Done(result) => {
+            let (lock, ended) = result?;
+            output::left_overs_ended(port, &ended);
+            Ok(Obtained::Lock(lock))
+        }
+        Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
+    }
+}
+
+/// Whether a lock without a live server was held by what that had left behind, and is no more.
+async fn end_left_overs(
+    locks: &LockDir,
+    port: u16,
+    shutdown: &mut Shutdown,
+) -> Result<Finished<bool>, Failure> {
+    let locks = locks.clone();
+    let end = move |_: &AtomicBool| locks.end_left_overs(port, GRACE);
+    Ok(match interruptible(shutdown, end).await? {
+        Finished::Done(result) => Finished::Done(result.map(|ended| {
+            output::left_overs_ended(port, &ended);
+            !ended.is_empty()
+        })),
+        Finished::Interrupted(signal) => Finished::Interrupted(signal),
+    })
 }
 
 /// Takes the port over from a built-in server, if there is one and this is one.

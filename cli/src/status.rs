@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{Table, presets};
-use llmlb_lock_core::{LockDir, Server, ServerState};
+use llmlb_lock_core::{LeftOver, LockDir, Server, ServerState};
 use serde::Serialize;
 
 use crate::args::{Format, StatusArgs};
@@ -95,12 +95,14 @@ fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Rows, Failure> {
         server.state == ServerState::Running && accepts(server.port, addresses)
     });
     let rows = servers.into_iter().zip(listening);
-    Ok(Rows {
-        rows: rows
-            .map(|(server, listening)| Row::new(server, listening))
-            .collect(),
-        left_out,
-    })
+    let mut rows: Vec<Row> = rows
+        .map(|(server, listening)| Row::new(server, listening))
+        .collect();
+    if args.all && args.port.is_none() {
+        rows.extend(locks.left_overs()?.into_iter().map(Row::left_over));
+        rows.sort_by_key(|row| row.port);
+    }
+    Ok(Rows { rows, left_out })
 }
 
 /// What is shown of them, and how many are not: those of others, who may have made any number.
@@ -159,6 +161,8 @@ enum Status {
     Held,
     Stale,
     Unreadable,
+    /// A process that a killed server left behind.
+    LeftOver,
 }
 
 impl Row {
@@ -178,6 +182,16 @@ impl Row {
             started_at: info.map(|info| info.started_at),
             status,
             owner,
+        }
+    }
+
+    fn left_over(left_over: LeftOver) -> Self {
+        Self {
+            port: left_over.port,
+            pid: Some(left_over.pid),
+            started_at: left_over.started_at,
+            status: Status::LeftOver,
+            owner: None,
         }
     }
 }
@@ -219,7 +233,7 @@ fn json(rows: &[Row]) -> Result<String, Failure> {
 fn exit_code(row: Option<&Row>) -> u8 {
     match row.map(|row| &row.status) {
         Some(Status::Running | Status::Starting) => exit::OK,
-        None | Some(Status::Stale) => exit::NOT_RUNNING,
+        None | Some(Status::Stale | Status::LeftOver) => exit::NOT_RUNNING,
         Some(Status::Held | Status::Unreadable) => exit::UNKNOWN,
     }
 }

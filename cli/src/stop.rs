@@ -61,16 +61,38 @@ fn stop_one(
     if let (StopOutcome::Stopped { info, .. }, false) = (&outcome, named) {
         line(&format!("Port {port} was held by PID {}", info.pid))?;
     }
+    if let StopOutcome::Stopped {
+        left_overs: left_overs @ 1..,
+        ..
+    } = outcome
+    {
+        let processes = if left_overs == 1 {
+            "process"
+        } else {
+            "processes"
+        };
+        line(&format!(
+            "Ended {left_overs} {processes} that the server left behind"
+        ))?;
+    }
     match outcome {
         StopOutcome::Stopped { forced: false, .. } => line("Server stopped successfully"),
         // Without being told to, core kills on Windows alone.
-        StopOutcome::Stopped { info, forced: true } if !options.force => line(&format!(
+        StopOutcome::Stopped {
+            info, forced: true, ..
+        } if !options.force => line(&format!(
             "Server terminated: it does not listen for stop requests (PID: {})",
             info.pid
         )),
-        StopOutcome::Stopped { info, forced: true } => line(&format!(
+        StopOutcome::Stopped {
+            info, forced: true, ..
+        } => line(&format!(
             "Server killed: it did not stop within {:?} (PID: {})",
             options.timeout, info.pid
+        )),
+        StopOutcome::LeftOversEnded { left_overs } => line(&format!(
+            "No server running on port {port}; ended {}, left behind by a killed one",
+            output::processes(&left_overs)
         )),
         StopOutcome::NotRunning => line(&format!("No server running on port {port}")),
         StopOutcome::StaleCleaned { .. } => line(&format!(
@@ -109,6 +131,8 @@ fn spin(progress: &MultiProgress, port: u16) -> ProgressBar {
 /// Removes what servers left behind, in one line for all of it. A server that has such a port by now
 /// is stopped, as all are.
 fn remove_stale(locks: &LockDir, ports: &[u16], options: &StopOptions) -> Result<(), Failure> {
+    // They have been looked for, for all ports at once.
+    let options = &options.clone().left_overs(false);
     let removed = pool::map(ports, STOPS, |&port| {
         // Each would be a line of its own.
         tracing::subscriber::with_default(NoSubscriber::default(), || {
@@ -135,6 +159,12 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
         .partition(|server| server.state == ServerState::Stale);
     let ports_of = |servers: Vec<&Server>| servers.iter().map(|server| server.port).collect();
     let (mut stale, mut ports): (Vec<u16>, Vec<u16>) = (ports_of(stale), ports_of(live));
+    // What killed servers have left needs no lock file.
+    let left_overs = locks.left_overs()?;
+    ports.extend(left_overs.iter().map(|left_over| left_over.port));
+    ports.sort_unstable();
+    ports.dedup();
+    stale.retain(|port| ports.binary_search(port).is_err());
     if stale.len() > 1 {
         remove_stale(locks, &stale, options)?;
         if ports.is_empty() {

@@ -13,6 +13,10 @@ use crate::exit::{self, Failure};
 #[cfg(unix)]
 mod ended;
 #[cfg(unix)]
+mod ending;
+#[cfg(unix)]
+mod left_behind;
+#[cfg(unix)]
 mod terminal;
 #[cfg(unix)]
 mod unix;

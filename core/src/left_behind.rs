@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
+use crate::error::context;
 use crate::sys::{self, LockFile, ProcessHandle};
 
 /// How long a killed process may take to die.
@@ -22,30 +23,65 @@ pub(crate) struct LeftBehind {
 impl LeftBehind {
     /// Asks a process to end that was not asked before.
     pub(crate) fn add(&mut self, handle: ProcessHandle) -> io::Result<()> {
-        if self.handles.iter().any(|known| known.pid() == handle.pid()) {
+        if self.knows(handle.pid())? {
             return Ok(());
         }
         debug!("Ending PID {}, left behind by the server", handle.pid());
         handle.terminate()?;
+        // What is stopped can't react.
+        handle.resume()?;
         self.asked.get_or_insert_with(Instant::now);
         self.handles.push(handle);
         Ok(())
     }
 
+    /// Whether a process was asked to end, and has not.
+    pub(crate) fn knows(&self, pid: u32) -> io::Result<bool> {
+        for known in self.handles.iter().filter(|known| known.pid() == pid) {
+            if !known.wait(Duration::ZERO)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// How many were asked to end.
+    pub(crate) fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Who does not end, for an error.
+    pub(crate) fn describe(&self) -> String {
+        let alive = |handle: &&ProcessHandle| !handle.wait(Duration::ZERO).unwrap_or(true);
+        let pids = self.handles.iter().filter(alive);
+        let pids: Vec<_> = pids.map(|handle| handle.pid().to_string()).collect();
+        format!("PID {} was killed and does not end", pids.join(", "))
+    }
+
+    /// Whether they have had their time.
+    pub(crate) fn is_expired(&self, grace: Duration) -> bool {
+        self.asked.is_some_and(|asked| asked.elapsed() >= grace)
+    }
+
     /// Whether all have ended; kills those that have not when `grace` has run out.
     pub(crate) fn end(&self, grace: Duration) -> io::Result<bool> {
-        let expired = self.asked.is_some_and(|asked| asked.elapsed() >= grace);
+        let expired = self.is_expired(grace);
         let mut ended = true;
         for handle in &self.handles {
-            if !handle.wait(Duration::ZERO)? {
+            let failed = |e| of(handle.pid(), e);
+            if !handle.wait(Duration::ZERO).map_err(failed)? {
                 ended = false;
                 if expired {
-                    handle.kill()?;
+                    handle.kill().map_err(failed)?;
                 }
             }
         }
         Ok(ended)
     }
+}
+
+fn of(pid: u32, e: io::Error) -> io::Error {
+    context(e, format!("PID {pid}"))
 }
 
 /// Ends all other processes that hold the lock of this file: SIGTERM, and SIGKILL when `grace` has
@@ -58,7 +94,7 @@ pub(crate) fn end_other_holders(file: &LockFile, grace: Duration) -> io::Result<
             if let Some(handle) = ProcessHandle::open(pid)?
                 && sys::taker(pid, file)? == Some(taker)
             {
-                left_behind.add(handle)?;
+                left_behind.add(handle).map_err(|e| of(pid, e))?;
             }
         }
         if left_behind.end(grace)? {

@@ -46,11 +46,15 @@ mod dir;
 mod error;
 mod info;
 mod left_behind;
+mod left_over;
 mod list;
 mod lock;
+#[cfg(unix)]
+mod offspring;
 mod process;
 mod record;
 mod removal;
+mod server_id;
 mod stop;
 mod sys;
 #[cfg(unix)]
@@ -65,9 +69,13 @@ pub use child_hook::ChildHook;
 pub use dir::{LOCK_DIR_ENV, LockDir, lock_dir, lock_path, read_lock_info};
 pub use error::LockError;
 pub use info::LockInfo;
+pub use left_over::LeftOver;
 pub use list::{Server, ServerState, list_all_locks};
 pub use lock::ServerLock;
+#[cfg(unix)]
+pub use offspring::{Offspring, OffspringEntrance};
 pub use process::{is_process_running, stop_process};
+pub use server_id::{SERVER_ID_ENV, ServerId};
 pub use stop::{GUARDED_PORT_ENV, StopOptions, StopOutcome, stop_server};
 #[cfg(windows)]
 pub use sys::{ServerJob, StopEvent};

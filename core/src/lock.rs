@@ -14,9 +14,12 @@ use crate::dir::{LockDir, SETTLE, file_name};
 use crate::error::{LockError, context};
 use crate::info::LockInfo;
 use crate::left_behind::end_other_holders;
+use crate::left_over::{LeftOver, end_before_start};
 use crate::process::{find, is_holder};
 use crate::record::{Content, Record};
 use crate::removal::{Freed, lock_freed, remove_freed};
+#[cfg(unix)]
+use crate::server_id::ServerId;
 use crate::sys::{self, Directory, LockFile};
 
 /// A port that is guarded by this process.
@@ -176,13 +179,19 @@ impl ServerLock {
     ///
     /// As [`adopt`](Self::adopt), and [`LockError::StopFailed`] if a process can't be ended.
     pub fn reclaim(&mut self, grace: Duration) -> Result<(), LockError> {
-        end_other_holders(&self.file, grace).map_err(LockError::StopFailed)?;
-        self.hold_alone()?;
+        // The kernel is asked first: nobody else has it, usually.
+        if !self.hold_alone()? {
+            end_other_holders(&self.file, grace).map_err(LockError::StopFailed)?;
+            if !self.hold_alone()? {
+                return Err(LockError::StopFailed(self.still_held()));
+            }
+        }
         self.adopt()
     }
 
     /// Takes the lock by another description of the file: only that shows that nobody has the first.
-    fn hold_alone(&mut self) -> Result<(), LockError> {
+    /// False if somebody has.
+    fn hold_alone(&mut self) -> Result<bool, LockError> {
         let failed = LockError::StopFailed;
         let name = file_name(self.info.port);
         let second = self.directory.open_again(&name, &self.file);
@@ -191,22 +200,27 @@ impl ServerLock {
         };
         // As on release: in the instant without the lock the file names nobody.
         let len = self.file.read_own().map_err(failed)?.len();
-        self.file.blank(len).map_err(failed)?;
+        let blanked = self.file.blank(len);
+        blanked.map_err(|e| failed(context(e, format!("cannot write {}", self.path.display()))))?;
         self.file = Arc::new(second);
         let freed = lock_freed(&self.directory, &name, self.info.port, &self.file, SETTLE);
         match freed.map_err(failed)? {
-            Freed::Ours => Ok(()),
+            Freed::Ours => Ok(true),
             Freed::Gone => Err(self.lost()),
+            // Adopted before, it names us, and says nothing of who holds the lock.
+            Freed::Taken(next) if next.info == self.info => Ok(false),
             Freed::Taken(next) => Err(LockError::already_running(next.info)),
-            Freed::Held => Err(failed(self.still_held())),
+            Freed::Held => Ok(false),
         }
     }
 
     fn still_held(&self) -> io::Error {
         let what = format!(
-            "another process still holds the lock for port {}, which stays guarded until it ends; \
-             to end it: llmlb stop --port {}",
-            self.info.port, self.info.port
+            "another process still holds {}, so port {} stays guarded until it ends; to end it: \
+             llmlb stop --port {}",
+            self.path.display(),
+            self.info.port,
+            self.info.port
         );
         io::Error::new(io::ErrorKind::ResourceBusy, what)
     }
@@ -268,6 +282,37 @@ impl ServerLock {
             .map_err(LockError::HandOverFailed)
     }
 
+    /// Names one start of a server under this lock, anew with each call. A launcher puts it into its
+    /// server's environment as [`SERVER_ID_ENV`](crate::SERVER_ID_ENV): then what the server leaves
+    /// behind is found and ended also when launcher and server have been killed.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::HandOverFailed`] if the lock directory can't be looked at.
+    #[cfg(unix)]
+    pub fn server_id(&self) -> Result<ServerId, LockError> {
+        let found = sys::user_and_place(&*self.directory).map_err(LockError::HandOverFailed)?;
+        let (user, place) = found;
+        Ok(ServerId::new(
+            self.info.port,
+            user,
+            place,
+            sys::own_session(),
+        ))
+    }
+
+    /// Ends what killed servers of this port have left behind, before a new one is started: SIGTERM,
+    /// and SIGKILL when `grace` has run out. Tells who they were. They are found on Linux, by
+    /// [`SERVER_ID_ENV`](crate::SERVER_ID_ENV); elsewhere there are none to be seen.
+    ///
+    /// # Errors
+    ///
+    /// - [`LockError::ReadFailed`] if processes can't be looked at.
+    /// - [`LockError::StopFailed`] if one may not be signalled, or does not end though killed.
+    pub fn end_left_overs(&self, grace: Duration) -> Result<Vec<LeftOver>, LockError> {
+        end_before_start(&self.directory, self.info.port, grace)
+    }
+
     /// The lock directory's descriptor, for launchers that pass descriptors on one by one: a
     /// server that has it too keeps the directory's files from being aged away.
     #[cfg(unix)]
@@ -306,13 +351,15 @@ impl ServerLock {
             self.warn_replaced();
             return Ok(());
         }
-        let bytes = self.file.read_own()?;
-        if let Content::Holder(other) = Content::parse(&bytes, port)
-            && other.info != self.info
-            && is_holder(&other, &self.file)?
-        {
-            return Ok(()); // a forked child has adopted it
-        }
+        let bytes = match self.named() {
+            Ok(Named::Us(bytes)) => bytes,
+            Ok(Named::Another) => return Ok(()), // a forked child has adopted it
+            Err(e) => {
+                // It will be free, and our name would keep others out for as long as we live.
+                let _ = self.file.blank(usize::MAX);
+                return Err(e);
+            }
+        };
         // Whoever looks at the file from here on, or finds it left behind, must not find us in it.
         let blanked = self.file.blank(bytes.len());
         if let Some(second) = second? {
@@ -328,6 +375,17 @@ impl ServerLock {
         Ok(())
     }
 
+    fn named(&self) -> io::Result<Named> {
+        let bytes = self.file.read_own()?;
+        if let Content::Holder(other) = Content::parse(&bytes, self.info.port)
+            && other.info != self.info
+            && is_holder(&other, &self.file)?
+        {
+            return Ok(Named::Another);
+        }
+        Ok(Named::Us(bytes))
+    }
+
     fn warn_replaced(&self) {
         warn!(
             "Lock file {} was removed or replaced while port {} was guarded",
@@ -335,6 +393,13 @@ impl ServerLock {
             self.info.port
         );
     }
+}
+
+/// Whom the file names.
+enum Named {
+    /// This process, or nobody: the whole text.
+    Us(Vec<u8>),
+    Another,
 }
 
 impl Drop for ServerLock {

@@ -134,6 +134,7 @@ fn a_child_that_outlives_its_parent_keeps_the_port() {
         let StopOutcome::Stopped {
             info,
             forced: false,
+            ..
         } = outcome
         else {
             panic!("{outcome:?}");

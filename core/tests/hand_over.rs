@@ -86,7 +86,7 @@ impl Launch {
 
     fn stop_ends_the_server(&self) {
         let stopped = self.locks.stop_server(PORT, &StopOptions::default());
-        let StopOutcome::Stopped { info, forced } = stopped.unwrap() else {
+        let StopOutcome::Stopped { info, forced, .. } = stopped.unwrap() else {
             panic!("not stopped");
         };
         assert_eq!((info.pid, forced), (self.server, false));

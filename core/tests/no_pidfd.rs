@@ -61,7 +61,7 @@ fn sandboxed(stage: &Stage) {
         .timeout(Duration::from_secs(30))
         .force(false);
     let outcome = stage.locks.stop_server(PORT, &options).unwrap();
-    let StopOutcome::Stopped { info, forced } = outcome else {
+    let StopOutcome::Stopped { info, forced, .. } = outcome else {
         panic!("{outcome:?}");
     };
     stage.say(format!("stopped {} {forced}", info.pid));

@@ -22,7 +22,9 @@ common::roles!(
     stubborn,
     waiter,
     with_leftovers,
-    slow_starter
+    slow_starter,
+    gives_back_and_stays,
+    headless
 );
 
 static ASKED: OnceLock<OwnedFd> = OnceLock::new();
@@ -61,6 +63,36 @@ fn stubborn(stage: &Stage) {
         nix::unistd::read(&asked, &mut [0]).unwrap();
         stage.say("no");
     }
+}
+
+/// Gives the lock back when asked to end, and runs on.
+fn gives_back_and_stays(stage: &Stage) {
+    let asked = term_pipe();
+    let lock = stage.acquire(Duration::ZERO).unwrap();
+    nix::unistd::read(&asked, &mut [0]).unwrap();
+    lock.release().unwrap();
+    stage.say("released");
+    stage.say(stage.hear());
+    stage.hear();
+}
+
+/// Goes on in a child, whose main thread ends while another one holds the lock.
+fn headless(stage: &Stage) {
+    let mut lock = stage.acquire(Duration::ZERO);
+    let lock = &mut lock;
+    fork(|| {
+        lock.as_mut().unwrap().adopt().unwrap();
+        std::thread::spawn(|| {
+            loop {
+                std::thread::park();
+            }
+        });
+        stage.say(std::process::id());
+        // SAFETY: ends this thread alone, which leaves nothing behind that others use.
+        unsafe { nix::libc::syscall(nix::libc::SYS_exit, 0) };
+    });
+    // Without destructors: the child has the lock.
+    std::process::exit(0);
 }
 
 fn waiter(stage: &Stage) {
@@ -120,7 +152,7 @@ fn within(timeout: Duration, force: bool) -> StopOptions {
 #[track_caller]
 fn assert_stopped(outcome: Result<StopOutcome, LockError>, pid: u32, was_forced: bool) {
     let outcome = outcome.unwrap();
-    let StopOutcome::Stopped { info, forced } = outcome else {
+    let StopOutcome::Stopped { info, forced, .. } = outcome else {
         panic!("{outcome:?}");
     };
     assert_eq!((info.pid, info.port, forced), (pid, PORT, was_forced));
@@ -173,6 +205,38 @@ fn force_kills_after_the_timeout() {
     assert_eq!(server.hear(), "no");
     assert!(!lock_file(dir.path()).exists());
     drop(locks.acquire(PORT).unwrap());
+}
+
+#[test]
+fn who_has_given_the_port_back_meanwhile_is_not_killed() {
+    let (dir, locks, mut server) = holding("gives_back_and_stays");
+    let stop = {
+        let locks = LockDir::new(dir.path());
+        std::thread::spawn(move || locks.stop_server(PORT, &within(Duration::from_secs(1), true)))
+    };
+    assert_eq!(server.hear(), "released");
+    let next = locks.acquire(PORT).unwrap();
+    let error = stop.join().unwrap().unwrap_err();
+    assert!(
+        matches!(error, LockError::NotHolder { pid, .. } if pid == server.pid()),
+        "{error}"
+    );
+    next.verify().unwrap();
+    assert_eq!(server.ask("still here"), "still here");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_holder_whose_main_thread_has_ended_is_stopped() {
+    let (dir, locks, mut launcher) = holding("headless");
+    let pid: u32 = launcher.hear().parse().unwrap();
+    common::eventually("its main thread has ended", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().starts_with(" Z")
+    });
+    let outcome = locks.stop_server(PORT, &StopOptions::default());
+    assert_stopped(outcome, pid, false);
+    assert!(!lock_file(dir.path()).exists());
 }
 
 #[test]
@@ -258,7 +322,7 @@ fn what_inherited_the_lock_ends_with_the_server_though_the_launcher_is_gone() {
             locks.stop_server(PORT, &StopOptions::default())
         };
         let outcome = outcome.unwrap();
-        let StopOutcome::Stopped { info, forced } = outcome else {
+        let StopOutcome::Stopped { info, forced, .. } = outcome else {
             panic!("{outcome:?}");
         };
         assert_eq!(forced, server_is_killed);

@@ -136,9 +136,10 @@ impl From<StopOutcome> for llmlb_stop_outcome_t {
     fn from(outcome: StopOutcome) -> Self {
         use llmlb_stop_status_t::*;
         let (status, info, forced) = match outcome {
-            StopOutcome::Stopped { info, forced } => (LLMLB_STOP_STOPPED, Some(info), forced),
+            StopOutcome::Stopped { info, forced, .. } => (LLMLB_STOP_STOPPED, Some(info), forced),
             StopOutcome::NotRunning => (LLMLB_STOP_NOT_RUNNING, None, false),
             StopOutcome::StaleCleaned { info } => (LLMLB_STOP_STALE_CLEANED, info, false),
+            StopOutcome::LeftOversEnded { .. } => (LLMLB_STOP_STALE_CLEANED, None, false),
             StopOutcome::TimedOut { info } => (LLMLB_STOP_TIMED_OUT, Some(info), false),
             _ => (LLMLB_STOP_OTHER, None, false),
         };

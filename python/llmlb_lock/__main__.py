@@ -9,6 +9,7 @@ import json
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NoReturn
 
 from llmlb_lock import LockDir, LockError, __version__
@@ -147,6 +148,8 @@ def table(servers: list[Server], rows: list[dict[str, object]]) -> str:
 
 def status(arguments: argparse.Namespace) -> int:
     locks = LockDir()
+    if not Path(locks.path).exists():
+        print(f"There is no directory {locks.path}, and so no lock in it", file=sys.stderr)
     if arguments.port is not None:
         try:
             server = locks.server(arguments.port)

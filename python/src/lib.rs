@@ -166,11 +166,12 @@ fn stop_server(
     })?;
     let outcome = stopped.map_err(|e| interruption.error().unwrap_or_else(|| to_python(py, &e)))?;
     match outcome {
-        StopOutcome::Stopped { info, forced } => Ok(("stopped", Some(info.into()), forced)),
+        StopOutcome::Stopped { info, forced, .. } => Ok(("stopped", Some(info.into()), forced)),
         StopOutcome::NotRunning => Ok(("not_running", None, false)),
         StopOutcome::StaleCleaned { info } => {
             Ok(("stale_cleaned", info.map(LockInfo::from), false))
         }
+        StopOutcome::LeftOversEnded { .. } => Ok(("stale_cleaned", None, false)),
         StopOutcome::TimedOut { info } => Ok(("timed_out", Some(info.into()), false)),
         other => Err(PyOSError::new_err(format!("unknown outcome: {other:?}"))),
     }

@@ -52,8 +52,9 @@ def test_nobody_is_there(program: tuple[str, ...], port: int) -> None:
     nobody = f"No server running on port {port}\n"
     assert run(program, "stop", "--port", port) == (0, nobody, "")
     assert run(program, "stop", "--all") == (0, "No servers running\n", "")
-    assert run(program, "status", "--port", port) == (3, nobody, "")
-    assert run(program, "status", "-p", port, "--format", "json") == (3, "[]\n", "")
+    missing = f"There is no directory {llmlb_lock.lock_dir()}, and so no lock in it\n"
+    assert run(program, "status", "--port", port) == (3, nobody, missing)
+    assert run(program, "status", "-p", port, "--format", "json") == (3, "[]\n", missing)
 
 
 @BOTH

@@ -4,7 +4,13 @@
 
 #[cfg(target_os = "linux")] // PID namespaces
 mod container;
+// FUSE, ptrace.
+#[cfg(target_os = "linux")]
+mod company;
 mod hostile;
+// Cgroups, sessions, `/proc`.
+#[cfg(target_os = "linux")]
+mod left_over;
 mod readme;
 // Signals, process groups and interpreters.
 #[cfg(unix)]

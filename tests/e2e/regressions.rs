@@ -293,7 +293,7 @@ fn empty_variables_are_as_good_as_none() {
 fn a_command_that_goes_into_the_background_is_told_why_it_is_ended() {
     let sandbox = Sandbox::new();
     let serve = ["serve", "-p", "0", "--", "sh", "-c", "sleep 600 &"];
-    let ended = sandbox.run(serve).expect(0);
+    let ended = sandbox.run(serve).expect(1);
     assert!(
         ended.stderr.contains("has to stay in the foreground"),
         "{ended:?}"

@@ -255,6 +255,15 @@ fn expect_all_gone(sandbox: &Sandbox, port: u16, workers: [u32; 2]) {
     sandbox.serve(port);
 }
 
+#[cfg(target_os = "linux")]
+fn expect_all_gone_after_start(sandbox: &Sandbox, port: u16, workers: [u32; 2]) {
+    // They hold the lock, and no process is named that lives.
+    let mut next = sandbox.serve(port);
+    assert!(workers.iter().all(|&worker| !is_alive(worker)));
+    next.ask_to_end();
+    next.wait();
+}
+
 #[cfg(unix)] // process groups; windows.rs has its own
 #[test]
 fn what_the_server_leaves_behind_is_ended_with_it() {
@@ -289,6 +298,20 @@ fn and_by_stop_when_the_launcher_is_long_gone() {
     expect_all_gone(&sandbox, port, workers);
 }
 
+#[cfg(target_os = "linux")] // they are known by their environment
+#[test]
+fn and_by_the_next_start_when_launcher_and_server_are_gone() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let (mut llmlb, workers) = with_left_behind(&sandbox, port);
+    llmlb.signal(Signal::SIGKILL);
+    llmlb.wait();
+    let server = sandbox.named_pid(port);
+    signal_pid(server, Signal::SIGKILL);
+    wait_until("the server to die", || (!is_alive(server)).then_some(()));
+    expect_all_gone_after_start(&sandbox, port, workers);
+}
+
 #[cfg(unix)] // on Windows the server ends with llmlb: see windows.rs
 #[test]
 fn and_by_stop_when_launcher_and_server_are_gone() {
@@ -301,13 +324,6 @@ fn and_by_stop_when_launcher_and_server_are_gone() {
     signal_pid(server, Signal::SIGKILL);
     wait_until("the server to die", || (!is_alive(server)).then_some(()));
 
-    let refused = sandbox
-        .run(["serve", "--port", &port.to_string()])
-        .expect(1);
-    assert!(
-        refused.stderr.contains(&format!("Port {port} is locked")),
-        "{refused:?}"
-    );
     let listed = sandbox
         .run(["status", "--port", &port.to_string()])
         .expect(4);

@@ -4,23 +4,24 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
-use llmlb_lock_core::{LockError, ServerLock};
+use llmlb_lock_core::{LockError, Offspring, SERVER_ID_ENV, ServerLock};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use tokio::time::{Instant, sleep};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::ended::Ended;
+use super::ending::{Ending, send};
+use super::left_behind::{self, LeftBehind};
 use super::terminal::{self, Terminal};
 use super::{cannot_run, command};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::guard::{announce_shutdown, notify_ready, watch};
+use crate::guard::{notify_ready, watch};
 use crate::signals::{Inherited, Shutdown, Stream, die_of};
 
-/// How long what the server leaves behind may take to end.
+/// How long those may take to end that hold the lock still, when all else has ended.
 const GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(
@@ -31,8 +32,12 @@ pub(crate) async fn run(
     let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot watch server: {e}"));
     let mut child_changed = Stream::listen_anyway(Signal::SIGCHLD).map_err(failed)?;
     let mut passed_on = PassedOn::listen().map_err(failed)?;
+    // `llmlb stop` wakes us before it asks the server.
+    let mut woken = Stream::listen_anyway(Signal::SIGCONT).map_err(failed)?;
     let terminal = Terminal::find();
-    let server = spawn(&mut lock, args)?;
+    let mut offspring = Offspring::prepare(&lock)?;
+    let server = spawn(&mut lock, args, &offspring)?;
+    offspring.started(server.as_raw().unsigned_abs());
     if terminal
         .as_ref()
         .is_some_and(|terminal| terminal.offer(server))
@@ -71,6 +76,9 @@ pub(crate) async fn run(
             None => {}
         }
         tokio::select! {
+            // Before the server's end that follows it.
+            biased;
+            () = woken.recv() => ending.stopped(),
             () = child_changed.recv() => {}
             () = ended.wait() => {}
             never = &mut watching => match never {},
@@ -93,6 +101,11 @@ pub(crate) async fn run(
         }
     };
     drop(watching);
+    tokio::select! {
+        biased;
+        () = woken.recv() => ending.stopped(),
+        () = tokio::task::yield_now() => {}
+    }
     if let Some(terminal) = &terminal {
         terminal.take_back(server);
     }
@@ -105,12 +118,24 @@ pub(crate) async fn run(
     if let Err(e) = lock.adopt() {
         warn!("{e}");
     }
-    end_group(server, &mut ending, &mut shutdown).await;
+    let succeeded = matches!(status, WaitStatus::Exited(_, 0));
+    let left_behind = left_behind::end(
+        server,
+        &mut offspring,
+        &mut ending,
+        succeeded,
+        &mut shutdown,
+        &mut child_changed,
+    )
+    .await;
+    drop(offspring);
     if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
         // The server's exit code tells its caller more than ours would.
         warn!("{e}");
     }
     Ok(match status {
+        // All seems well, and is not: who asked for a server has none.
+        WaitStatus::Exited(_, 0) if !matches!(left_behind, LeftBehind::Ended) => exit::FAILURE,
         WaitStatus::Exited(_, code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
         WaitStatus::Signaled(_, signal, _) if asks_to_end(signal) => die_of(signal as i32),
         WaitStatus::Signaled(_, signal, _) => exit::signalled(signal as i32),
@@ -124,57 +149,6 @@ fn asks_to_end(signal: Signal) -> bool {
         signal,
         Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM
     )
-}
-
-/// How far the ending of a server has come.
-struct Ending {
-    drain_timeout: Duration,
-    /// When its group was asked to end.
-    asked: Option<Instant>,
-    killed: bool,
-}
-
-impl Ending {
-    fn new(drain_timeout: Duration) -> Self {
-        Self {
-            drain_timeout,
-            asked: None,
-            killed: false,
-        }
-    }
-
-    /// A first signal asks, a second one kills.
-    fn signalled(&mut self, group: Pid, number: i32) {
-        if self.asked.is_some() {
-            warn!("Second signal, ending at once");
-            self.kill(group);
-            return;
-        }
-        announce_shutdown();
-        self.ask(group, Signal::try_from(number).unwrap_or(Signal::SIGTERM));
-    }
-
-    fn ask(&mut self, group: Pid, signal: Signal) {
-        self.asked = Some(Instant::now());
-        send(group, signal);
-        // What is stopped can't react.
-        send(group, Signal::SIGCONT);
-    }
-
-    fn kill(&mut self, group: Pid) {
-        self.killed = true;
-        send(group, Signal::SIGKILL);
-    }
-
-    /// Completes when those who were asked have had their time.
-    async fn expired(&self) {
-        match self.asked {
-            Some(asked) if !self.killed => {
-                sleep(self.drain_timeout.saturating_sub(asked.elapsed())).await;
-            }
-            _ => std::future::pending().await,
-        }
-    }
 }
 
 /// What became of the server, if it has ended or was stopped. As PID 1 of a container, llmlb is
@@ -192,15 +166,18 @@ fn reap(server: Pid) -> io::Result<Option<WaitStatus>> {
 
 /// Starts the server as the leader of a process group of its own; it inherits the lock, and is
 /// named by it from before it runs.
-fn spawn(lock: &mut ServerLock, args: &ServeArgs) -> Result<Pid, Failure> {
+fn spawn(lock: &mut ServerLock, args: &ServeArgs, offspring: &Offspring) -> Result<Pid, Failure> {
     let mut command = command(lock, args)?;
+    command.env(SERVER_ID_ENV, offspring.id().as_str());
     command.process_group(0);
     let hook = lock.child_hook()?;
+    let entrance = offspring.entrance();
     let inherited = Inherited::get();
     // SAFETY: all of it is async-signal-safe.
     unsafe {
         command.pre_exec(move || {
             inherited.restore()?;
+            entrance.enter();
             hook.run()
         });
     }
@@ -214,50 +191,6 @@ fn spawn(lock: &mut ServerLock, args: &ServeArgs) -> Result<Pid, Failure> {
     };
     // It is reaped by hand, as only that tells when it is stopped.
     Ok(Pid::from_raw(child.id().cast_signed()))
-}
-
-fn send(group: Pid, signal: Signal) {
-    match killpg(group, signal) {
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(e) => warn!("Cannot send {signal} to process group {group}: {e}"),
-    }
-}
-
-/// Ends what the server left behind in its process group. Members keep the group's number from
-/// being used again, so that it can't come to mean another one.
-async fn end_group(group: Pid, ending: &mut Ending, shutdown: &mut Shutdown) {
-    let mut step = Duration::from_micros(200);
-    let mut killed: Option<Instant> = None;
-    loop {
-        // Orphans are ours to take away if we are their new parent, and members until then.
-        let members = Pid::from_raw(-group.as_raw());
-        while waitpid(members, Some(WaitPidFlag::WNOHANG))
-            .is_ok_and(|status| status != WaitStatus::StillAlive)
-        {}
-        if killpg(group, None) == Err(Errno::ESRCH) {
-            return;
-        }
-        if ending.killed {
-            let killed = killed.get_or_insert_with(Instant::now);
-            if killed.elapsed() >= GRACE {
-                // Zombies whose parent does not take them away count as well.
-                debug!("Process group {group} has members yet");
-                return;
-            }
-        } else if ending.asked.is_none() {
-            warn!(
-                "The server left processes behind, ending them: a COMMAND has to stay in the \
-                 foreground"
-            );
-            ending.ask(group, Signal::SIGTERM);
-        }
-        tokio::select! {
-            () = sleep(step) => {}
-            number = shutdown.recv() => ending.signalled(group, number),
-            () = ending.expired() => ending.kill(group),
-        }
-        step = (step * 2).min(Duration::from_millis(10));
-    }
 }
 
 /// Signals that mean something to servers and nothing to llmlb; SIGTSTP stops both.

@@ -1,17 +1,19 @@
 //! After the server's end: what it left behind is ended, and its file seen to go.
 
+use std::io;
 use std::process;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 
 use super::attempt::Stop;
 use super::target::Target;
+use crate::dir::SETTLE;
 use crate::error::LockError;
 use crate::left_behind::{KILL_WAIT, LeftBehind};
 use crate::process::{find, is_holder};
 use crate::record::Content;
-use crate::sys::{self, LockFile, ProcessHandle};
+use crate::sys::{self, LockFile, Marked, ProcessHandle};
 
 /// How long processes that a server left behind get between SIGTERM and SIGKILL.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
@@ -19,18 +21,38 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 const SEARCH_STEP: Duration = Duration::from_millis(20);
 
 impl Stop<'_> {
-    /// After the server's end: ends what it left behind, and sees the file go.
-    pub(super) fn clear_up(&mut self, target: &Target, grace: Duration) -> Result<(), LockError> {
-        let path = self.locks.lock_path(self.port);
+    /// All that belong to the server beside itself: they are known by what its launcher has put
+    /// into their environment.
+    pub(super) fn family(&self, target: &Target) -> Result<Vec<ProcessHandle>, LockError> {
+        let marked = self.marked(target)?;
+        let server = |pid| target.handles.iter().any(|handle| handle.pid() == pid);
+        let family = marked.found.into_iter().map(|(handle, _)| handle);
+        Ok(family.filter(|handle| !server(handle.pid())).collect())
+    }
+
+    fn marked(&self, target: &Target) -> Result<Marked, LockError> {
+        match &target.id {
+            Some(id) => sys::marked(&|found| found == id).map_err(LockError::StopFailed),
+            None => Ok(Marked::default()),
+        }
+    }
+
+    /// After the server's end: ends what it left behind, and sees the file go. Tells how many were
+    /// left of its family and of others.
+    pub(super) fn clear_up(
+        &mut self,
+        target: &Target,
+        family: &[ProcessHandle],
+        grace: Duration,
+    ) -> Result<usize, LockError> {
         let left = Utc::now();
         let started = Instant::now();
-        let marker = self.marker();
-        if let Some(pid) = target.keeper.filter(|&pid| pid != process::id()) {
-            self.resume(pid, target)?;
-        }
+        self.resume_keeper(target)?;
         let own = process::id();
+        let left_by_family = alive(family).map_err(LockError::StopFailed)?;
         let mut left_behind = LeftBehind::default();
         let mut searched: Option<Instant> = None;
+        let mut kept: Option<Instant> = None;
         let mut step = Duration::from_micros(100);
         loop {
             let keeper = target
@@ -45,48 +67,33 @@ impl Stop<'_> {
                 None => false,
             };
             let due = searched.is_none_or(|at| at.elapsed() >= SEARCH_STEP);
-            if keeper.is_none() && due {
+            let expired = left_behind.is_expired(grace);
+            let mut ended = left_behind.end(grace).map_err(LockError::StopFailed)?;
+            // A keeper ends them as long as it holds the lock. As long as one of those who are
+            // known is there, no other is looked for: unless they are to be killed.
+            let to_search = keeper.is_none() || !held;
+            if to_search && due && (ended || expired) {
                 searched = Some(Instant::now());
-                let mut found = Vec::new();
-                let group = target.info.pid;
-                // All in a group that was made for the server came from it.
-                let marker = (!target.led_group).then_some(&*marker);
-                for pid in sys::stragglers(group, marker, left) {
-                    if let Some(handle) = ProcessHandle::open(pid).map_err(LockError::StopFailed)?
-                        && sys::is_straggler(pid, group, marker, left)
-                        && let Some(file) = &target.file
-                        && sys::owned_alike(pid, file).map_err(LockError::StopFailed)?
-                    {
-                        found.push(handle);
-                    }
-                }
-                if let Some(file) = file.as_ref().filter(|_| held && target.taker.is_some()) {
-                    found.extend(self.holders(file, target.taker)?);
-                }
+                let file = file.as_ref().filter(|_| held);
+                let found = self.left_behind(target, file, keeper, left, expired)?;
                 for handle in found {
                     let pid = handle.pid();
                     left_behind.add(handle).map_err(|e| self.failed(pid, e))?;
+                    ended = false;
                 }
+            } else if to_search {
+                ended = false;
             }
-            let ended = left_behind.end(grace).map_err(LockError::StopFailed)?;
             // Its own lock is the caller's to give back.
             if (!held || keeper == Some(own)) && ended {
-                return Ok(());
+                return Ok(match target.keeper {
+                    Some(_) => left_by_family.max(left_behind.len()),
+                    None => left_behind.len(),
+                });
             }
             if started.elapsed() >= 2 * GRACE {
-                // A keeper that clears up names itself meanwhile; another one just keeps the lock.
-                let named = self.locks.read_lock_info(self.port).ok().flatten();
-                let clearing = named.filter(|info| Some(info.pid) == keeper);
-                let patient = keeper.is_none() || clearing.is_some();
-                if !patient || started.elapsed().saturating_sub(grace) >= 2 * KILL_WAIT {
-                    return Err(match clearing {
-                        Some(info) => LockError::already_running(info),
-                        None => LockError::HeldByUnknown {
-                            port: self.port,
-                            path,
-                        },
-                    });
-                }
+                let over = started.elapsed().saturating_sub(grace);
+                self.check_patience(target, keeper, over, &mut kept)?;
             }
             drop(file);
             self.pause(step)?;
@@ -94,9 +101,80 @@ impl Stop<'_> {
         }
     }
 
-    /// A keeper that was stopped together with its server could not clear up.
-    fn resume(&self, keeper: u32, target: &Target) -> Result<(), LockError> {
+    fn check_patience(
+        &self,
+        target: &Target,
+        keeper: Option<u32>,
+        over: Duration,
+        kept: &mut Option<Instant>,
+    ) -> Result<(), LockError> {
+        // A keeper that clears up names itself meanwhile; another one just keeps the lock.
+        let named = self.locks.read_lock_info(self.port).ok().flatten();
+        let clears = keeper.or(target.launcher);
+        let clearing = named.filter(|info| Some(info.pid) == clears);
+        if keeper.is_none() || clearing.is_some() {
+            *kept = None;
+        } else {
+            kept.get_or_insert_with(Instant::now);
+        }
+        // One that gives the lock back this very moment names nobody.
+        let patient = kept.is_none_or(|kept| kept.elapsed() < SETTLE);
+        if patient && over < 2 * KILL_WAIT {
+            return Ok(());
+        }
+        Err(match clearing {
+            Some(info) => LockError::already_running(info),
+            None => LockError::HeldByUnknown {
+                port: self.port,
+                path: self.locks.lock_path(self.port),
+            },
+        })
+    }
+
+    /// One search for what the server left behind; `file` is that of its lock if it is held still.
+    fn left_behind(
+        &self,
+        target: &Target,
+        file: Option<&LockFile>,
+        keeper: Option<u32>,
+        left: DateTime<Utc>,
+        to_be_killed: bool,
+    ) -> Result<Vec<ProcessHandle>, LockError> {
         let failed = LockError::StopFailed;
+        let marked = self.marked(target)?;
+        if to_be_killed {
+            marked.kill();
+        }
+        marked.close();
+        let mut found: Vec<_> = marked.found.into_iter().map(|(handle, _)| handle).collect();
+        if keeper.is_some() {
+            return Ok(found);
+        }
+        let marker = self.marker();
+        let group = target.info.pid;
+        // All in a group that was made for the server came from it.
+        let marker = (!target.led_group).then_some(&*marker);
+        for pid in sys::stragglers(group, marker, left) {
+            if let Some(handle) = ProcessHandle::open(pid).map_err(failed)?
+                && sys::is_straggler(pid, group, marker, left)
+                && let Some(file) = &target.file
+                && sys::owned_alike(pid, file).map_err(failed)?
+            {
+                found.push(handle);
+            }
+        }
+        if let Some(file) = file.filter(|_| target.taker.is_some()) {
+            found.extend(self.holders(file, target.taker)?);
+        }
+        Ok(found)
+    }
+
+    /// A keeper that was stopped together with its server could not clear up.
+    pub(super) fn resume_keeper(&self, target: &Target) -> Result<(), LockError> {
+        let failed = LockError::StopFailed;
+        let Some(keeper) = target.keeper.filter(|&pid| pid != process::id()) else {
+            return Ok(());
+        };
         if let Some(handle) = ProcessHandle::open(keeper).map_err(failed)?
             && let Some(file) = &target.file
             && sys::holds(keeper, file).map_err(failed)? == Some(true)
@@ -127,6 +205,7 @@ impl Stop<'_> {
         if let Content::Holder(record) = Content::parse(&bytes, self.port)
             && !stopped(record.info.pid)
             && Some(record.info.pid) != keeper
+            && Some(record.info.pid) != target.launcher
             && is_holder(&record, file).map_err(failed)?
         {
             return Ok(false); // the next server's already
@@ -137,4 +216,12 @@ impl Stop<'_> {
         }
         Ok(!locked)
     }
+}
+
+fn alive(handles: &[ProcessHandle]) -> io::Result<usize> {
+    let mut alive = 0;
+    for handle in handles {
+        alive += usize::from(!handle.wait(Duration::ZERO)?);
+    }
+    Ok(alive)
 }

@@ -17,7 +17,7 @@ use crate::error::LockError;
 use crate::left_behind::KILL_WAIT;
 use attempt::Stop;
 use clear_up::GRACE;
-use target::Found;
+use target::{Found, Target};
 
 /// [`LockDir::stop_server`] in the default directory.
 ///
@@ -33,7 +33,8 @@ impl LockDir {
     ///
     /// It is asked with SIGTERM, through a handle that cannot come to mean another process, and
     /// only if it can be shown to hold the lock and belongs to the owner of the lock file.
-    /// Processes it leaves behind that hold the lock are ended with it.
+    /// Processes it leaves behind are ended with it: those that hold the lock, and all that its
+    /// launcher has marked by [`SERVER_ID_ENV`](crate::SERVER_ID_ENV).
     ///
     /// On Windows it is asked through its `StopEvent`; a process that does not listen there is
     /// terminated at once, with or without [`force`](StopOptions::force).
@@ -82,49 +83,75 @@ impl LockDir {
             },
             None => return Ok(StopOutcome::NotRunning),
         };
-        let target = match stop.find_target()? {
-            Found::Target(target) => target,
-            Found::Nobody(outcome) => return Ok(outcome),
+        let mut left_overs = Vec::new();
+        let target = loop {
+            match stop.find_target()? {
+                // The lock is held by what a killed server has left.
+                Found::Target(target) if target.is_left_over() && left_overs.is_empty() => {
+                    left_overs = self.end_left_overs(port, GRACE)?;
+                    if left_overs.is_empty() {
+                        break target;
+                    }
+                }
+                Found::Target(target) => break target,
+                Found::Nobody(outcome) => {
+                    if options.left_overs {
+                        left_overs.extend(self.end_left_overs(port, GRACE)?);
+                    }
+                    return Ok(match left_overs.is_empty() {
+                        true => outcome,
+                        false => StopOutcome::LeftOversEnded { left_overs },
+                    });
+                }
+            }
         };
-        let mut forced = false;
-        for handle in &target.handles {
-            let asked = handle
-                .terminate()
-                .map_err(|e| stop.failed(handle.pid(), e))?;
-            forced |= !asked;
-            handle.resume().map_err(|e| stop.failed(handle.pid(), e))?;
-        }
-        debug!(
-            "Asked server on port {port} to stop (PID: {})",
-            target.info.pid
-        );
+        let family = stop.family(&target)?;
         let asked = Instant::now();
-        if !stop.wait_for(&target.handles, options.timeout)? {
-            if !options.force {
-                return Ok(StopOutcome::TimedOut { info: target.info });
-            }
-            warn!(
-                "Server on port {port} (PID: {}) did not stop in time, killing it",
-                target.info.pid
-            );
-            for handle in &target.handles {
-                handle.kill().map_err(|e| stop.failed(handle.pid(), e))?;
-            }
-            forced = true;
-            if !stop.wait_for(&target.handles, KILL_WAIT)? {
-                return Ok(StopOutcome::TimedOut { info: target.info });
-            }
-        }
+        let Some(forced) = stop.end(&target, options)? else {
+            return Ok(StopOutcome::TimedOut { info: target.info });
+        };
         let left = options.timeout.saturating_sub(asked.elapsed());
         let grace = if forced {
             Duration::ZERO
         } else {
             left.max(GRACE)
         };
-        stop.clear_up(&target, grace)?;
+        let left_overs = stop.clear_up(&target, &family, grace)?;
         Ok(StopOutcome::Stopped {
             info: target.info,
             forced,
+            left_overs,
         })
+    }
+}
+
+impl Stop<'_> {
+    /// Asks, waits, and kills if that is wanted. Tells whether it had to be forced; `None` if it
+    /// runs on.
+    fn end(&mut self, target: &Target, options: &StopOptions) -> Result<Option<bool>, LockError> {
+        // A launcher that stays learns by this that its server is being stopped.
+        self.resume_keeper(target)?;
+        let mut forced = false;
+        for handle in &target.handles {
+            let asked = handle
+                .terminate()
+                .map_err(|e| self.failed(handle.pid(), e))?;
+            forced |= !asked;
+            handle.resume().map_err(|e| self.failed(handle.pid(), e))?;
+        }
+        let (port, pid) = (self.port, target.info.pid);
+        debug!("Asked server on port {port} to stop (PID: {pid})");
+        if self.wait_for(&target.handles, options.timeout)? {
+            return Ok(Some(forced));
+        }
+        if !options.force {
+            return Ok(None);
+        }
+        warn!("Server on port {port} (PID: {pid}) did not stop in time, killing it");
+        self.check_guards(target)?;
+        for handle in &target.handles {
+            handle.kill().map_err(|e| self.failed(handle.pid(), e))?;
+        }
+        Ok(self.wait_for(&target.handles, KILL_WAIT)?.then_some(true))
     }
 }

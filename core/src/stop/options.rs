@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::info::LockInfo;
+use crate::left_over::LeftOver;
 
 /// How [`stop_server`](crate::stop_server) stops.
 ///
@@ -20,6 +21,9 @@ pub struct StopOptions {
     pub timeout: Duration,
     /// Whether it is killed when the time has run out. Not by default.
     pub force: bool,
+    /// Whether what a killed server has left is looked for, among all processes, where there is no
+    /// server. By default it is.
+    pub left_overs: bool,
 }
 
 impl Default for StopOptions {
@@ -27,6 +31,7 @@ impl Default for StopOptions {
         Self {
             timeout: Duration::from_secs(5),
             force: false,
+            left_overs: true,
         }
     }
 }
@@ -36,6 +41,13 @@ impl StopOptions {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Sets [`left_overs`](Self::left_overs#structfield.left_overs).
+    #[must_use]
+    pub fn left_overs(mut self, left_overs: bool) -> Self {
+        self.left_overs = left_overs;
         self
     }
 
@@ -57,6 +69,13 @@ pub enum StopOutcome {
         info: LockInfo,
         /// Whether it had to be killed: the time had run out, or, on Windows, it does not listen.
         forced: bool,
+        /// How many processes were there still when it had ended, and have been ended too.
+        left_overs: usize,
+    },
+    /// There was no server, but what a killed one had left behind: that was ended.
+    LeftOversEnded {
+        /// Who they were.
+        left_overs: Vec<LeftOver>,
     },
     /// There was no server, nor a lock file.
     NotRunning,

@@ -14,6 +14,7 @@ use crate::error::LockError;
 use crate::info::LockInfo;
 use crate::process::{find, is_alive, is_holder};
 use crate::record::{Content, Record};
+use crate::server_id::ServerId;
 use crate::sys::{self, LockFile, ProcessHandle};
 
 /// How long a lock's holders must stay the same before they are taken for the server.
@@ -22,10 +23,16 @@ const SETTLE_HOLDERS: Duration = Duration::from_millis(20);
 /// Whom a stop ends.
 pub(super) struct Target {
     pub(super) info: LockInfo,
+    /// What the file says of it; `None` where it names one that is gone.
+    record: Option<Record>,
     /// The server; or, where the named one is gone, all that hold its lock.
     pub(super) handles: Vec<ProcessHandle>,
     /// An ancestor of the server that holds the lock as well, and clears up behind it.
     pub(super) keeper: Option<u32>,
+    /// Its parent, where it was named: a launcher that takes the lock back when it has ended.
+    pub(super) launcher: Option<u32>,
+    /// What its launcher has put into its environment.
+    pub(super) id: Option<ServerId>,
     /// The lock's file, which tells its owner also when it has lost its name. Not on Windows, where
     /// it would keep the next server out.
     pub(super) file: Option<LockFile>,
@@ -35,8 +42,15 @@ pub(super) struct Target {
     pub(super) taker: Option<u32>,
 }
 
+impl Target {
+    /// Whether it is nothing but what a killed server has left behind.
+    pub(super) fn is_left_over(&self) -> bool {
+        self.record.is_none() && self.id.is_some()
+    }
+}
+
 pub(super) enum Found {
-    Target(Target),
+    Target(Box<Target>),
     Nobody(StopOutcome),
 }
 
@@ -61,18 +75,22 @@ impl Stop<'_> {
                 let info = &record.info;
                 let holder = keeper.unwrap_or(info.pid);
                 let taker = sys::taker(holder, &file).map_err(LockError::StopFailed)?;
-                return Ok(Found::Target(Target {
+                let launcher = find(info.pid).ok().flatten();
+                return Ok(Found::Target(Box::new(Target {
                     info: info.clone(),
+                    record: Some(record.clone()),
+                    id: sys::server_id_of(info.pid, &file, &self.directory, self.port),
+                    launcher: launcher.map(|process| process.parent),
                     handles: vec![handle],
                     keeper,
                     led_group: sys::leads_group(info.pid, &self.marker()),
                     file: cfg!(unix).then_some(file),
                     taker,
-                }));
+                })));
             }
             // Someone is starting, stopping or recovering this very moment.
             if unclear.get_or_insert_with(Instant::now).elapsed() >= SETTLE {
-                let handles = self.holders(&file, None)?;
+                let mut handles = self.holders(&file, None)?;
                 // Who has only just taken the lock writes its name, given time.
                 self.pause(SETTLE_HOLDERS)?;
                 let now = file.read().map_err(LockError::ReadFailed)?;
@@ -81,6 +99,8 @@ impl Stop<'_> {
                     unclear = None;
                     continue;
                 }
+                // Who has let go of it meanwhile is spared.
+                handles = holding(handles, &file).map_err(LockError::StopFailed)?;
                 let Some(first) = handles.first() else {
                     let named = match &record {
                         Some(record) => is_holder(record, &file).map_err(LockError::ReadFailed)?,
@@ -107,14 +127,18 @@ impl Stop<'_> {
                     port: self.port,
                 };
                 let taker = sys::taker(first.pid(), &file).map_err(LockError::StopFailed)?;
-                return Ok(Found::Target(Target {
+                let id = sys::server_id_of(first.pid(), &file, &self.directory, self.port);
+                return Ok(Found::Target(Box::new(Target {
                     info,
+                    record: None,
+                    id,
+                    launcher: None,
                     handles,
                     keeper: None,
                     led_group: false,
                     file: cfg!(unix).then_some(file),
                     taker,
-                }));
+                })));
             }
             drop(file);
             self.pause(Duration::from_millis(2))?;
@@ -208,6 +232,32 @@ impl Stop<'_> {
         Ok(Some((handle, keeper)))
     }
 
+    /// An error if those who were asked to end no longer guard the port: another may do that by now.
+    pub(super) fn check_guards(&self, target: &Target) -> Result<(), LockError> {
+        let file = self.directory.open_lock(&self.name);
+        let file = file.map_err(LockError::ReadFailed)?;
+        let guards = match (&file, &target.record) {
+            (None, _) => false,
+            (Some(file), Some(record)) => self.identify(record, file)?.is_some(),
+            (Some(file), None) => {
+                let pids = target.handles.iter().map(ProcessHandle::pid);
+                let held = pids.map(|pid| sys::holds(pid, file));
+                let held: io::Result<Vec<_>> = held.collect();
+                // Some may have ended.
+                held.map_err(LockError::StopFailed)?.contains(&Some(true))
+            }
+        };
+        if guards {
+            return Ok(());
+        }
+        Err(LockError::NotHolder {
+            port: self.port,
+            pid: target.info.pid,
+            path: self.locks.lock_path(self.port),
+            reason: "it has given the port back since, and runs on",
+        })
+    }
+
     /// Handles of all processes that hold the lock, as `taken_by` took it, and belong to the
     /// file's owner.
     pub(super) fn holders(
@@ -232,6 +282,17 @@ impl Stop<'_> {
         }
         Ok(handles)
     }
+}
+
+/// Those of them who hold the lock still.
+fn holding(handles: Vec<ProcessHandle>, file: &LockFile) -> io::Result<Vec<ProcessHandle>> {
+    let mut holding = Vec::new();
+    for handle in handles {
+        if sys::holds(handle.pid(), file)? == Some(true) {
+            holding.push(handle);
+        }
+    }
+    Ok(holding)
 }
 
 /// The nearest ancestor of a process that holds the lock: the launcher that stays with its server.

@@ -16,6 +16,7 @@ use super::{LockFile, Process};
 mod watch;
 
 use crate::record::Identity;
+use crate::server_id::ServerId;
 pub(crate) use watch::Watch;
 
 fn look_up<T>(
@@ -180,4 +181,44 @@ impl ProcessHandle {
             }
         }
     }
+}
+
+/// The family of a server: its process group is all that is known of it.
+#[derive(Debug)]
+pub(crate) struct Family;
+
+impl Family {
+    pub(crate) fn new(_id: ServerId) -> Self {
+        Self
+    }
+
+    pub(crate) fn entrance(&self) -> Entrance {
+        Entrance
+    }
+
+    pub(crate) fn is_over(&self, _childless: bool) -> bool {
+        false
+    }
+
+    /// The leader stands for all: it is dead, and the group's number is taken as long as anybody is
+    /// left.
+    pub(crate) fn members(&self, _server: u32) -> io::Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+
+    pub(crate) fn has(&self, _pid: u32, _server: u32) -> bool {
+        false
+    }
+
+    pub(crate) fn kill(&self, _server: u32) {}
+
+    pub(crate) fn close(&self, _server: u32) {}
+}
+
+/// There are no cgroups.
+#[derive(Debug)]
+pub(crate) struct Entrance;
+
+impl Entrance {
+    pub(crate) fn enter(&self) {}
 }

@@ -6,7 +6,8 @@ use std::io;
 
 use chrono::{DateTime, Utc};
 
-use super::{LockFile, Process, process};
+use super::{Directory, LockFile, Process, ProcessHandle, process};
+use crate::server_id::ServerId;
 
 pub(crate) fn holds(_pid: u32, _file: &LockFile) -> io::Result<Option<bool>> {
     Ok(None)
@@ -46,6 +47,34 @@ pub(crate) fn generation() -> u64 {
 /// file and of the process differ is told by both.
 pub(crate) fn is_anothers(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::PermissionDenied
+}
+
+pub(crate) fn server_id(_pid: u32) -> Option<ServerId> {
+    None
+}
+
+pub(crate) fn server_id_of(
+    _pid: u32,
+    _file: &LockFile,
+    _directory: &Directory,
+    _port: u16,
+) -> Option<ServerId> {
+    None
+}
+
+/// Processes of killed servers: none that could be told from others.
+#[derive(Default)]
+pub(crate) struct Marked {
+    pub(crate) found: Vec<(ProcessHandle, ServerId)>,
+}
+
+impl Marked {
+    pub(crate) fn kill(&self) {}
+    pub(crate) fn close(&self) {}
+}
+
+pub(crate) fn marked(_wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<Marked> {
+    Ok(Marked::default())
 }
 
 /// The process, if it is the one that started then.

@@ -8,6 +8,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
+use crate::error::context;
+use crate::sys::unix::again;
+
 use super::process::{pidfd, stat};
 
 /// How often a process without a pidfd is looked at.
@@ -29,7 +32,7 @@ impl ProcessHandle {
             Err(Errno::SRCH) => return Ok(None),
             Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => None,
             Err(Errno::INVAL | Errno::NOENT) => return Ok(None), // a thread
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(context(e, format!("pidfd of PID {pid}"))),
         };
         let Some(stat) = stat(pid)? else {
             return Ok(None);
@@ -63,7 +66,7 @@ impl ProcessHandle {
     /// A process that is gone already is no error.
     fn signal(&self, signal: Signal) -> io::Result<()> {
         let result = match &self.pidfd {
-            Some(pidfd) => rustix::process::pidfd_send_signal(pidfd, signal),
+            Some(pidfd) => again(|| rustix::process::pidfd_send_signal(pidfd, signal)),
             None if self.is_gone()? => return Ok(()),
             None => match i32::try_from(self.pid)
                 .ok()

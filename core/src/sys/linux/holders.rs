@@ -1,17 +1,28 @@
 //! Which processes hold a lock or belong to a server, from what the kernel tells of each.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
 use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 
+use super::environment::{Reader, Variable, threads};
 use super::process::{stat, status_field};
+use crate::error::context;
 use crate::sys::LockFile;
+use crate::sys::unix::again;
+
 /// Whether the process belongs to the owner of the lock file, or root wrote the file.
 pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
-    let owner = file.metadata()?.uid();
+    is_owned_by(pid, file.metadata()?.uid())
+}
+
+/// Whether the process belongs to a user, or the user is root.
+pub(super) fn is_owned_by(pid: u32, owner: u32) -> io::Result<bool> {
     if owner == 0 {
         return Ok(true);
     }
@@ -34,34 +45,128 @@ pub(crate) fn holds(pid: u32, file: &LockFile) -> io::Result<Option<bool>> {
 /// inherited the descriptor from. 0 for one that can't be named in this PID namespace; `None`
 /// where no descriptor holds it.
 pub(crate) fn taker(pid: u32, file: &LockFile) -> io::Result<Option<u32>> {
-    let ours = file.metadata()?;
-    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // Not ours to look at: the kernel's own list names at least who took the lock.
-        Err(_) => return Ok(named_by_kernel(pid, ours.ino()).then_some(pid)),
-    };
-    for entry in entries.flatten() {
-        let Ok(theirs) = fs::metadata(entry.path()) else {
-            continue;
-        };
-        if (theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino()) {
-            continue;
-        }
-        let fdinfo = format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_string_lossy());
-        let Ok(fdinfo) = fs::read_to_string(fdinfo) else {
-            continue;
-        };
-        // "lock:	1: FLOCK  ADVISORY  WRITE 2197 fe:00:10010636 0 EOF"
-        let taker = fdinfo.lines().find_map(|line| {
-            let mut fields = line.strip_prefix("lock:")?.split_ascii_whitespace();
-            (fields.nth(1) == Some("FLOCK")).then(|| fields.nth(2)?.parse().ok())
+    Inode::of(file)?.taker(pid)
+}
+
+/// A lock file as `/proc` tells of it. The files of other processes are never looked at
+/// themselves: one of them on a network mount that hangs would hang us.
+struct Inode {
+    number: u64,
+    device: String,
+    /// Our own descriptor's entry in `/proc`.
+    link: String,
+}
+
+impl Inode {
+    fn of(file: &LockFile) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let fd = file.as_fd().as_raw_fd();
+        let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"));
+        // Layered file systems show another number to us than to the kernel's list of locks.
+        // Told since Linux 5.14.
+        let number = fdinfo.ok().and_then(|text| {
+            let number = text.lines().find_map(|line| line.strip_prefix("ino:"))?;
+            number.trim().parse().ok()
         });
-        if let Some(taker) = taker {
-            return Ok(Some(taker.unwrap_or(0)));
+        let device = metadata.dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        Ok(Self {
+            number: number.unwrap_or_else(|| metadata.ino()),
+            device: format!("{major:02x}:{minor:02x}"),
+            link: format!("/proc/self/fd/{fd}"),
+        })
+    }
+
+    fn taker(&self, pid: u32) -> io::Result<Option<u32>> {
+        let found = self.look(&format!("/proc/{pid}"), pid)?;
+        if found != Looked::Nothing {
+            return Ok(found.taker());
+        }
+        // The descriptors of a process whose main thread has ended are seen through the others.
+        for thread in threads(pid).into_iter().filter(|&thread| thread != pid) {
+            let found = self.look(&format!("/proc/{pid}/task/{thread}"), pid)?;
+            if found != Looked::Nothing {
+                return Ok(found.taker());
+            }
+        }
+        Ok(None)
+    }
+
+    fn look(&self, process: &str, pid: u32) -> io::Result<Looked> {
+        let path = format!("{process}/fdinfo");
+        let entries = match again(|| fs::read_dir(&path)) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Looked::Nothing),
+            Err(e) if is_lack_of_descriptors(&e) => return Err(context(e, path)),
+            // Not ours to look at: the kernel's own list names at least who took the lock.
+            Err(_) if named_by_kernel(pid, self.number) => return Ok(Looked::Holder(pid)),
+            Err(_) => return Ok(Looked::Other),
+        };
+        let mut looked = Looked::Nothing;
+        for entry in entries.flatten() {
+            looked = Looked::Other;
+            let text = match fs::read_to_string(entry.path()) {
+                Ok(text) => text,
+                Err(e) if is_lack_of_descriptors(&e) => return Err(context(e, path)),
+                Err(_) => continue,
+            };
+            let taker = text.lines().find_map(|line| self.taker_in(line));
+            let Some((taker, device)) = taker else {
+                continue;
+            };
+            let fd = entry.file_name();
+            let theirs = format!("{process}/fd/{}", fd.to_string_lossy());
+            // A file system may show another device to us than to the kernel's list of locks.
+            if device == self.device || name(&theirs).is_some_and(|n| Some(n) == name(&self.link)) {
+                return Ok(Looked::Holder(taker));
+            }
+        }
+        Ok(looked)
+    }
+
+    /// "lock: 1: FLOCK  ADVISORY  WRITE 2197 fe:00:10010636 0 EOF"
+    fn taker_in<'a>(&self, line: &'a str) -> Option<(u32, &'a str)> {
+        let mut fields = line.strip_prefix("lock:")?.split_ascii_whitespace();
+        let kind = fields.nth(1)?;
+        let taker = fields.nth(2)?;
+        let (device, number) = fields.next()?.rsplit_once(':')?;
+        let is_ours = kind == "FLOCK" && number.parse() == Ok(self.number);
+        is_ours.then(|| (taker.parse().unwrap_or(0), device))
+    }
+}
+
+/// What the descriptors of a process tell.
+#[derive(PartialEq, Eq)]
+enum Looked {
+    /// One holds the lock, which this process took.
+    Holder(u32),
+    /// None does.
+    Other,
+    /// There are none.
+    Nothing,
+}
+
+impl Looked {
+    fn taker(self) -> Option<u32> {
+        match self {
+            Self::Holder(taker) => Some(taker),
+            Self::Other | Self::Nothing => None,
         }
     }
-    Ok(None)
+}
+
+fn is_lack_of_descriptors(e: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE]
+        .map(|errno| Some(errno.raw_os_error()))
+        .contains(&e.raw_os_error())
+}
+
+/// The name of a file by its entry in `/proc`, which touches no file system.
+fn name(link: &str) -> Option<OsString> {
+    let path = fs::read_link(link).ok()?;
+    let name = path.file_name()?.as_bytes();
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    Some(OsStr::from_bytes(name).to_owned())
 }
 
 /// Whether `/proc/locks` has a flock on the inode taken by the process.
@@ -81,21 +186,26 @@ fn named_by_kernel(pid: u32, inode: u64) -> bool {
     })
 }
 
-fn all_pids() -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
+pub(super) fn all_pids() -> io::Result<Vec<u32>> {
+    let list = || {
+        let mut pids = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+        }
+        Ok(pids)
     };
-    let name = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-    entries.flatten().filter_map(name).collect()
+    again(list).map_err(|e: io::Error| context(e, "/proc"))
 }
 
 /// Every process, this one apart, whose descriptors hold the kernel lock, with its
 /// [`taker`]. Looks at all processes: only for what is left when the named holder is gone.
 pub(crate) fn holders(file: &LockFile) -> io::Result<Vec<(u32, u32)>> {
     let own = std::process::id();
+    let inode = Inode::of(file)?;
     let mut found = Vec::new();
-    for pid in all_pids().into_iter().filter(|&pid| pid != own) {
-        if let Some(taker) = taker(pid, file)? {
+    for pid in all_pids()?.into_iter().filter(|&pid| pid != own) {
+        if let Some(taker) = inode.taker(pid)? {
             found.push((pid, taker));
         }
     }
@@ -108,8 +218,10 @@ pub(crate) fn leads_group(pid: u32, marker: &str) -> bool {
 }
 
 fn has_in_environment(pid: u32, variable: &str) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|env| env.split(|&b| b == 0).any(|var| var == variable.as_bytes()))
+    let Some((name, value)) = variable.split_once('=') else {
+        return false;
+    };
+    matches!(Reader::default().variable(pid, name), Variable::Is(found) if found == value)
 }
 
 /// Processes that a server which led the process group `group` has left behind in it: those that
@@ -125,9 +237,8 @@ pub(crate) fn stragglers(group: u32, marker: Option<&str>, left: DateTime<Utc>) 
     if rustix::process::test_kill_process_group(raw) == Err(Errno::SRCH) {
         return Vec::new();
     }
-    all_pids()
-        .into_iter()
-        .filter(|&pid| is_straggler(pid, group, marker, left))
+    let pids = all_pids().unwrap_or_default().into_iter();
+    pids.filter(|&pid| is_straggler(pid, group, marker, left))
         .collect()
 }
 

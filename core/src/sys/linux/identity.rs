@@ -12,6 +12,7 @@ use super::generation::own_page;
 use super::process::Fields;
 use crate::error::context;
 use crate::record::Identity;
+use crate::sys::unix::again;
 
 /// That of a process which is seen from here and started at `start`. An error where this system
 /// does not tell.
@@ -40,7 +41,7 @@ fn remembered(
     let known = own_page().map(field);
     match known.map_or(0, |known| known.load(Ordering::Relaxed)) {
         0 => {
-            let value = read()?;
+            let value = read().map_err(|e| context(e, "/proc/self"))?;
             if let Some(known) = known {
                 known.store(value, Ordering::Relaxed);
             }
@@ -51,14 +52,14 @@ fn remembered(
 }
 
 fn own_pid_ns() -> io::Result<u64> {
-    Ok(rustix::fs::stat(c"/proc/self/ns/pid")?.st_ino)
+    Ok(again(|| rustix::fs::stat(c"/proc/self/ns/pid"))?.st_ino)
 }
 
 fn own_start_ticks() -> io::Result<u64> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let stat = rustix::fs::open(c"/proc/self/stat", flags, Mode::empty())?;
+    let stat = again(|| rustix::fs::open(c"/proc/self/stat", flags, Mode::empty()))?;
     let mut text = [0; 1024];
-    let len = rustix::io::read(&stat, &mut text)?;
+    let len = again(|| rustix::io::read(&stat, &mut text))?;
     let fields = Fields::parse(&text[..len]).ok_or(io::ErrorKind::InvalidData)?;
     Ok(fields.start)
 }

@@ -1,17 +1,23 @@
 //! What Linux tells of processes, and of who holds a lock.
 
+mod cgroup;
+mod descent;
+mod environment;
 mod generation;
 mod handle;
 mod holders;
 mod identity;
+mod marked;
 mod process;
 mod watch;
 
+pub(crate) use descent::{Entrance, Family};
 pub(crate) use generation::generation;
 pub(crate) use handle::ProcessHandle;
 pub(crate) use holders::{
     holders, holds, is_straggler, leads_group, owned_alike, stragglers, taker,
 };
 pub(crate) use identity::{forked_identity, identity, own_identity};
+pub(crate) use marked::{Marked, marked, server_id, server_id_of};
 pub(crate) use process::{is_anothers, process, process_started_at};
 pub(crate) use watch::Watch;

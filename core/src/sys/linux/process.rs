@@ -12,12 +12,15 @@ use rustix::time::ClockId;
 
 use crate::error::{context, os_error};
 use crate::sys::Process;
+use crate::sys::unix::again;
 
 /// What `/proc/<pid>/stat` says.
 pub(super) struct Fields {
     state: u8,
     parent: u32,
     group: u32,
+    session: u32,
+    flags: u32,
     threads: u32,
     /// Clock ticks after boot.
     pub(super) start: u64,
@@ -35,7 +38,9 @@ impl Fields {
             parent: fields.next()?.parse().ok()?,
             // -1 of one that is just being taken away.
             group: fields.next()?.parse().unwrap_or(0),
-            threads: fields.nth(14)?.parse().ok()?,
+            session: fields.next()?.parse().unwrap_or(0),
+            flags: fields.nth(2)?.parse().ok()?,
+            threads: fields.nth(10)?.parse().ok()?,
             start: fields.nth(1)?.parse().ok()?,
         })
     }
@@ -48,8 +53,10 @@ impl Fields {
 /// A process or thread that `/proc` shows.
 pub(super) struct Stat {
     alive: bool,
-    parent: u32,
+    pub(super) parent: u32,
     pub(super) group: u32,
+    pub(super) session: u32,
+    flags: u32,
     /// Clock ticks after boot.
     pub(super) start: u64,
     /// The effective user, or root for a process that is not to be looked into.
@@ -71,6 +78,8 @@ pub(super) fn stat(pid: u32) -> io::Result<Option<Stat>> {
         alive,
         parent: fields.parent,
         group: fields.group,
+        session: fields.session,
+        flags: fields.flags,
         start: fields.start,
         shown_owner,
     }))
@@ -80,8 +89,8 @@ fn read_stat(path: &str) -> io::Result<Option<(Fields, u32)>> {
     // One read: the kernel gives it out whole, and what is needed is well within.
     let mut buffer = [0; 1024];
     let read = fs::File::open(path).and_then(|mut file| {
-        let owner = file.metadata()?.uid();
-        Ok((file.read(&mut buffer)?, owner))
+        let owner = again(|| file.metadata())?.uid();
+        Ok((again(|| file.read(&mut buffer))?, owner))
     });
     match read {
         Ok((len, owner)) => match Fields::parse(&buffer[..len]) {
@@ -135,6 +144,12 @@ impl Stat {
         self.alive
     }
 
+    /// Whether it is a thread of the kernel's own.
+    pub(super) fn is_kernel(&self) -> bool {
+        const PF_KTHREAD: u32 = 0x0020_0000;
+        self.flags & PF_KTHREAD != 0
+    }
+
     pub(super) fn started(&self) -> Option<DateTime<Utc>> {
         let hertz = rustix::param::clock_ticks_per_second();
         let after_boot = TimeDelta::milliseconds(i64::try_from(self.start * 1000 / hertz).ok()?);
@@ -181,7 +196,9 @@ impl From<Stat> for Process {
 fn is_thread(pid: u32) -> io::Result<bool> {
     match pidfd(pid) {
         Ok(_) | Err(Errno::SRCH) => Ok(false),
-        Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => Err(context(e, "pidfd_open")),
+        Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+            Err(context(e, format!("pidfd of PID {pid}")))
+        }
         // Kernels differ in what they say of a thread, and some are told to refuse the call.
         Err(_) => {
             let group = status_field(pid, "Tgid:")?;
@@ -203,7 +220,8 @@ pub(super) fn status_field(pid: u32, name: &str) -> io::Result<Option<String>> {
 }
 
 pub(super) fn pidfd(pid: u32) -> Result<OwnedFd, Errno> {
-    rustix::process::pidfd_open(raw_pid(pid)?, PidfdFlags::empty())
+    let pid = raw_pid(pid)?;
+    again(|| rustix::process::pidfd_open(pid, PidfdFlags::empty()))
 }
 
 fn raw_pid(pid: u32) -> Result<rustix::process::Pid, Errno> {

@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::again::again;
 use super::file::{FileId, LockFile, check, file_id};
 use super::owner::{at, effective_uid, foreign, user_name};
 use crate::error::context;
@@ -30,7 +31,9 @@ pub(crate) struct Directory {
 
 /// This process's root directory: it changes in a process that calls `chroot`.
 fn root() -> Option<FileId> {
-    rustix::fs::stat("/").ok().map(|found| file_id(&found))
+    again(|| rustix::fs::stat("/"))
+        .ok()
+        .map(|found| file_id(&found))
 }
 
 /// As it was when this process first opened a lock directory.
@@ -54,7 +57,7 @@ impl Directory {
         if shared {
             flags |= OFlags::NOFOLLOW;
         }
-        match rustix::fs::open(path, flags, Mode::empty()) {
+        match again(|| rustix::fs::open(path, flags, Mode::empty())) {
             Ok(fd) => {
                 let directory = Self {
                     file: above_stdio(fd).map_err(|e| at(path, e.into()))?.into(),
@@ -87,7 +90,7 @@ impl Directory {
         } else {
             builder.recursive(true);
         }
-        match builder.create(path) {
+        match again(|| builder.create(path)) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(failed(e)),
@@ -98,13 +101,11 @@ impl Directory {
     /// Opens a directory to all users whose creator was ended before it could: ours, with the
     /// sticky bit, and without what a umask took away.
     fn finish(&self) -> io::Result<()> {
-        let metadata = self.file.metadata().map_err(|e| at(&self.path, e))?;
+        let metadata = again(|| self.file.metadata()).map_err(|e| at(&self.path, e))?;
         let mode = metadata.mode() & 0o7777;
         if metadata.uid() == effective_uid() && mode != DIRECTORY_MODE && mode & 0o1000 != 0 {
             let mode = Permissions::from_mode(DIRECTORY_MODE);
-            self.file
-                .set_permissions(mode)
-                .map_err(|e| at(&self.path, e))?;
+            again(|| self.file.set_permissions(mode.clone())).map_err(|e| at(&self.path, e))?;
         }
         Ok(())
     }
@@ -119,8 +120,8 @@ impl Directory {
     /// its paths lead elsewhere.
     pub(crate) fn is_at_its_path(&self) -> io::Result<bool> {
         let failed = |e: Errno| at(&self.path, e.into());
-        let ours = rustix::fs::fstat(&self.file).map_err(failed)?;
-        match rustix::fs::stat(&self.path) {
+        let ours = again(|| rustix::fs::fstat(&self.file)).map_err(failed)?;
+        match again(|| rustix::fs::stat(&self.path)) {
             Ok(found) if file_id(&found) == file_id(&ours) => Ok(true),
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(root() != self.root),
             Err(e) => Err(failed(e)),
@@ -134,7 +135,7 @@ impl Directory {
             Opened::Gone => return Ok(Attempt::Moved),
         };
         let path = self.path.join(name);
-        let metadata = file.metadata().map_err(|e| at(&path, e))?;
+        let metadata = again(|| file.metadata()).map_err(|e| at(&path, e))?;
         if metadata.nlink() == 0 {
             return Ok(Attempt::Moved);
         }
@@ -153,9 +154,8 @@ impl Directory {
             return Ok(Attempt::Contended(file));
         }
         if metadata.mode() & 0o7777 != FILE_MODE {
-            file.file
-                .set_permissions(Permissions::from_mode(FILE_MODE))
-                .map_err(|e| at(&file.path, e))?;
+            let mode = Permissions::from_mode(FILE_MODE);
+            again(|| file.file.set_permissions(mode.clone())).map_err(|e| at(&file.path, e))?;
         }
         Ok(Attempt::Locked(file))
     }
@@ -180,7 +180,7 @@ impl Directory {
             Opened::Gone => {}
             opened => return Ok(opened),
         }
-        let created = rustix::fs::openat(&self.file, name, create, mode);
+        let created = again(|| rustix::fs::openat(&self.file, name, create, mode));
         match created.and_then(above_stdio) {
             Ok(fd) => Ok(Opened::File {
                 file: fd.into(),
@@ -211,7 +211,7 @@ impl Directory {
             Err(e) => return Err(self.explain(name, e)),
         };
         let path = self.path.join(name);
-        let metadata = file.metadata().map_err(|e| at(&path, e))?;
+        let metadata = again(|| file.metadata()).map_err(|e| at(&path, e))?;
         check(&path, &metadata)?;
         Ok(Some(LockFile::new(file, path, &metadata, false)))
     }
@@ -225,14 +225,14 @@ impl Directory {
             Err(e) => return Err(self.explain(name, e)),
         };
         let path = self.path.join(name);
-        let metadata = file.metadata().map_err(|e| at(&path, e))?;
+        let metadata = again(|| file.metadata()).map_err(|e| at(&path, e))?;
         let second = LockFile::new(file, path, &metadata, false);
         Ok((second.id == first.id).then_some(second))
     }
 
     fn open_existing(&self, name: &str, access: OFlags) -> Result<File, Errno> {
         let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd = rustix::fs::openat(&self.file, name, flags, Mode::empty())?;
+        let fd = again(|| rustix::fs::openat(&self.file, name, flags, Mode::empty()))?;
         Ok(above_stdio(fd)?.into())
     }
 

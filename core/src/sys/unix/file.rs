@@ -11,6 +11,7 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::Directory;
+use super::again::again;
 use super::owner::{at, effective_uid};
 use crate::error::context;
 use crate::record::{BLANK, MAX_LEN};
@@ -49,7 +50,7 @@ impl LockFile {
     ///
     /// [`Directory::open_lock`]: super::Directory::open_lock
     pub(crate) fn retry(&self) -> io::Result<bool> {
-        self.locked(fs2::FileExt::try_lock_exclusive(&self.file))
+        self.locked(again(|| fs2::FileExt::try_lock_exclusive(&self.file)))
     }
 
     /// The file as it is after a wait, with its lock: others may have written to it meanwhile.
@@ -62,7 +63,7 @@ impl LockFile {
     /// Whether somebody holds the kernel lock. Takes a shared one for an instant where nobody does:
     /// other readers do not mind, and whoever acquires tries again.
     pub(crate) fn is_held(&self) -> io::Result<bool> {
-        let free = self.locked(fs2::FileExt::try_lock_shared(&self.file))?;
+        let free = self.locked(again(|| fs2::FileExt::try_lock_shared(&self.file)))?;
         if free {
             self.unlock();
         }
@@ -89,16 +90,13 @@ impl LockFile {
 
     /// Whether the path still names this file, which nobody else can then have locked.
     pub(crate) fn is_at(&self, path: &Path) -> io::Result<bool> {
-        self.is_found(rustix::fs::lstat(path))
+        self.is_found(again(|| rustix::fs::lstat(path)))
     }
 
     /// Whether the directory still has this file by that name, wherever the directory is by now.
     pub(crate) fn is_in(&self, directory: &Directory, name: &str) -> io::Result<bool> {
-        self.is_found(rustix::fs::statat(
-            directory,
-            name,
-            AtFlags::SYMLINK_NOFOLLOW,
-        ))
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        self.is_found(again(|| rustix::fs::statat(directory, name, flags)))
     }
 
     fn is_found(&self, found: rustix::io::Result<rustix::fs::Stat>) -> io::Result<bool> {
@@ -128,16 +126,9 @@ impl LockFile {
     pub(crate) fn read_own(&self) -> io::Result<Vec<u8>> {
         // One system call for all of it: in two, it may be of two texts.
         let mut buffer = vec![0; (MAX_LEN + 1) as usize];
-        loop {
-            match self.file.read_at(&mut buffer, 0) {
-                Ok(len) => {
-                    buffer.truncate(len);
-                    return Ok(buffer);
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(at(&self.path, e)),
-            }
-        }
+        let read = again(|| self.file.read_at(&mut buffer, 0));
+        buffer.truncate(read.map_err(|e| at(&self.path, e))?);
+        Ok(buffer)
     }
 
     /// Replaces the content. A reader who meets the writer half-way sees blanks where something is
@@ -147,11 +138,11 @@ impl LockFile {
         // A file that this very call created is empty.
         let is_empty = self.new && !self.written.swap(true, Ordering::Relaxed);
         if !is_empty {
-            let old_len = self.file.metadata().map_err(failed)?.len();
+            let old_len = again(|| self.file.metadata()).map_err(failed)?.len();
             self.blank(usize::try_from(old_len).unwrap_or(usize::MAX))
                 .map_err(failed)?;
             if old_len > text.len() as u64 {
-                self.file.set_len(text.len() as u64).map_err(failed)?;
+                again(|| self.file.set_len(text.len() as u64)).map_err(failed)?;
             }
         }
         self.overwrite(text).map_err(failed)
@@ -159,7 +150,7 @@ impl LockFile {
 
     /// Puts text over the beginning of the file. Async-signal-safe.
     pub(crate) fn overwrite(&self, text: &[u8]) -> io::Result<()> {
-        if self.file.write_at(text, 0)? != text.len() {
+        if again(|| self.file.write_at(text, 0))? != text.len() {
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
@@ -182,21 +173,21 @@ impl LockFile {
         let blanks = [BLANK; 512];
         match blanks.get(..len) {
             Some(blanks) => self.overwrite(blanks),
-            None => self.file.set_len(0),
+            None => again(|| self.file.set_len(0)),
         }
     }
 
     /// Removes the file from its directory. Only for the holder of the lock, after
     /// [`is_at`](Self::is_at).
     pub(crate) fn remove(&self, directory: &Directory, name: &str) -> io::Result<()> {
-        match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        match again(|| rustix::fs::unlinkat(directory, name, AtFlags::empty())) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(context(e, format!("cannot remove {}", self.path.display()))),
         }
     }
 
     pub(crate) fn metadata(&self) -> io::Result<Metadata> {
-        self.file.metadata().map_err(|e| at(&self.path, e))
+        again(|| self.file.metadata()).map_err(|e| at(&self.path, e))
     }
 
     pub(crate) fn set_inheritable(&self, directory: impl AsFd, yes: bool) -> io::Result<()> {

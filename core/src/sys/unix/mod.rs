@@ -1,11 +1,15 @@
 //! What all Unix systems share: the lock directory, the lock file and its `flock`, owners.
 
+mod again;
 mod directory;
 mod file;
 mod owner;
 
+#[cfg(target_os = "linux")]
+pub(crate) use again::again;
 pub(crate) use directory::Directory;
 pub(crate) use file::LockFile;
+pub(crate) use owner::{own_session, user_and_place};
 
 use std::io;
 
