@@ -1,5 +1,6 @@
 # make test            everything: Rust, Python, C, Go, end to end
-# make quality-checks  formatting, lints, generated files, documents, licences
+# make quality-checks  formatting, lints, generated files, documents, licences, packages
+# make install         the libraries and the program, below PREFIX; DESTDIR for package builders
 # make bench           the figures: the lock beside C, Python beside filelock and portalocker
 # make test-windows    core and the program under wine; check-windows and check-macos: types, lints
 
@@ -12,12 +13,14 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LLMLB_BIN ?= $(TARGET)/debug/llmlb
 
 .DEFAULT_GOAL := test
-.PHONY: test test-rust test-readme cli bench quality-checks fmt clippy check-docs check-deny check-rustdoc
+.PHONY: test test-rust test-readme cli bench quality-checks fmt clippy check-docs check-deny \
+    check-rustdoc check-packages check-man
 
 -include ffi/ffi.mk
 -include python/python.mk
 -include gateway/gateway.mk
 -include cluster/cluster.mk
+-include packaging/packaging.mk
 -include tests/conformance/conformance.mk
 -include tests/cross.mk
 
@@ -35,7 +38,7 @@ cli:
 bench:
 	$(CARGO) bench -p llmlb-lock-core
 
-quality-checks: fmt clippy check-rustdoc check-docs check-deny
+quality-checks: fmt clippy check-rustdoc check-docs check-deny check-packages check-man
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -55,6 +58,23 @@ $(QUALITY_VENV)/ready: tests/quality-requirements.txt
 
 check-docs: $(QUALITY_VENV)/ready
 	git ls-files -z '*.md' | xargs -0 $(QUALITY_VENV)/bin/rumdl check --no-cache
+
+# The manual pages, as a formatter reads them.
+check-man: cli
+	@if command -v mandoc >/dev/null; then \
+	    pages=$$({ $(LLMLB_BIN) man nothing 2>&1 || true; } | sed -n 's/.*possible values: \(.*\)]/\1/p' | tr -d ,); \
+	    [ -n "$$pages" ]; \
+	    for page in "" $$pages; do \
+	        echo "+ llmlb man $$page | mandoc -T lint -W style"; \
+	        $(LLMLB_BIN) man $$page | mandoc -T lint -W style; \
+	    done; \
+	else \
+	    echo "check-man: skipped, as mandoc is not installed (Debian: apt install mandoc)"; \
+	fi
+
+# What registries would get.
+check-packages: python-wheel
+	$(PYTHON) tests/packages.py $(CARGO) $(TARGET)
 
 # Licences, duplicates and sources, without the network; the tool is a long build, and optional.
 check-deny:

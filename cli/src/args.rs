@@ -51,7 +51,7 @@ pub(crate) enum Command {
     /// Print a manual page
     Man {
         /// Of this command
-        #[arg(value_parser = ["serve", "stop", "status"])]
+        #[arg(value_parser = ["serve", "stop", "status", "completions", "man"])]
         command: Option<String>,
     },
 }

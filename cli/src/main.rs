@@ -7,6 +7,7 @@ mod exit;
 mod guard;
 mod hangup;
 mod hints;
+mod manual;
 mod output;
 mod own_address;
 mod pool;
@@ -82,26 +83,14 @@ fn main() -> ExitCode {
             output::write(&script).map(|()| exit::OK)
         }
         Command::Man { command } => {
-            manual(command.as_deref()).and_then(|page| output::write(&page).map(|()| exit::OK))
+            let page = manual::page(Cli::command(), command.as_deref());
+            output::write(page.as_bytes()).map(|()| exit::OK)
         }
     };
     match result {
         Ok(code) => code.into(),
         Err(failure) => output::report(failure),
     }
-}
-
-fn manual(of: Option<&str>) -> Result<Vec<u8>, Failure> {
-    let mut command = Cli::command();
-    command.build();
-    if let Some(of) = of.and_then(|of| command.find_subcommand(of)) {
-        command = of.clone();
-    }
-    let mut page = Vec::new();
-    clap_mangen::Man::new(command)
-        .render(&mut page)
-        .map_err(|e| Failure::new(exit::FAILURE, e))?;
-    Ok(page)
 }
 
 /// Logs to stderr: what `LLMLB_LOG` asks for, else what the command needs.

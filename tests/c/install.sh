@@ -1,11 +1,11 @@
 #!/bin/sh
-# `make install` as a package builder runs it, and a build against the result by pkg-config alone:
+# `make install-library` as a package builder runs it, and a build against the result by pkg-config alone:
 #   install.sh DIRECTORY
 set -eu
 out=$1
 rm -rf "$out"
 mkdir -p "$out"
-make="${MAKE:-make} --no-print-directory install"
+make="${MAKE:-make} --no-print-directory install-library"
 $make DESTDIR="$out/root" PREFIX=/usr LIBDIR=/usr/lib/multi INCLUDEDIR=/usr/include/llmlb > "$out/log"
 libraries=$out/root/usr/lib/multi
 
@@ -25,11 +25,11 @@ executable=$(find "$out/root" -type f -perm /111)
 grep -q "^#define LLMLB_ABI_VERSION" "$out/root/usr/include/llmlb/llmlb_lock.h"
 [ "$(pkg-config --modversion llmlb_lock)" = "$(cargo pkgid -p llmlb-lock-ffi | sed 's/.*[#@]//')" ]
 
-${MAKE:-make} --no-print-directory uninstall DESTDIR="$out/root" PREFIX=/usr LIBDIR=/usr/lib/multi \
+${MAKE:-make} --no-print-directory uninstall-library DESTDIR="$out/root" PREFIX=/usr LIBDIR=/usr/lib/multi \
     INCLUDEDIR=/usr/include/llmlb >> "$out/log"
 left=$(find "$out/root" ! -type d)
 [ -z "$left" ] || {
-    echo "left behind by make uninstall: $left" >&2
+    echo "left behind by make uninstall-library: $left" >&2
     exit 1
 }
-echo "make install and uninstall with DESTDIR work"
+echo "make install-library and uninstall-library with DESTDIR work"

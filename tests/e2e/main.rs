@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[cfg(target_os = "linux")] // PID namespaces
+mod container;
 // FUSE, ptrace.
 #[cfg(target_os = "linux")]
 mod company;

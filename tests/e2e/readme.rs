@@ -54,6 +54,26 @@ fn the_programs_are_those_of_the_languages_documents() {
     shown("c", include_str!("../../ffi/README.md"));
     shown("go", include_str!("../../ffi/README.md"));
     shown("python", include_str!("../../python/README.md"));
+    shown("rust", include_str!("../../core/README.md"));
+}
+
+/// Its documentation is compiled with its tests.
+#[test]
+fn the_clusters_program_is_that_of_its_documentation() {
+    let (_, shown) = include_str!("../../cluster/README.md")
+        .split_once("```rust\n")
+        .unwrap();
+    let documentation: String = include_str!("../../cluster/src/lib.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("//!"))
+        .map(|line| format!("{}\n", line.trim_start_matches(' ')))
+        .collect();
+    let shown = shown.split("```").next().unwrap();
+    let shown: String = shown
+        .lines()
+        .map(|l| format!("{}\n", l.trim_start()))
+        .collect();
+    assert!(documentation.contains(&shown), "{shown}");
 }
 
 #[cfg(unix)] // as shown on Unix, where the server takes the lock over

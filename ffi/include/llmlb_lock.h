@@ -1,0 +1,1 @@
+../../include/llmlb_lock.h

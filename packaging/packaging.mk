@@ -1,0 +1,73 @@
+# What is installed beside the libraries: the program, its manual pages, completions, licences, and
+# the systemd unit where there may be a systemd.
+#   program          the program, as `make install` installs it
+#   install-program  a part of install; uninstall-program
+#   test-install     into a directory, and away again
+#   check-units      the systemd unit and the tmpfiles.d lines, where there is a systemd
+#
+# Set by the caller where the defaults do not fit:
+#   PREFIX, DESTDIR  where things are put
+#   LLMLB_PROGRAM    one that has been built already; it is run to print what is installed with it
+
+PREFIX ?= /usr/local
+
+test: test-install
+quality-checks: check-units
+install: install-program
+uninstall: uninstall-program
+
+.PHONY: program install install-program uninstall uninstall-program test-install check-units
+
+program:
+	$(CARGO) build --release -p llmlb
+
+ifeq ($(origin LLMLB_PROGRAM),undefined)
+LLMLB_PROGRAM := $(TARGET)/release/llmlb
+install-program: program
+endif
+
+PROGRAM_COMMANDS := serve stop status completions man
+PROGRAM_PAGES := $(addprefix share/man/man1/,llmlb.1 $(PROGRAM_COMMANDS:%=llmlb-%.1))
+PROGRAM_BASH := share/bash-completion/completions/llmlb
+PROGRAM_ZSH := share/zsh/site-functions/_llmlb
+PROGRAM_FISH := share/fish/vendor_completions.d/llmlb.fish
+PROGRAM_DOCS := share/doc/llmlb
+PROGRAM_UNIT := lib/systemd/system/llmlb@.service
+PROGRAM_TMPFILES := lib/tmpfiles.d/llmlb.conf
+
+# What is written: where, and by which command.
+define program_write
+	$(2) > "$(DESTDIR)$(PREFIX)/$(1)"
+	chmod 644 "$(DESTDIR)$(PREFIX)/$(1)"
+
+endef
+
+install-program:
+	install -d "$(DESTDIR)$(PREFIX)/bin" $(foreach file,$(firstword $(PROGRAM_PAGES)) $(PROGRAM_BASH) \
+	    $(PROGRAM_ZSH) $(PROGRAM_FISH),"$(DESTDIR)$(PREFIX)/$(dir $(file))") \
+	    "$(DESTDIR)$(PREFIX)/$(PROGRAM_DOCS)"
+	install -m 755 $(LLMLB_PROGRAM) "$(DESTDIR)$(PREFIX)/bin/llmlb"
+	$(call program_write,share/man/man1/llmlb.1,$(LLMLB_PROGRAM) man)
+	$(foreach command,$(PROGRAM_COMMANDS),$(call program_write,share/man/man1/llmlb-$(command).1,$(LLMLB_PROGRAM) man $(command)))
+	$(call program_write,$(PROGRAM_BASH),$(LLMLB_PROGRAM) completions bash)
+	$(call program_write,$(PROGRAM_ZSH),$(LLMLB_PROGRAM) completions zsh)
+	$(call program_write,$(PROGRAM_FISH),$(LLMLB_PROGRAM) completions fish)
+	install -m 644 LICENSE LICENSE-APACHE LICENSE-MIT packaging/example.conf \
+	    "$(DESTDIR)$(PREFIX)/$(PROGRAM_DOCS)"
+ifeq ($(shell uname -s),Linux)
+	install -d $(foreach file,$(PROGRAM_UNIT) $(PROGRAM_TMPFILES),"$(DESTDIR)$(PREFIX)/$(dir $(file))")
+	$(call program_write,$(PROGRAM_UNIT),sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/llmlb@.service)
+	install -m 644 packaging/llmlb.tmpfiles "$(DESTDIR)$(PREFIX)/$(PROGRAM_TMPFILES)"
+endif
+
+uninstall-program:
+	rm -f $(foreach file,bin/llmlb $(PROGRAM_PAGES) $(PROGRAM_BASH) $(PROGRAM_ZSH) $(PROGRAM_FISH) \
+	    $(PROGRAM_UNIT) $(PROGRAM_TMPFILES),"$(DESTDIR)$(PREFIX)/$(file)")
+	rm -rf "$(DESTDIR)$(PREFIX)/$(PROGRAM_DOCS)"
+
+# With the program of the tests, as that of a release is a long build.
+test-install: cli
+	MAKE="$(MAKE)" packaging/install.sh $(LLMLB_BIN) $(TARGET)/packaging/install
+
+check-units: cli
+	packaging/check.sh $(LLMLB_BIN) $(TARGET)/packaging/units
