@@ -14,7 +14,7 @@ mod ramp;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -116,7 +116,8 @@ pub(crate) struct Backend {
 struct Load {
     bars: Bars,
     in_flight: AtomicUsize,
-    weight: AtomicU32,
+    /// In parts, [`WHOLE`] for each unit.
+    weight: AtomicU64,
     max: AtomicUsize,
     turn: AtomicU64,
     ramp: Ramp,
@@ -147,7 +148,7 @@ impl Backend {
             load: Load {
                 bars: Bars::default(),
                 in_flight: AtomicUsize::new(0),
-                weight: AtomicU32::new(1),
+                weight: AtomicU64::new(WHOLE),
                 max: AtomicUsize::new(usize::MAX),
                 turn: AtomicU64::new(0),
                 ramp: Ramp::default(),
@@ -165,7 +166,8 @@ impl Backend {
     pub(crate) fn instruct(&self, spec: BackendSpec) {
         let max = spec.max.map_or(usize::MAX, usize::from);
         self.load.max.store(max, Ordering::Relaxed);
-        self.load.weight.store(spec.weight.get(), Ordering::Relaxed);
+        let weight = u64::from(spec.weight.get()) * WHOLE;
+        self.load.weight.store(weight, Ordering::Relaxed);
         let settings = settings(spec, &self.care);
         self.settings.store(Arc::new(settings));
         self.retired.store(false, Ordering::Relaxed);
@@ -377,10 +379,10 @@ impl Backend {
 
     /// In parts, [`WHOLE`] for each unit, while its share grows less; and whether it does.
     pub(crate) fn weight(&self) -> (u64, bool) {
-        let weight = u64::from(self.load.weight.load(Ordering::Relaxed));
+        let weight = self.load.weight.load(Ordering::Relaxed);
         match self.load.ramp.share(|| self.since.elapsed()) {
-            None => (weight * WHOLE, false),
-            Some(share) => (weight * share, true),
+            None => (weight, false),
+            Some(share) => (weight / WHOLE * share, true),
         }
     }
 

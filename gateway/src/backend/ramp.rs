@@ -43,9 +43,18 @@ impl Ramp {
     }
 
     /// Its share out of [`WHOLE`], while that grows.
+    #[inline]
     pub(crate) fn share(&self, now: impl FnOnce() -> Duration) -> Option<u64> {
-        let begun = self.0.load(Ordering::Relaxed);
-        if begun == OFF || begun == DUE {
+        match self.0.load(Ordering::Relaxed) {
+            OFF => None,
+            begun => self.growing(begun, now),
+        }
+    }
+
+    /// Apart, as hardly any request comes here.
+    #[cold]
+    fn growing(&self, begun: u64, now: impl FnOnce() -> Duration) -> Option<u64> {
+        if begun == DUE {
             return None;
         }
         let gone = now().saturating_sub(Duration::from_millis(begun - 1));
