@@ -7,6 +7,8 @@
 
 use std::cmp::Ordering;
 
+use crate::backend::WHOLE;
+
 /// Whether a backend serves a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fit {
@@ -40,7 +42,8 @@ pub(crate) struct Candidate {
     /// It would have to load the model first.
     pub(crate) cold: bool,
     pub(crate) in_flight: usize,
-    pub(crate) weight: u32,
+    /// In parts of a unit, [`WHOLE`] each.
+    pub(crate) weight: u64,
     pub(crate) turn: u64,
 }
 
@@ -101,18 +104,19 @@ const LOADING: u64 = 4;
 /// A's requests for each unit of weight, times both weights.
 fn load(a: &Candidate, b: &Candidate) -> u64 {
     let loading = if a.cold { LOADING } else { 0 };
-    (a.in_flight as u64 + loading).saturating_mul(b.weight.into())
+    (a.in_flight as u64 + loading).saturating_mul(b.weight)
 }
 
-/// One round of turns. Who has twice the weight has two turns in it.
-const ROUND: u64 = 1 << 32;
+/// One round of turns of those whose weight is 1, small enough that the clock does not run out. Who
+/// has twice the weight has two turns in it.
+const ROUND: u64 = 1 << 20;
 
 /// Turns are a clock that each request moves on (stride scheduling): whose time is earliest is
 /// next. Returns the new time of the clock and the chosen one's next turn. Who was away has saved
 /// up nothing.
-pub(crate) fn take_turn(turn: u64, now: u64, weight: u32) -> (u64, u64) {
+pub(crate) fn take_turn(turn: u64, now: u64, weight: u64) -> (u64, u64) {
     let turn = turn.max(now);
-    let next = turn + (ROUND / u64::from(weight.max(1))).max(1);
+    let next = turn + (ROUND * WHOLE / weight.max(1)).max(1);
     // A tick more, so that of two who are due at once the one that waited longer is first.
     (turn + 1, next)
 }
@@ -127,7 +131,7 @@ mod tests {
         affine: false,
         cold: false,
         in_flight: 0,
-        weight: 1,
+        weight: WHOLE,
         turn: 0,
     };
 
@@ -212,7 +216,10 @@ mod tests {
     fn twice_the_weight_is_twice_the_requests() {
         // In flight for long, and one after the other.
         for stays in [true, false] {
-            let mut all = [1, 2, 4].map(|weight| Candidate { weight, ..PLAIN });
+            let mut all = [1, 2, 4].map(|units| Candidate {
+                weight: units * WHOLE,
+                ..PLAIN
+            });
             let (mut now, mut counts) = (0, [0; 3]);
             for _ in 0..70 {
                 let Choice::Chosen(index) = choose(all.iter().copied().enumerate(), now) else {
@@ -238,7 +245,7 @@ mod tests {
             let Choice::Chosen(index) = choose(candidates, now) else {
                 panic!("one is ready");
             };
-            (now, all[index].turn) = take_turn(all[index].turn, now, 1);
+            (now, all[index].turn) = take_turn(all[index].turn, now, WHOLE);
             order.push(index);
         }
         assert_eq!(order[5..], [0, 1, 0, 1]);
@@ -257,7 +264,7 @@ mod tests {
             let Choice::Chosen(index) = choose(all.iter().copied().enumerate(), now) else {
                 panic!("one is ready");
             };
-            (now, all[index].turn) = take_turn(all[index].turn, now, 1);
+            (now, all[index].turn) = take_turn(all[index].turn, now, WHOLE);
             order.push(index);
         }
         let returned = order[10..].iter().filter(|&&index| index == 1).count();

@@ -115,6 +115,8 @@ impl Live {
         let mut before: HashMap<String, _> = roster.members().iter().map(by_name).collect();
         let mut leaving: HashMap<String, _> = desk.retired.drain(..).map(|b| by_name(&b)).collect();
         let mut added = Vec::new();
+        // There is nobody to take its place meanwhile.
+        let is_first = before.is_empty();
         let member = |spec: &crate::set::BackendSpec| {
             let name = spec.url.to_string();
             let stays = before.remove(&name);
@@ -127,6 +129,9 @@ impl Live {
                 None => Arc::new(Backend::new(spec.clone(), &self.care)),
             };
             if is_new {
+                if !is_first {
+                    backend.start_slowly();
+                }
                 added.push(Arc::clone(&backend));
             }
             backend
@@ -153,14 +158,15 @@ impl Live {
     pub(crate) fn take(&self, wanted: &Wanted<'_>, tried: &Tried) -> Result<Place, NoPlace> {
         let mut desk = self.desk();
         let roster = self.roster.load();
+        let now = desk.now;
         let eligible = roster.eligible(wanted.model, wanted.strict);
         let maker = maker(&roster, wanted, tried);
         let candidates = eligible
             .filter(|(backend, _)| maker.is_none_or(|maker| Arc::ptr_eq(maker, backend)))
-            .map(|(backend, fit)| (backend, candidate(backend, fit, wanted, tried)));
-        match choose(candidates, desk.now) {
+            .map(|(backend, fit)| (backend, candidate(backend, fit, wanted, tried, now)));
+        match choose(candidates, now) {
             Choice::Chosen(backend) => {
-                let (now, turn) = take_turn(backend.turn(), desk.now, backend.weight());
+                let (now, turn) = take_turn(backend.turn(), now, backend.weight().0);
                 desk.now = now;
                 backend.set_turn(turn);
                 if let Some(model) = wanted.model.filter(|model| backend.loaded.lacks(model)) {
@@ -217,8 +223,18 @@ fn maker<'a>(roster: &'a Roster, wanted: &Wanted<'_>, tried: &Tried) -> Option<&
     (maker.is_up() && !tried.has(maker)).then_some(maker)
 }
 
-fn candidate(backend: &Arc<Backend>, fit: Fit, wanted: &Wanted<'_>, tried: &Tried) -> Candidate {
+fn candidate(
+    backend: &Arc<Backend>,
+    fit: Fit,
+    wanted: &Wanted<'_>,
+    tried: &Tried,
+    now: u64,
+) -> Candidate {
     let (standing, in_flight) = tried.standing(backend);
+    let (weight, grows) = backend.weight();
+    let turn = backend.turn();
+    // Else one that has none in flight would be given each next one, however small its share.
+    let early = grows && turn > now;
     Candidate {
         fit,
         standing,
@@ -226,9 +242,9 @@ fn candidate(backend: &Arc<Backend>, fit: Fit, wanted: &Wanted<'_>, tried: &Trie
         cold: wanted
             .model
             .is_some_and(|model| backend.loaded.lacks(model)),
-        in_flight,
-        weight: backend.weight(),
-        turn: backend.turn(),
+        in_flight: in_flight + usize::from(early),
+        weight,
+        turn,
     }
 }
 
@@ -249,8 +265,10 @@ fn nobody(roster: &Roster, wanted: &Wanted<'_>) -> NoPlace {
 #[cfg(test)]
 mod tests {
     use std::num::{NonZeroU32, NonZeroUsize};
+    use std::time::Duration;
 
     use axum::http::HeaderValue;
+    use tokio::time::advance;
 
     use super::*;
     use crate::backend::models::listing;
@@ -404,6 +422,75 @@ mod tests {
         );
         places.pop();
         assert_eq!(name(&any(&live)), "b1");
+    }
+
+    /// How many of these many requests each is given, one after the other or all in flight.
+    fn shares(live: &Live, requests: usize, stay: bool) -> Vec<usize> {
+        let all = live.all();
+        let mut counts = vec![0; all.len()];
+        let mut places = Vec::new();
+        for _ in 0..requests {
+            let place = any(live);
+            let index = all.iter().position(|one| Arc::ptr_eq(one, &place));
+            counts[index.unwrap()] += 1;
+            places.extend(stay.then_some(place));
+        }
+        counts
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_just_come_starts_slowly_and_the_first_ones_do_not() {
+        for stay in [false, true] {
+            let live = serving(&[None, None]);
+            assert_eq!(shares(&live, 20, stay), [10, 10]);
+            let change = live.apply(&set(&["b0", "b1", "b2"]));
+            advance(Duration::from_secs(60)).await;
+            change.added[0].succeeded();
+            // A tenth of what each of the others is given, then a bit more than half.
+            let counts = shares(&live, 210, stay);
+            assert!((9..=12).contains(&counts[2]), "{counts:?}");
+            advance(Duration::from_secs(5)).await;
+            let counts = shares(&live, 255, stay);
+            assert!((45..=58).contains(&counts[2]), "{counts:?}");
+            advance(Duration::from_secs(5)).await;
+            let counts = shares(&live, 300, stay);
+            assert!((96..=102).contains(&counts[2]), "{counts:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_one_at_a_time_is_given_no_more_than_its_share_for_that() {
+        let live = serving(&[None, None]);
+        let _others: Vec<_> = (0..4).map(|_| any(&live)).collect();
+        live.apply(&set(&["b0", "b1", "b2"])).added[0].succeeded();
+        let counts = shares(&live, 210, false);
+        assert!((9..=12).contains(&counts[2]), "{counts:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_returns_starts_slowly() {
+        for ejected in [false, true] {
+            let live = serving(&[None, None]);
+            let all = live.all();
+            if ejected {
+                all[1].eject("broken");
+                advance(Duration::from_secs(60)).await;
+                all[1].succeeded();
+                // One of them is the trial.
+                for _ in 0..4 {
+                    any(&live).succeeded();
+                }
+            } else {
+                for _ in 0..FALL {
+                    all[1].failed(Trouble::new("gone"));
+                }
+                all[1].succeeded();
+                all[1].succeeded();
+            }
+            assert_eq!(all[1].standing().0, Standing::Ready);
+            let counts = shares(&live, 110, false);
+            assert!((9..=12).contains(&counts[1]), "{counts:?}");
+        }
     }
 
     #[test]

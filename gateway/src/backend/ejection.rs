@@ -83,8 +83,9 @@ impl Ejection {
         history.ejected.as_ref().map(|(_, why)| why.clone())
     }
 
-    /// A request that was given to it in this era was answered well.
-    pub(crate) fn succeeded(&self, name: &str, era: u32, bars: &Bars) {
+    /// A request that was given to it in this era was answered well. Returns whether that brought it
+    /// back.
+    pub(crate) fn succeeded(&self, name: &str, era: u32, bars: &Bars) -> bool {
         self.good.fetch_add(1, Ordering::Relaxed);
         if self.failures.load(Ordering::Relaxed) > 0 {
             self.weigh(0);
@@ -93,9 +94,7 @@ impl Ejection {
             self.streak.store(0, Ordering::Relaxed);
             bars.lift_penalty();
         }
-        if bars.is_ejected() && era == self.era() {
-            self.restore(name, bars);
-        }
+        bars.is_ejected() && era == self.era() && self.restore(name, bars)
     }
 
     /// A request failed there; the others had this many good answers by then.
@@ -154,16 +153,17 @@ impl Ejection {
         self.era.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn restore(&self, name: &str, bars: &Bars) {
+    fn restore(&self, name: &str, bars: &Bars) -> bool {
         let mut history = self.history();
         if history.ejected.take().is_none() {
-            return;
+            return false;
         }
         info!("Backend {name} serves again: a request on trial was answered");
         self.streak.store(0, Ordering::Relaxed);
         history.trial = None;
         history.returned = Some((Instant::now(), for_how_long(self.first, history.times)));
         bars.restore();
+        true
     }
 
     /// A request is under way as the trial.
@@ -180,22 +180,24 @@ impl Ejection {
         }
     }
 
-    /// A probe found the process well, and a piece of an answer came last at this time.
-    pub(crate) fn probed(&self, name: &str, last_piece: Instant, bars: &Bars) {
+    /// A probe found the process well, and a piece of an answer came last at this time. Returns
+    /// whether that brought it back.
+    pub(crate) fn probed(&self, name: &str, last_piece: Instant, bars: &Bars) -> bool {
         bars.ease_penalty();
         let history = self.history();
         let Some((until, _)) = history.ejected else {
-            return;
+            return false;
         };
         match history.trial {
             // A stream that flows is an answer, though it has not ended.
             Some(begun) if last_piece > begun => {
                 drop(history);
-                self.restore(name, bars);
+                return self.restore(name, bars);
             }
             None if Instant::now() >= until => bars.allow_trial(),
             _ => {}
         }
+        false
     }
 
     /// It was down meanwhile: what answers now may be another process.

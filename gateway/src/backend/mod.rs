@@ -10,10 +10,11 @@ mod loaded;
 pub(crate) mod models;
 mod place;
 mod pool;
+mod ramp;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -32,6 +33,8 @@ use loaded::Loaded;
 pub(crate) use models::Models;
 pub(crate) use place::Place;
 use pool::Pool;
+use ramp::Ramp;
+pub(crate) use ramp::WHOLE;
 
 use crate::auth::ApiKey;
 use crate::choose::Standing;
@@ -113,9 +116,11 @@ pub(crate) struct Backend {
 struct Load {
     bars: Bars,
     in_flight: AtomicUsize,
-    weight: AtomicU32,
+    /// In parts, [`WHOLE`] for each unit.
+    weight: AtomicU64,
     max: AtomicUsize,
     turn: AtomicU64,
+    ramp: Ramp,
     finished: AtomicU64,
 }
 
@@ -143,9 +148,10 @@ impl Backend {
             load: Load {
                 bars: Bars::default(),
                 in_flight: AtomicUsize::new(0),
-                weight: AtomicU32::new(1),
+                weight: AtomicU64::new(WHOLE),
                 max: AtomicUsize::new(usize::MAX),
                 turn: AtomicU64::new(0),
+                ramp: Ramp::default(),
                 finished: AtomicU64::new(0),
             },
             since: Instant::now(),
@@ -160,11 +166,25 @@ impl Backend {
     pub(crate) fn instruct(&self, spec: BackendSpec) {
         let max = spec.max.map_or(usize::MAX, usize::from);
         self.load.max.store(max, Ordering::Relaxed);
-        self.load.weight.store(spec.weight.get(), Ordering::Relaxed);
+        let weight = u64::from(spec.weight.get()) * WHOLE;
+        self.load.weight.store(weight, Ordering::Relaxed);
         let settings = settings(spec, &self.care);
         self.settings.store(Arc::new(settings));
         self.retired.store(false, Ordering::Relaxed);
         self.pool.open();
+    }
+
+    /// It has come to others that serve already: its share is to grow.
+    pub(crate) fn start_slowly(&self) {
+        self.load.ramp.prepare();
+        if self.is_up() {
+            self.load.ramp.rose(self.since.elapsed());
+        }
+    }
+
+    /// A trial has shown that it serves again.
+    fn returned(&self) {
+        self.load.ramp.begin(self.since.elapsed());
     }
 
     /// It is no longer one of the backends: what it has in hand ends whole, and its connections
@@ -219,14 +239,18 @@ impl Backend {
         let load = &self.load;
         if self.condition.succeeded(&self.name, &load.bars) {
             self.ejection.rose(&load.bars);
+            load.ramp.rose(self.since.elapsed());
         }
         let last_piece = self.since + self.last_piece();
-        self.ejection.probed(&self.name, last_piece, &load.bars);
+        if self.ejection.probed(&self.name, last_piece, &load.bars) {
+            self.returned();
+        }
     }
 
     /// It was found out of order.
     pub(crate) fn failed(&self, trouble: Trouble) {
         if self.condition.failed(&self.name, trouble, &self.load.bars) {
+            self.load.ramp.prepare();
             self.fell.notify_one();
         }
     }
@@ -353,8 +377,13 @@ impl Backend {
         self.load.in_flight.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn weight(&self) -> u32 {
-        self.load.weight.load(Ordering::Relaxed)
+    /// In parts, [`WHOLE`] for each unit, while its share grows less; and whether it does.
+    pub(crate) fn weight(&self) -> (u64, bool) {
+        let weight = self.load.weight.load(Ordering::Relaxed);
+        match self.load.ramp.share(|| self.since.elapsed()) {
+            None => (weight, false),
+            Some(share) => (weight / WHOLE * share, true),
+        }
     }
 
     pub(crate) fn turn(&self) -> u64 {

@@ -40,7 +40,10 @@ impl Place {
         if !std::mem::replace(&mut self.settled, true) {
             let load = &self.backend.load;
             let name = &self.backend.name;
-            self.backend.ejection.succeeded(name, self.era, &load.bars);
+            let ejection = &self.backend.ejection;
+            if ejection.succeeded(name, self.era, &load.bars) {
+                self.backend.returned();
+            }
         }
     }
 

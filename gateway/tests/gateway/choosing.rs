@@ -20,6 +20,18 @@ fn equals_take_turns() {
 }
 
 #[test]
+fn who_has_just_come_starts_slowly() {
+    let first = Backend::named("first", &[]);
+    let second = Backend::named("second", &[]);
+    let gateway = Gateway::before(&[first.url()]);
+    gateway.now_before(&[first.url(), second.url()]);
+    gateway.wait_for_states(&["up", "up"]);
+    let answers: Vec<_> = (0..40).map(|_| who(&gateway.get("/v1/x"))).collect();
+    let news = answers.iter().filter(|who| *who == "second").count();
+    assert!(news > 0 && news < 15, "{news} of 40, which would be 20");
+}
+
+#[test]
 fn a_stream_counts_until_its_last_byte() {
     let gate = Gate::default();
     let opened = gate.clone();
