@@ -119,6 +119,7 @@ pub(crate) async fn serve(
         () = &mut reloads => return Err(Failure::new(exit::FAILURE, "no more signals")),
     };
     let mut served = false;
+    let mut _standing = None;
     let (lock, mut predecessor) = match course {
         Course::Shutdown => {
             announce_shutdown();
@@ -148,7 +149,7 @@ pub(crate) async fn serve(
                 _ = successor.fate() => {}
             }
             // It waits for the end of this process, not of this conversation.
-            std::mem::forget(successor);
+            _standing = Some(successor);
             (None, predecessor)
         }
     };

@@ -22,14 +22,21 @@ mod alone;
 pub(crate) use alone::{Predecessor, Successor};
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+#[cfg(unix)]
+use std::net::SocketAddr;
+use std::net::TcpListener;
 #[cfg(unix)]
 use std::os::fd::AsFd;
+#[cfg(unix)]
 use std::time::Duration;
 
 use llmlb_gateway::Gateway;
-use llmlb_lock_core::{LockDir, ServerLock};
+#[cfg(unix)]
+use llmlb_lock_core::LockDir;
+use llmlb_lock_core::ServerLock;
+#[cfg(unix)]
 use tokio::time::{Instant, sleep};
+#[cfg(unix)]
 use tracing::{debug, warn};
 
 use crate::guard::watch;
@@ -70,6 +77,7 @@ pub(crate) enum Course {
     /// The port is to be given up.
     Shutdown,
     /// Somebody else serves there.
+    #[cfg_attr(not(unix), expect(dead_code, reason = "nobody comes after"))]
     Succeeded(Successor),
 }
 

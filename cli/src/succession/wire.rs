@@ -72,8 +72,8 @@ impl Wire {
             if !beside.is_empty() && !control.push(SendAncillaryMessage::ScmRights(beside)) {
                 return Err(ErrorKind::InvalidInput.into());
             }
-            // A peer that has gone is an error to look at, not a signal to die of.
-            let flags = SendFlags::NOSIGNAL;
+            // Of a peer that has gone nobody dies: SIGPIPE is ignored in a Rust program.
+            let flags = SendFlags::empty();
             Ok(sendmsg(
                 &self.stream,
                 &[IoSlice::new(&line)],

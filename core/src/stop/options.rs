@@ -37,21 +37,21 @@ impl Default for StopOptions {
 }
 
 impl StopOptions {
-    /// Sets [`timeout`](Self::timeout#structfield.timeout).
+    /// Sets the field `timeout`.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sets [`left_overs`](Self::left_overs#structfield.left_overs).
+    /// Sets the field `left_overs`.
     #[must_use]
     pub fn left_overs(mut self, left_overs: bool) -> Self {
         self.left_overs = left_overs;
         self
     }
 
-    /// Sets [`force`](Self::force#structfield.force).
+    /// Sets the field `force`.
     #[must_use]
     pub fn force(mut self, force: bool) -> Self {
         self.force = force;

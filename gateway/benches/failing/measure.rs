@@ -1,8 +1,6 @@
 //! How many requests are lost to one of three backends that answers health checks and fails every
 //! request at once. The bar: with 8 clients, under 3 % in the first 6 seconds, then under 0.5 %.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +17,7 @@ const CLIENTS: usize = 8;
 /// What the others take for an answer.
 const WORK: Duration = Duration::from_millis(50);
 
-fn main() {
+pub(super) fn main() {
     for failing in [None, Some("500 Internal Server Error")] {
         let one = Backend::start(&["m"], move |_, wire| match failing {
             None => Next::Close,
