@@ -225,7 +225,7 @@ impl Puppet {
         let mut line = [0; 512];
         let mut space = nix::cmsg_space!([RawFd; 4]);
         let mut parts = [IoSliceMut::new(&mut line)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let flags = MsgFlags::empty();
         let received =
             recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), flags).unwrap();
         let mut beside = Vec::new();
