@@ -89,7 +89,10 @@ fn headless(stage: &Stage) {
         });
         stage.say(std::process::id());
         // SAFETY: ends this thread alone, which leaves nothing behind that others use.
-        unsafe { nix::libc::syscall(nix::libc::SYS_exit, 0) };
+        #[cfg(target_os = "linux")]
+        unsafe {
+            nix::libc::syscall(nix::libc::SYS_exit, 0)
+        };
     });
     // Without destructors: the child has the lock.
     std::process::exit(0);

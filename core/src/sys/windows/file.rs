@@ -175,7 +175,8 @@ impl LockFile {
 
     /// Whether this very call created it; not told here.
     pub(crate) fn is_new(&self) -> bool {
-        true
+        let len = self.file().and_then(|file| file.metadata());
+        len.is_ok_and(|metadata| metadata.len() == 0)
     }
 
     /// The file after a wait, if it has the lock: here it may be gone as well.
