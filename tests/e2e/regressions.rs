@@ -107,7 +107,16 @@ fn a_launcher_that_clears_up_is_named() {
     let port = free_port();
     let command = [GUINEA, "{port}", "worker"];
     let mut llmlb = sandbox.supervise(port, &["--drain-timeout", "60"], &command);
-    signal_pid(sandbox.named_pid(port), Signal::SIGKILL);
+    let server = sandbox.named_pid(port);
+    wait_until("the worker to block SIGTERM", || {
+        let children = format!("/proc/{server}/task/{server}/children");
+        let worker = fs::read_to_string(children).ok()?;
+        let status = fs::read_to_string(format!("/proc/{}/status", worker.trim())).ok()?;
+        let mask = status.split("SigBlk:").nth(1)?.split_whitespace().next()?;
+        let mask = u64::from_str_radix(mask, 16).ok()?;
+        (mask >> (Signal::SIGTERM as u32 - 1) & 1 == 1).then_some(())
+    });
+    signal_pid(server, Signal::SIGKILL);
     // The worker ignores SIGTERM and has a minute.
     wait_until("the launcher to be named", || {
         (sandbox.named_pid(port) == llmlb.pid()).then_some(())
