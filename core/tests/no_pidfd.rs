@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+#[path = "common/seccomp.rs"]
+mod seccomp;
 
 use std::sync::mpsc;
 use std::thread;
@@ -19,28 +21,13 @@ common::roles!(holder, sandboxed);
 
 /// From now on, `pidfd_open` fails in this process as it does without the system call.
 fn refuse_pidfd(errno: i32) {
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let step = |code, k, jf| libc::sock_filter { code, jt: 0, jf, k };
-    let mut filter = [
-        step(LOAD, 0, 0), // the number of the call
-        step(EQUAL, libc::SYS_pidfd_open as u32, 1),
-        step(RETURN, libc::SECCOMP_RET_ERRNO | errno as u32, 0),
-        step(RETURN, libc::SECCOMP_RET_ALLOW, 0),
-    ];
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: the program is a valid filter and outlives the calls, which copy it.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let filter = libc::SECCOMP_MODE_FILTER;
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, filter, &program), 0);
-        let own = libc::getpid();
-        assert_eq!(libc::syscall(libc::SYS_pidfd_open, own, 0), -1);
-    }
+    use seccomp::{EQUAL, LOAD, step};
+    let number = step(LOAD, 0, 0);
+    let call = step(EQUAL, libc::SYS_pidfd_open as u32, 1);
+    seccomp::refuse(&[number, call], errno);
+    // SAFETY: takes no pointer.
+    let opened = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    assert_eq!(opened, -1);
     assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(errno));
 }
 

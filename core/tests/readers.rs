@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+#[cfg(all(target_pointer_width = "64", target_endian = "little"))]
+#[path = "common/seccomp.rs"]
+mod seccomp;
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -25,29 +28,16 @@ common::roles!(holder, reader);
 /// read from.
 #[cfg(all(target_pointer_width = "64", target_endian = "little"))]
 fn refuse_exclusive_locks() {
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    use seccomp::{EQUAL, LOAD, step};
     const HAS: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let step = |code, k, jf| libc::sock_filter { code, jt: 0, jf, k };
-    let mut filter = [
-        step(LOAD, 0, 0), // the number of the call
-        step(EQUAL, libc::SYS_flock as u32, 3),
-        step(LOAD, 24, 0), // the low half of its second argument
-        step(HAS, libc::LOCK_EX as u32, 1),
-        step(RETURN, libc::SECCOMP_RET_ERRNO | libc::EBADF as u32, 0),
-        step(RETURN, libc::SECCOMP_RET_ALLOW, 0),
-    ];
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: the program is a valid filter and outlives the calls, which copy it.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let filter = libc::SECCOMP_MODE_FILTER;
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, filter, &program), 0);
-    }
+    let number = step(LOAD, 0, 0);
+    let call = step(EQUAL, libc::SYS_flock as u32, 3);
+    let low_half_of_its_second_argument = step(LOAD, 24, 0);
+    let exclusive = step(HAS, libc::LOCK_EX as u32, 1);
+    seccomp::refuse(
+        &[number, call, low_half_of_its_second_argument, exclusive],
+        libc::EBADF,
+    );
     let file = tempfile::tempfile().unwrap();
     let refused = fs2::FileExt::try_lock_exclusive(&file).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EBADF));
