@@ -44,6 +44,11 @@ def wait_until(what, condition):
     return value
 
 
+def get(url):
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {KEY}"})
+    return urllib.request.urlopen(request, timeout=PATIENCE)
+
+
 class Stack:
     """Model servers, and gateways before them, in a lock directory of their own."""
 
@@ -78,7 +83,7 @@ class Stack:
 
     def health(self, port):
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+            with get(f"http://127.0.0.1:{port}/health") as answer:
                 return json.load(answer)
         except OSError:
             return {"backends": []}
@@ -186,8 +191,7 @@ class Gateway(unittest.TestCase):
 
         wait_until("an end", idle)
         url = f"http://127.0.0.1:{self.port}/metrics"
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {KEY}"})
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        with get(url) as answer:
             samples = (line.rpartition(" ") for line in answer.read().decode().splitlines())
         values = {name: value for name, _, value in samples}
         names = (f'llmlb_requests_total{{backend="{url}",code="200"}}' for url in self.urls[:2])
