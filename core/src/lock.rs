@@ -171,7 +171,9 @@ impl ServerLock {
 
     /// Takes the lock back from a server it was handed over to and that has ended: every other
     /// process that has the lock's descriptor, as what the server left behind may, is asked to end,
-    /// and killed after `grace`; then the file names this process.
+    /// and killed after `grace`; then the file names this process. Who is about to close it anyway,
+    /// as a child between fork and exec, has up to a second for that first, or `grace` if that is
+    /// less.
     ///
     /// Finding them is possible on Linux; elsewhere this is [`adopt`](Self::adopt).
     ///
@@ -180,9 +182,9 @@ impl ServerLock {
     /// As [`adopt`](Self::adopt), and [`LockError::StopFailed`] if a process can't be ended.
     pub fn reclaim(&mut self, grace: Duration) -> Result<(), LockError> {
         // The kernel is asked first: nobody else has it, usually.
-        if !self.hold_alone()? {
+        if !self.hold_alone(SETTLE.min(grace))? {
             end_other_holders(&self.file, grace).map_err(LockError::StopFailed)?;
-            if !self.hold_alone()? {
+            if !self.hold_alone(SETTLE)? {
                 return Err(LockError::StopFailed(self.still_held()));
             }
         }
@@ -190,8 +192,8 @@ impl ServerLock {
     }
 
     /// Takes the lock by another description of the file: only that shows that nobody has the first.
-    /// False if somebody has.
-    fn hold_alone(&mut self) -> Result<bool, LockError> {
+    /// False if somebody has after this time.
+    fn hold_alone(&mut self, patience: Duration) -> Result<bool, LockError> {
         let failed = LockError::StopFailed;
         let name = file_name(self.info.port);
         let second = self.directory.open_again(&name, &self.file);
@@ -203,7 +205,7 @@ impl ServerLock {
         let blanked = self.file.blank(len);
         blanked.map_err(|e| failed(context(e, format!("cannot write {}", self.path.display()))))?;
         self.file = Arc::new(second);
-        let freed = lock_freed(&self.directory, &name, self.info.port, &self.file, SETTLE);
+        let freed = lock_freed(&self.directory, &name, self.info.port, &self.file, patience);
         match freed.map_err(failed)? {
             Freed::Ours => Ok(true),
             Freed::Gone => Err(self.lost()),

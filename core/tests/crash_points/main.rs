@@ -3,6 +3,10 @@
 //! fail once with each of several errors. Afterwards the next start takes the port at once, what
 //! the file said never misleads, and nothing else was harmed.
 //!
+//! What looks at all processes, or waits, makes the same call many times over: there the first, the
+//! second and the last at each place in the program are points. `LLMLB_CRASH_POINTS_ALL=1` takes all
+//! of them, a name after `--` that operation alone.
+//!
 //! A program of its own, not a test for the usual runner: it forks, which takes a single thread.
 
 #[cfg(all(

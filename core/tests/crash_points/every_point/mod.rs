@@ -23,13 +23,16 @@ use tracer::{Call, End, Plan, Trace};
 use world::World;
 
 /// How many operations are looked at together.
-const WORKERS: usize = 3;
+const WORKERS: usize = 8;
 /// A worker that takes longer hangs, in seconds.
 const PATIENCE: u32 = 300;
 /// What a call fails with: a broken medium, a full one, no descriptors left, a signal.
 const ERRORS: [Errno; 4] = [Errno::EIO, Errno::ENOSPC, Errno::EMFILE, Errno::EINTR];
-/// Takes minutes while a machine is busy: run when it is asked for (`-- reclaim`).
-const BY_NAME_ALONE: [&str; 2] = ["reclaim", "stop"];
+/// An operation of many calls is divided among so many workers, as it waits a lot.
+const SHARES: usize = 6;
+/// What has more calls than this looks at many processes or waits: of each site there the first,
+/// the second and the last call are points.
+const MANY: usize = 100;
 /// So many failures tell enough of one operation.
 const ENOUGH: usize = 8;
 
@@ -43,34 +46,25 @@ pub(super) fn main() {
         println!("crash points: SKIPPED, as ptrace is not allowed here: {why}");
         return;
     }
-    if filters.is_empty() {
-        println!(
-            "crash points: {}: SKIPPED unless named",
-            BY_NAME_ALONE.join(", ")
-        );
-    }
     let started = Instant::now();
     let mut waiting: Vec<_> = scenario::all()
         .into_iter()
-        .filter(|s| match filters.is_empty() {
-            true => !BY_NAME_ALONE.contains(&s.name),
-            false => filters.iter().any(|f| s.name.contains(f.as_str())),
-        })
-        .rev()
+        .filter(|s| filters.is_empty() || filters.iter().any(|f| s.name.contains(f.as_str())))
+        .flat_map(|scenario| (0..scenario.shares()).map(move |share| (scenario, share)))
         .collect();
     if waiting.is_empty() {
         return;
     }
     // The longest first; they are taken from the end.
-    waiting.sort_by_key(|scenario| scenario.after == After::Stops);
+    waiting.sort_by_key(|(scenario, _)| scenario.is_long);
     let mut running: Vec<Worker> = Vec::new();
     let mut total = 0;
     let mut failed = false;
     while !(waiting.is_empty() && running.is_empty()) {
         while running.len() < WORKERS
-            && let Some(scenario) = waiting.pop()
+            && let Some((scenario, share)) = waiting.pop()
         {
-            running.push(Worker::start(scenario));
+            running.push(Worker::start(scenario, share));
         }
         let worker = running.remove(0);
         match worker.finish() {
@@ -118,7 +112,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(scenario: Scenario) -> Self {
+    fn start(scenario: Scenario, share: usize) -> Self {
         let (output, mut say) = std::io::pipe().unwrap();
         // SAFETY: this process has a single thread.
         match unsafe { fork() }.unwrap() {
@@ -132,7 +126,7 @@ impl Worker {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
                 enter_namespace();
                 alarm::set(PATIENCE);
-                let points = all_points(&scenario);
+                let points = all_points(&scenario, share);
                 let points = points.map_or_else(|()| "failed".to_owned(), |n| n.to_string());
                 say.write_all(points.as_bytes()).unwrap();
                 exit(0);
@@ -177,11 +171,11 @@ fn enter_namespace() {
 }
 
 /// How many points there were; what went wrong is printed.
-fn all_points(scenario: &Scenario) -> Result<usize, ()> {
+fn all_points(scenario: &Scenario, share: usize) -> Result<usize, ()> {
     let started = Instant::now();
     let mut world = World::new();
     let calls = match at_point(&mut world, scenario, Plan::Count) {
-        Ok(calls) => calls,
+        Ok(trace) => trace.calls,
         Err(why) => {
             println!("{}: {why}", scenario.name);
             return Err(());
@@ -193,20 +187,25 @@ fn all_points(scenario: &Scenario) -> Result<usize, ()> {
         }
     }
     let mut plans = plans(scenario, &calls);
+    let shares = scenario.shares();
+    // By its site: from run to run the number of calls differs, where they are made does not.
+    plans.retain(|plan| {
+        plan.point()
+            .is_some_and(|at| at.site.share(shares) == share)
+    });
     if let Ok(only) = std::env::var("LLMLB_CRASH_POINTS_ONLY") {
         plans.retain(|plan| format!("{plan:?}").contains(&only));
     }
     let mut wrong = 0;
+    let mut missed = 0;
     for &plan in &plans {
         if std::env::var_os("LLMLB_CRASH_POINTS_CALLS").is_some() {
             println!("{}: {plan:?}", scenario.name);
         }
-        if let Err(why) = at_point(&mut world, scenario, plan) {
-            let at = match plan {
-                Plan::Count => None,
-                Plan::KillBefore(at) | Plan::KillAfter(at) => calls.get(at),
-                Plan::Fail(at, _) | Plan::Short(at) => calls.get(at),
-            };
+        let looked = at_point(&mut world, scenario, plan);
+        missed += usize::from(looked.as_ref().is_ok_and(|trace| !trace.reached));
+        if let Err(why) = looked {
+            let at = calls.iter().find(|call| Some(call.point) == plan.point());
             let at = at.map(name).unwrap_or_default();
             println!("{}, {plan:?} {at}: {why}", scenario.name);
             wrong += 1;
@@ -218,19 +217,45 @@ fn all_points(scenario: &Scenario) -> Result<usize, ()> {
     }
     let kills = plans.iter().filter(|plan| plan.kills()).count();
     println!(
-        "crash points: {}: {} calls, {kills} kills, {} failures, {:.1} s{}",
+        "crash points: {}{}: {} calls, {kills} kills, {} failures{}, {:.1} s{}",
         scenario.name,
+        match shares {
+            1 => String::new(),
+            _ => format!(" ({} of {shares})", share + 1),
+        },
         calls.len(),
         plans.len() - kills,
+        match missed {
+            0 => String::new(),
+            _ => format!(" ({missed} calls not made this time)"),
+        },
         started.elapsed().as_secs_f32(),
         if wrong == 0 { "" } else { ": FAILED" }
     );
-    if wrong == 0 { Ok(plans.len()) } else { Err(()) }
+    if wrong == 0 {
+        Ok(plans.len() - missed)
+    } else {
+        Err(())
+    }
+}
+
+/// Whether this call is one to be cut off at, among so many.
+fn is_point(call: &Call, calls: &[Call]) -> bool {
+    if std::env::var_os("LLMLB_CRASH_POINTS_ALL").is_some() {
+        return true;
+    }
+    let last = || {
+        calls
+            .iter()
+            .rfind(|other| other.point.site == call.point.site)
+    };
+    calls.len() <= MANY || call.point.nth < 2 || last().is_some_and(|l| l.point == call.point)
 }
 
 fn plans(scenario: &Scenario, calls: &[Call]) -> Vec<Plan> {
     let mut plans = Vec::new();
-    for (at, call) in calls.iter().enumerate() {
+    for call in calls.iter().filter(|call| is_point(call, calls)) {
+        let at = call.point;
         plans.extend([Plan::KillBefore(at), Plan::KillAfter(at)]);
         if call.can_fail() && !(scenario.exempt)(call) {
             let errors = ERRORS
@@ -246,7 +271,7 @@ fn plans(scenario: &Scenario, calls: &[Call]) -> Vec<Plan> {
 }
 
 /// Runs the operation once and looks at what it leaves. Its calls, or what is wrong.
-fn at_point(world: &mut World, scenario: &Scenario, plan: Plan) -> Result<Vec<Call>, String> {
+fn at_point(world: &mut World, scenario: &Scenario, plan: Plan) -> Result<Trace, String> {
     let other = (scenario.plant)(world);
     let mut subject = world.subject(scenario, other);
     let trace = tracer::trace(subject.pid, scenario.victim, plan);
@@ -262,7 +287,7 @@ fn at_point(world: &mut World, scenario: &Scenario, plan: Plan) -> Result<Vec<Ca
         world.nothing_else_is_harmed();
         Ok(())
     })?;
-    Ok(trace.calls)
+    Ok(trace)
 }
 
 /// Looks in a process of its own: what the library learns once and remembers, the next subject

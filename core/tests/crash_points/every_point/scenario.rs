@@ -12,6 +12,9 @@ use nix::unistd::{ForkResult, Pid, fork};
 use super::tracer::{Call, Trace, Victim};
 use super::world::{DEAD, PORT, Subject, World, end, is_alive, wait_for_end};
 
+/// What is left behind obeys; so much of it is waited before that.
+const GRACE: Duration = Duration::from_millis(30);
+
 /// What a subject has before its operation.
 #[derive(Default)]
 pub(super) struct Held {
@@ -21,6 +24,7 @@ pub(super) struct Held {
     pub(super) server: Option<Pid>,
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct Scenario {
     pub(super) name: &'static str,
     pub(super) victim: Victim,
@@ -33,6 +37,14 @@ pub(super) struct Scenario {
     pub(super) after: After,
     /// Calls that are not ours to make good if they fail.
     pub(super) exempt: fn(&Call) -> bool,
+    /// It looks at all processes, or waits.
+    pub(super) is_long: bool,
+}
+
+impl Scenario {
+    pub(super) fn shares(&self) -> usize {
+        if self.is_long { super::SHARES } else { 1 }
+    }
 }
 
 /// What is expected afterwards.
@@ -160,6 +172,7 @@ pub(super) fn all() -> Vec<Scenario> {
         act: acquire,
         after: After::Guards,
         exempt: none,
+        is_long: false,
     };
     vec![
         acquire_from("acquire, new", nothing),
@@ -194,6 +207,7 @@ pub(super) fn all() -> Vec<Scenario> {
             },
             after: After::Refused,
             exempt: none,
+            is_long: false,
         },
         Scenario {
             name: "release",
@@ -203,6 +217,7 @@ pub(super) fn all() -> Vec<Scenario> {
             act: |_, held, _| held.lock.take().unwrap().release().map_err(text),
             after: After::Frees,
             exempt: none,
+            is_long: false,
         },
         Scenario {
             name: "hand-over",
@@ -215,6 +230,7 @@ pub(super) fn all() -> Vec<Scenario> {
             },
             after: After::Hands,
             exempt: none,
+            is_long: false,
         },
         Scenario {
             name: "adopt",
@@ -224,6 +240,7 @@ pub(super) fn all() -> Vec<Scenario> {
             act: |_, held, _| held.lock.as_mut().unwrap().adopt().map_err(text),
             after: After::Takes,
             exempt: none,
+            is_long: false,
         },
         Scenario {
             name: "child_hook, its launcher",
@@ -233,6 +250,7 @@ pub(super) fn all() -> Vec<Scenario> {
             act: spawn,
             after: After::Hands,
             exempt: of_the_standard_library,
+            is_long: false,
         },
         Scenario {
             name: "child_hook, the child",
@@ -242,6 +260,7 @@ pub(super) fn all() -> Vec<Scenario> {
             act: spawn,
             after: After::Hands,
             exempt: none,
+            is_long: false,
         },
         Scenario {
             name: "stop",
@@ -255,6 +274,7 @@ pub(super) fn all() -> Vec<Scenario> {
             },
             after: After::Stops,
             exempt: none,
+            is_long: true,
         },
         Scenario {
             name: "reclaim",
@@ -263,10 +283,11 @@ pub(super) fn all() -> Vec<Scenario> {
             prepare: beside_a_left_over,
             act: |_, held, _| {
                 let lock = held.lock.as_mut().unwrap();
-                lock.reclaim(Duration::from_secs(20)).map_err(text)
+                lock.reclaim(GRACE).map_err(text)
             },
             after: After::Takes,
             exempt: none,
+            is_long: true,
         },
     ]
 }

@@ -1,6 +1,8 @@
 //! Runs a process from one mark to another, system call by system call, and ends it or fails a call
 //! on the way. Knows nothing of locks.
 
+use std::collections::{HashMap, HashSet};
+
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
@@ -20,28 +22,59 @@ pub(super) enum Victim {
     Child,
 }
 
+/// Where in the program a call is made: one that waits makes the same one as often as it has time to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Site {
+    number: i64,
+    stack: u64,
+}
+
+impl Site {
+    /// To which of so many parts of all sites it belongs: the same in every fork of one program.
+    pub(super) fn share(self, shares: usize) -> usize {
+        let mixed = (self.stack ^ self.number.unsigned_abs()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        usize::try_from(mixed >> 40).map_or(0, |mixed| mixed % shares)
+    }
+}
+
+/// A call: at its site, the first is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Point {
+    pub(super) site: Site,
+    pub(super) nth: usize,
+}
+
 /// What is done to the victim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plan {
     /// Nothing: its calls are listed.
     Count,
-    KillBefore(usize),
-    KillAfter(usize),
+    KillBefore(Point),
+    KillAfter(Point),
     /// The call is not made, and seems to have failed.
-    Fail(usize, Errno),
+    Fail(Point, Errno),
     /// The call, a write, gets half of what it should write.
-    Short(usize),
+    Short(Point),
 }
 
 impl Plan {
     pub(super) fn kills(self) -> bool {
         matches!(self, Self::KillBefore(_) | Self::KillAfter(_))
     }
+
+    pub(super) fn point(self) -> Option<Point> {
+        match self {
+            Self::Count => None,
+            Self::KillBefore(at) | Self::KillAfter(at) => Some(at),
+            Self::Fail(at, _) | Self::Short(at) => Some(at),
+        }
+    }
 }
 
 /// A system call that the victim made, or was about to make.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call {
+    pub(super) point: Point,
     pub(super) number: i64,
     pub(super) arguments: [u64; 6],
     /// It is about a file that the kernel makes up: its close can't fail, and no signal interrupts it.
@@ -64,6 +97,8 @@ pub(super) struct Trace {
     pub(super) end: End,
     /// What the subject has forked.
     pub(super) child: Option<Pid>,
+    /// The planned call was made, or about to be.
+    pub(super) reached: bool,
 }
 
 /// For the subject: begins or ends what is counted.
@@ -102,10 +137,13 @@ pub(super) fn trace(subject: Pid, victim: Victim, plan: Plan) -> Trace {
         counting: false,
         failing: false,
         done: false,
+        made: HashMap::new(),
+        threads: HashSet::new(),
         trace: Trace {
             calls: Vec::new(),
             end: End::Done,
             child: None,
+            reached: plan == Plan::Count,
         },
     };
     run.go_on(subject, None);
@@ -123,6 +161,10 @@ struct Run {
     failing: bool,
     /// What was planned has happened: calls need no longer be looked at.
     done: bool,
+    /// Calls by site.
+    made: HashMap<Site, usize>,
+    /// Threads that the subject has just started: let go as soon as they are there.
+    threads: HashSet<Pid>,
     trace: Trace,
 }
 
@@ -147,6 +189,11 @@ impl Run {
             };
             let pid = status.pid().expect("a process");
             let is_subject = pid == self.subject;
+            if self.threads.remove(&pid) {
+                // It stops, or has died with its process.
+                let _ = ptrace::detach(pid, None);
+                continue;
+            }
             let next = match status {
                 WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
                     if is_subject && !subject_done {
@@ -178,6 +225,7 @@ impl Run {
                 Next::Kill => {
                     kill(pid, Signal::SIGKILL).expect("it is stopped");
                     if is_subject {
+                        self.reap_threads();
                         // Dead, and not reaped: the next start has to do with a zombie.
                         let flags =
                             WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL;
@@ -185,6 +233,17 @@ impl Run {
                         self.trace.end = End::Killed;
                         subject_done = true;
                     }
+                }
+            }
+        }
+    }
+
+    /// A process is dead only when the last of its traced threads has been waited for.
+    fn reap_threads(&mut self) {
+        for thread in std::mem::take(&mut self.threads) {
+            while let Ok(status) = waitpid(thread, Some(WaitPidFlag::__WALL)) {
+                if matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..)) {
+                    break;
                 }
             }
         }
@@ -204,12 +263,17 @@ impl Run {
     fn event(&mut self, pid: Pid, event: i32, child_done: &mut bool) -> Next {
         match event {
             libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
+                let new = ptrace::getevent(pid).expect("a fork tells its child");
+                let new = Pid::from_raw(i32::try_from(new).expect("a PID"));
+                if is_thread(pid, new) {
+                    self.threads.insert(new);
+                    return Next::GoOn(None);
+                }
                 assert!(
                     self.trace.child.is_none(),
                     "one child is all that is traced"
                 );
-                let child = ptrace::getevent(pid).expect("a fork tells its child");
-                self.trace.child = Some(Pid::from_raw(i32::try_from(child).expect("a PID")));
+                self.trace.child = Some(new);
                 *child_done = false;
                 Next::GoOn(None)
             }
@@ -225,8 +289,13 @@ impl Run {
             ENTRY => {
                 // SAFETY: the kernel fills this part of the union at an entry.
                 let entry = unsafe { info.u.entry };
-                let call = Call {
+                let site = Site {
                     number: i64::try_from(entry.nr).unwrap_or(-1),
+                    stack: info.stack_pointer,
+                };
+                let call = Call {
+                    point: Point { site, nth: 0 },
+                    number: site.number,
                     arguments: entry.args,
                     of_proc: false,
                 };
@@ -238,7 +307,10 @@ impl Run {
                     return Next::GoOn(None);
                 }
                 let link = format!("/proc/{pid}/fd/{}", call.arguments[0]);
+                let made = self.made.entry(site).or_default();
+                let nth = std::mem::replace(made, *made + 1);
                 let call = Call {
+                    point: Point { site, nth },
                     of_proc: std::fs::read_link(link).is_ok_and(|file| file.starts_with("/proc")),
                     ..call
                 };
@@ -251,7 +323,8 @@ impl Run {
     }
 
     fn enter(&mut self, pid: Pid, call: &Call) -> Next {
-        let now = self.trace.calls.len() - 1;
+        let now = call.point;
+        self.trace.reached |= self.plan.point() == Some(now);
         match self.plan {
             Plan::KillBefore(at) if at == now => return Next::Kill,
             Plan::Fail(at, _) if at == now => {
@@ -272,7 +345,7 @@ impl Run {
     }
 
     fn leave(&mut self, pid: Pid) -> Next {
-        let Some(now) = self.trace.calls.len().checked_sub(1) else {
+        let Some(now) = self.trace.calls.last().map(|call| call.point) else {
             return Next::GoOn(None); // of the mark
         };
         if self.plan == Plan::KillAfter(now) {
@@ -286,6 +359,10 @@ impl Run {
         }
         Next::GoOn(None)
     }
+}
+
+fn is_thread(process: Pid, id: Pid) -> bool {
+    std::path::Path::new(&format!("/proc/{process}/task/{id}")).exists()
 }
 
 impl Call {
@@ -318,6 +395,7 @@ impl Call {
                 | libc::SYS_clock_gettime
                 | libc::SYS_clock_nanosleep
                 | libc::SYS_nanosleep
+                | libc::SYS_restart_syscall
                 | libc::SYS_getpid
                 | libc::SYS_gettid
                 | libc::SYS_geteuid
