@@ -7,10 +7,12 @@ mod exit;
 mod guard;
 mod hangup;
 mod hints;
+mod listening;
 mod manual;
 mod output;
 mod own_address;
 mod pool;
+mod ready;
 mod serve;
 mod signals;
 mod status;
@@ -46,11 +48,7 @@ fn main() -> ExitCode {
             None => e.exit(),
         },
     };
-    if let Some(option) = args::without_effect(&matches) {
-        let message = format!(
-            "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs \
-             to the COMMAND itself"
-        );
+    if let Some(message) = args::without_effect(&matches) {
         return output::report(Failure::new(exit::USAGE, message));
     }
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());

@@ -11,6 +11,7 @@ use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
+use crate::ready::Readiness;
 use crate::signals::{Shutdown, die_of};
 use crate::{built_in, output, supervise};
 #[cfg(unix)]
@@ -35,6 +36,7 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
     let mut shutdown = Shutdown::listen()
         .map_err(|e| Failure::new(exit::FAILURE, format!("cannot listen for signals: {e}")))?;
     let locks = LockDir::default();
+    let readiness = Readiness::new();
     // A free port is known only once it is bound; any other is bound under its lock.
     let free = match args.port {
         0 => Some(bind(&args.host, 0)?),
@@ -49,19 +51,19 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
         Obtained::Lock(lock) => lock,
         #[cfg(unix)]
         Obtained::Succession(prepared, succession) => {
-            return built_in::serve(*prepared, *succession, &args, shutdown).await;
+            return built_in::serve(*prepared, *succession, &args, &readiness, shutdown).await;
         }
         Obtained::Interrupted(signal) => return Ok(die_of(signal)),
     };
     if !args.command.is_empty() {
         drop(free);
-        return supervise::run(lock, &args, shutdown).await;
+        return supervise::run(lock, &args, &readiness, shutdown).await;
     }
     let listener = match free {
         Some(listener) => listener,
         None => bind(&args.host, port)?,
     };
-    built_in::run(lock, listener, &args, shutdown).await
+    built_in::run(lock, listener, &args, &readiness, shutdown).await
 }
 
 /// The addresses that a host's name stands for, and how to write them.

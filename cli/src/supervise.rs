@@ -16,6 +16,7 @@ mod ended;
 mod ending;
 #[cfg(unix)]
 mod left_behind;
+mod readying;
 #[cfg(unix)]
 mod terminal;
 #[cfg(unix)]

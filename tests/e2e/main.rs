@@ -12,6 +12,8 @@ mod hostile;
 #[cfg(target_os = "linux")]
 mod left_over;
 mod readme;
+#[cfg(target_os = "linux")] // whose a port is, and systemd
+mod ready;
 // Signals, process groups and interpreters.
 #[cfg(unix)]
 mod regressions;

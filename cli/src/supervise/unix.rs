@@ -9,16 +9,18 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::ended::Ended;
 use super::ending::{Ending, send};
 use super::left_behind::{self, LeftBehind};
+use super::readying;
 use super::terminal::{self, Terminal};
 use super::{cannot_run, command};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::guard::{notify_ready, watch};
+use crate::guard::watch;
+use crate::ready::{Probe, Readiness};
 use crate::signals::{Inherited, Shutdown, Stream, die_of};
 
 /// How long those may take to end that hold the lock still, when all else has ended.
@@ -27,6 +29,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub(crate) async fn run(
     mut lock: ServerLock,
     args: &ServeArgs,
+    readiness: &Readiness,
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot watch server: {e}"));
@@ -59,8 +62,16 @@ pub(crate) async fn run(
         lock.info().port,
         args.command[0]
     );
-    notify_ready();
 
+    let probe = Probe {
+        server: server.as_raw().unsigned_abs(),
+        launcher: std::process::id(),
+        port: lock.info().port,
+        host: args.host.clone(),
+        url: args.supervision.ready_url.clone(),
+    };
+    let mut following = Box::pin(readying::follow(probe, readiness, args));
+    let mut too_late = None;
     let ended = Ended::of(server);
     let mut ending = Ending::new(args.drain_timeout);
     let mut watching = Box::pin(watch(&lock));
@@ -82,6 +93,12 @@ pub(crate) async fn run(
             () = child_changed.recv() => {}
             () = ended.wait() => {}
             never = &mut watching => match never {},
+            late = &mut following, if too_late.is_none() => {
+                let failure = late.failure();
+                error!("{}", failure.message);
+                ending.ask(server, Signal::SIGTERM);
+                too_late = Some(failure);
+            }
             number = passed_on.recv() => {
                 send(server, number);
                 if number == Signal::SIGTSTP {
@@ -101,6 +118,8 @@ pub(crate) async fn run(
         }
     };
     drop(watching);
+    drop(following);
+    readiness.lost();
     tokio::select! {
         biased;
         () = woken.recv() => ending.stopped(),
@@ -132,6 +151,9 @@ pub(crate) async fn run(
     if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
         // The server's exit code tells its caller more than ours would.
         warn!("{e}");
+    }
+    if let Some(failure) = too_late {
+        return Err(failure);
     }
     Ok(match status {
         // All seems well, and is not: who asked for a server has none.
