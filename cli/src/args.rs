@@ -90,6 +90,17 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "TIME", default_value = "4", value_parser = seconds)]
     pub(crate) drain_timeout: Duration,
 
+    /// Serve in the background, with output in a log file; returns when the server is ready. Not on
+    /// Windows
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+
+    /// The log of a server in the background, opened anew at SIGHUP; by default serve_PORT.log beside
+    /// the lock
+    #[arg(long, value_name = "PATH", requires = "detach")]
+    #[cfg_attr(not(unix), allow(dead_code, reason = "refused together with --detach"))]
+    pub(crate) log_file: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) supervision: SupervisionArgs,
 

@@ -16,6 +16,8 @@ mod ended;
 mod ending;
 #[cfg(unix)]
 mod left_behind;
+#[cfg(unix)]
+mod passed_through;
 mod readying;
 #[cfg(unix)]
 mod terminal;

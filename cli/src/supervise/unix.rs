@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use super::ended::Ended;
 use super::ending::{Ending, send};
 use super::left_behind::{self, LeftBehind};
+use super::passed_through::PassedThrough;
 use super::readying;
 use super::terminal::{self, Terminal};
 use super::{cannot_run, command};
@@ -34,12 +35,12 @@ pub(crate) async fn run(
 ) -> Result<u8, Failure> {
     let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot watch server: {e}"));
     let mut child_changed = Stream::listen_anyway(Signal::SIGCHLD).map_err(failed)?;
-    let mut passed_on = PassedOn::listen().map_err(failed)?;
+    let mut passed_on = PassedOn::listen(args.detach).map_err(failed)?;
     // `llmlb stop` wakes us before it asks the server.
     let mut woken = Stream::listen_anyway(Signal::SIGCONT).map_err(failed)?;
     let terminal = Terminal::find();
     let mut offspring = Offspring::prepare(&lock)?;
-    let server = spawn(&mut lock, args, &offspring)?;
+    let (server, output) = spawn(&mut lock, args, &offspring)?;
     offspring.started(server.as_raw().unsigned_abs());
     if terminal
         .as_ref()
@@ -148,6 +149,9 @@ pub(crate) async fn run(
     )
     .await;
     drop(offspring);
+    if let Some(output) = output {
+        output.finish();
+    }
     if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
         // The server's exit code tells its caller more than ours would.
         warn!("{e}");
@@ -188,8 +192,20 @@ fn reap(server: Pid) -> io::Result<Option<WaitStatus>> {
 
 /// Starts the server as the leader of a process group of its own; it inherits the lock, and is
 /// named by it from before it runs.
-fn spawn(lock: &mut ServerLock, args: &ServeArgs, offspring: &Offspring) -> Result<Pid, Failure> {
+fn spawn(
+    lock: &mut ServerLock,
+    args: &ServeArgs,
+    offspring: &Offspring,
+) -> Result<(Pid, Option<PassedThrough>), Failure> {
     let mut command = command(lock, args)?;
+    let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot pass output on: {e}"));
+    let mut output = None;
+    if args.detach {
+        let (writer, through) = PassedThrough::start().map_err(failed)?;
+        command.stdout(writer.try_clone().map_err(failed)?);
+        command.stderr(writer);
+        output = Some(through);
+    }
     command.env(SERVER_ID_ENV, offspring.id().as_str());
     command.process_group(0);
     let hook = lock.child_hook()?;
@@ -212,17 +228,21 @@ fn spawn(lock: &mut ServerLock, args: &ServeArgs, offspring: &Offspring) -> Resu
         }
     };
     // It is reaped by hand, as only that tells when it is stopped.
-    Ok(Pid::from_raw(child.id().cast_signed()))
+    Ok((Pid::from_raw(child.id().cast_signed()), output))
 }
 
 /// Signals that mean something to servers and nothing to llmlb; SIGTSTP stops both.
 struct PassedOn([(Signal, Stream); 5]);
 
 impl PassedOn {
-    fn listen() -> io::Result<Self> {
+    /// In the background SIGHUP is for the log.
+    fn listen(detached: bool) -> io::Result<Self> {
         let listen = |number| Ok::<_, io::Error>((number, Stream::listen(number)?));
         Ok(Self([
-            listen(Signal::SIGHUP)?,
+            match detached {
+                true => (Signal::SIGHUP, Stream::none()),
+                false => listen(Signal::SIGHUP)?,
+            },
             listen(Signal::SIGQUIT)?,
             listen(Signal::SIGUSR1)?,
             listen(Signal::SIGUSR2)?,
