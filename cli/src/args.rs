@@ -124,6 +124,26 @@ pub(crate) struct SupervisionArgs {
     /// End it if it is not ready within this time; without, it may take for ever
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub(crate) ready_timeout: Option<Duration>,
+
+    /// Start it again when it fails: with another exit code than 0, by a signal that nobody sends on
+    /// purpose, or not ready in time. After 1 second, then 2, 4 and so on. Not on Windows
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Restart::No)]
+    pub(crate) restart: Restart,
+
+    /// How many times within 10 minutes it is started again
+    #[arg(long, value_name = "N", default_value = "5", requires = "restart")]
+    #[cfg_attr(
+        not(unix),
+        allow(dead_code, reason = "refused together with --restart")
+    )]
+    pub(crate) restart_max: u32,
+}
+
+/// When a COMMAND is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Restart {
+    No,
+    OnFailure,
 }
 
 /// How the built-in server balances.

@@ -32,6 +32,11 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
         let message = "--detach is not there on Windows: run it as a service, or with start /b";
         return Err(Failure::new(exit::USAGE, message));
     }
+    #[cfg(windows)]
+    if args.supervision.restart == crate::args::Restart::OnFailure {
+        let message = "--restart is not there on Windows: run it as a service that is";
+        return Err(Failure::new(exit::USAGE, message));
+    }
     #[cfg(unix)]
     let detached = match args.detach {
         true => match detach::detach(args.log_file.as_deref())? {

@@ -20,6 +20,8 @@ mod left_behind;
 mod passed_through;
 mod readying;
 #[cfg(unix)]
+mod restart;
+#[cfg(unix)]
 mod terminal;
 #[cfg(unix)]
 mod unix;

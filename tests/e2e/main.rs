@@ -19,6 +19,8 @@ mod ready;
 // Signals, process groups and interpreters.
 #[cfg(unix)]
 mod regressions;
+#[cfg(target_os = "linux")] // by PIDs
+mod restart;
 mod serve;
 #[cfg(unix)]
 mod signals;
