@@ -386,6 +386,8 @@ impl StatusArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     Table,
+    /// A table of all that can be told
+    Wide,
     Json,
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 
 /// Who listens on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 pub(crate) enum Listening {
     /// The server does, or somebody of whom it can't be told that he is not of the server's.
     On(SocketAddr),
@@ -58,6 +59,9 @@ pub(crate) fn holder_listens(holder: u32, lock: &Path, port: u16) -> Listening {
         found => found,
     }
 }
+
+#[cfg(target_os = "linux")]
+pub(crate) use linux::launcher;
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -289,7 +293,7 @@ mod linux {
     }
 
     /// The parent of a holder, if it has the lock's file open.
-    pub(super) fn launcher(holder: u32, lock: &Path) -> Option<u32> {
+    pub(crate) fn launcher(holder: u32, lock: &Path) -> Option<u32> {
         let status = fs::read_to_string(format!("/proc/{holder}/status")).ok()?;
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
         let parent = parent.trim().parse().ok().filter(|&parent| parent > 0)?;

@@ -5,6 +5,7 @@ mod backends;
 mod built_in;
 #[cfg(unix)]
 mod detach;
+mod details;
 mod exit;
 mod guard;
 mod hangup;

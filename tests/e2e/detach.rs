@@ -198,3 +198,48 @@ fn a_log_that_was_moved_is_opened_anew_at_sighup_which_the_server_does_not_get()
     let log = fs::read_to_string(&log).unwrap();
     assert!(log.contains("Server"), "the end is in the new one: {log}");
 }
+
+/// By logrotate where it is installed, else by what logrotate would do.
+#[test]
+fn the_logrotate_snippet_rotates() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let snippet = fs::read_to_string(format!("{root}/packaging/llmlb.logrotate")).unwrap();
+    let documents = fs::read_to_string(format!("{root}/docs/background.md")).unwrap();
+    assert!(documents.contains(&snippet));
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let logs = sandbox.path().join("logs");
+    fs::create_dir(&logs).unwrap();
+    let log = logs.join("chat.log");
+    let option = ["--log-file", log.to_str().unwrap()];
+    detach(&sandbox, port, &option, &[GUINEA, &text]).expect(0);
+    let snippet = snippet.replace("/var/log/llmlb", logs.to_str().unwrap());
+    let configuration = sandbox.path().join("llmlb.logrotate");
+    fs::write(&configuration, &snippet).unwrap();
+    let directory = llmlb_tests::llmlb_binary().parent().unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let mut command = std::process::Command::new(program);
+        command.args(args).env("LLMLB_LOCK_DIR", sandbox.path());
+        command.env("PATH", format!("{}:{path}:/usr/sbin", directory.display()));
+        command.status()
+    };
+    let state = sandbox.path().join("state");
+    let state = state.to_str().unwrap();
+    let arguments = ["-f", "-s", state, configuration.to_str().unwrap()];
+    match run("/usr/sbin/logrotate", &arguments) {
+        Ok(status) => assert!(status.success()),
+        Err(_) => {
+            fs::rename(&log, logs.join("chat.log.1")).unwrap();
+            let script = snippet.split("postrotate").nth(1).unwrap();
+            let script = script.split("endscript").next().unwrap();
+            assert!(run("sh", &["-c", script]).unwrap().success());
+        }
+    }
+    wait_until("the log to be opened anew", || log.exists().then_some(()));
+    sandbox.run(["stop", &text]).expect(0);
+    logged(&log, "Server was ended by SIGTERM");
+    let rotated = fs::read_to_string(logs.join("chat.log.1")).unwrap();
+    assert!(rotated.contains("Guarding port"), "{rotated}");
+}

@@ -222,7 +222,8 @@ async fn live(
     let status = loop {
         match reap(server).map_err(failed)? {
             Some(WaitStatus::Stopped(_, by)) => {
-                if terminal.is_some_and(|terminal| terminal.stopped(server, by)) {
+                let continues = terminal.is_some_and(|terminal| terminal.stopped(server, by));
+                if continues {
                     told.resumed = Some(Instant::now());
                     send(server, Signal::SIGCONT);
                 }
