@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::LazyLock;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{Table, presets};
@@ -13,18 +13,28 @@ use llmlb_lock_core::{LeftOver, LockDir, Server, ServerState};
 use serde::Serialize;
 
 use crate::args::{Format, StatusArgs};
+use crate::details::Details;
 use crate::exit::{self, Failure};
+use crate::listening::{Listening, holder_listens};
 use crate::{output, pool};
 
 /// A listening port on this machine accepts within microseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
+/// How many read at once what the system tells: that takes no waiting.
+const LOOKS: usize = 4;
 /// How many look at once whether a port accepts connections.
 const PROBES: usize = 128;
 /// How many lock files are shown. Whoever has more has not made them by starting servers.
 const SHOWN: usize = 2000;
+/// How often a server that is waited for is looked for.
+const FIRST_STEP: Duration = Duration::from_millis(10);
+const LONGEST_STEP: Duration = Duration::from_millis(250);
 const WATCH_STEP: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
+    if args.wait.is_some() && args.port.is_none() {
+        return Err(Failure::new(exit::USAGE, "--wait is for one PORT"));
+    }
     let locks = LockDir::default();
     if !locks.path().exists() {
         let directory = locks.path().display();
@@ -32,6 +42,8 @@ pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
             "There is no directory {directory}, and so no lock in it"
         ));
     }
+    let started = Instant::now();
+    let mut step = FIRST_STEP;
     loop {
         let rows = match rows(&locks, args) {
             Ok(rows) => rows,
@@ -43,11 +55,22 @@ pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
             }
             Err(failure) => return Err(failure),
         };
+        if let Some(patience) = args.wait
+            && exit_code(rows.rows.first()) != exit::OK
+        {
+            let left = patience.saturating_sub(started.elapsed());
+            if !left.is_zero() {
+                thread::sleep(step.min(left));
+                step = (step * 2).min(LONGEST_STEP);
+                continue;
+            }
+            output::note(&format!("Waited {patience:?} in vain"));
+        }
         let remark = rows.remark();
         let rows = rows.rows;
         let text = match (args.format, remark) {
-            (Format::Table, None) => table(&rows, args.port),
-            (Format::Table, Some(remark)) => table(&rows, args.port) + &remark + "\n",
+            (Format::Table | Format::Wide, None) => table(&rows, args),
+            (Format::Table | Format::Wide, Some(remark)) => table(&rows, args) + &remark + "\n",
             (Format::Json, remark) => {
                 remark.iter().for_each(|remark| output::note(remark));
                 json(&rows)?
@@ -83,7 +106,7 @@ fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Rows, Failure> {
     let (servers, hidden): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(shown);
     let unreadable = |server: &&Server| matches!(server.state, ServerState::Unreadable { .. });
     let hidden = hidden.iter().filter(unreadable).count();
-    if hidden > 0 && args.port.is_none() && !args.watch && args.format == Format::Table {
+    if hidden > 0 && args.port.is_none() && !args.watch && args.format != Format::Json {
         output::note(&format!(
             "{hidden} lock files that can't be read, of other users perhaps, are not shown: see --all"
         ));
@@ -91,12 +114,22 @@ fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Rows, Failure> {
     let (servers, left_out) = within_bounds(servers);
     // Looked up by the first probe, if there is one.
     let addresses = &LazyLock::new(local_addresses);
-    let listening = pool::map(&servers, PROBES, |server| {
-        server.state == ServerState::Running && accepts(server.port, addresses)
+    let seen = pool::map(&servers, LOOKS, |server| (server.port, seen(server)));
+    let listening = pool::map(&seen, PROBES, |&(port, seen)| match seen {
+        Listening::On(_) => true,
+        Listening::Not => false,
+        Listening::Unknown => connects(port, addresses),
     });
-    let rows = servers.into_iter().zip(listening);
+    let details = match args.format {
+        Format::Table => servers.iter().map(|_| Details::default()).collect(),
+        Format::Wide | Format::Json => {
+            let seen: Vec<_> = servers.iter().zip(&seen).collect();
+            pool::map(&seen, LOOKS, |(server, (_, seen))| details(server, *seen))
+        }
+    };
+    let rows = servers.into_iter().zip(listening).zip(details);
     let mut rows: Vec<Row> = rows
-        .map(|(server, listening)| Row::new(server, listening))
+        .map(|((server, listening), details)| Row::new(server, listening, details))
         .collect();
     if args.all && args.port.is_none() {
         rows.extend(locks.left_overs()?.into_iter().map(Row::left_over));
@@ -152,6 +185,8 @@ struct Row {
     /// Of a file that can't be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<String>,
+    #[serde(flatten)]
+    details: Details,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -166,7 +201,7 @@ enum Status {
 }
 
 impl Row {
-    fn new(server: Server, listening: bool) -> Self {
+    fn new(server: Server, listening: bool, details: Details) -> Self {
         let (status, owner) = match server.state {
             ServerState::Running if listening => (Status::Running, None),
             ServerState::Running => (Status::Starting, None),
@@ -182,6 +217,7 @@ impl Row {
             started_at: info.map(|info| info.started_at),
             status,
             owner,
+            details,
         }
     }
 
@@ -192,37 +228,52 @@ impl Row {
             started_at: left_over.started_at,
             status: Status::LeftOver,
             owner: None,
+            details: Details::default(),
         }
     }
 }
 
-fn table(rows: &[Row], port: Option<u16>) -> String {
+fn table(rows: &[Row], args: &StatusArgs) -> String {
     if rows.is_empty() {
-        return match port {
+        return match args.port {
             Some(port) => format!("No server running on port {port}\n"),
             None => "No servers running\n".to_owned(),
         };
     }
+    let wide = args.format == Format::Wide;
+    let mut header = vec!["PORT", "PID", "STARTED", "STATUS"];
+    if wide {
+        header.extend(["UPTIME", "USER", "ADDRESS", "LOG", "COMMAND"]);
+    }
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_header(["PORT", "PID", "STARTED", "STATUS"]);
+    table.load_style(presets::NOTHING).set_header(header);
     for row in rows {
-        let pid = row
-            .pid
-            .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-        let started = row.started_at.map_or_else(
-            || "-".to_owned(),
-            |at| at.to_rfc3339_opts(SecondsFormat::Secs, true),
-        );
+        let started = row
+            .started_at
+            .map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
         let status = match &row.owner {
             Some(owner) => format!("{:?} (owner: {owner})", row.status),
             None => format!("{:?}", row.status),
         };
-        table.add_row([row.port.to_string(), pid, started, status]);
+        let mut cells = vec![row.port.to_string(), cell(row.pid), cell(started), status];
+        if wide {
+            let details = &row.details;
+            cells.extend([
+                cell(details.uptime_seconds.map(|seconds| format!("{seconds}s"))),
+                cell(details.user.as_ref()),
+                cell(details.address),
+                cell(details.log_file.as_ref()),
+                cell(details.command.as_ref()),
+            ]);
+        }
+        table.add_row(cells);
     }
     let lines = table.lines().map(|line| format!("{}\n", line.trim()));
     lines.collect()
+}
+
+fn cell(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 fn json(rows: &[Row]) -> Result<String, Failure> {
@@ -232,7 +283,8 @@ fn json(rows: &[Row]) -> Result<String, Failure> {
 
 fn exit_code(row: Option<&Row>) -> u8 {
     match row.map(|row| &row.status) {
-        Some(Status::Running | Status::Starting) => exit::OK,
+        Some(Status::Running) => exit::OK,
+        Some(Status::Starting) => exit::STARTING,
         None | Some(Status::Stale | Status::LeftOver) => exit::NOT_RUNNING,
         Some(Status::Held | Status::Unreadable) => exit::UNKNOWN,
     }
@@ -277,7 +329,31 @@ fn interface_addresses() -> Vec<IpAddr> {
     Vec::new()
 }
 
-fn accepts(port: u16, addresses: &[IpAddr]) -> bool {
+/// What the system tells of the server's own processes.
+fn seen(server: &Server) -> Listening {
+    match &server.info {
+        Some(info) if server.state == ServerState::Running => {
+            holder_listens(info.pid, &server.path, server.port)
+        }
+        _ => Listening::Not,
+    }
+}
+
+fn details(server: &Server, seen: Listening) -> Details {
+    let address = match seen {
+        Listening::On(address) => Some(address),
+        Listening::Not | Listening::Unknown => None,
+    };
+    match &server.info {
+        Some(info) if server.state == ServerState::Running => {
+            Details::of(info, &server.path, address)
+        }
+        _ => Details::default(),
+    }
+}
+
+/// Whether anybody listens, where the system does not tell whose a port is.
+fn connects(port: u16, addresses: &[IpAddr]) -> bool {
     addresses.iter().any(|&ip| {
         match TcpStream::connect_timeout(&SocketAddr::new(ip, port), CONNECT_TIMEOUT) {
             Ok(_) => true,

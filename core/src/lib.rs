@@ -74,7 +74,7 @@ pub use list::{Server, ServerState, list_all_locks};
 pub use lock::ServerLock;
 #[cfg(unix)]
 pub use offspring::{Offspring, OffspringEntrance};
-pub use process::{is_process_running, stop_process};
+pub use process::{is_process_running, process_command, stop_process};
 pub use server_id::{SERVER_ID_ENV, ServerId};
 pub use stop::{GUARDED_PORT_ENV, StopOptions, StopOutcome, stop_server};
 #[cfg(windows)]

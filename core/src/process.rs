@@ -19,6 +19,18 @@ pub fn is_process_running(pid: u32) -> bool {
     !matches!(find(pid), Ok(None))
 }
 
+/// The arguments that a process shows, its program first; what is no UTF-8 in them is replaced. On
+/// Linux; `None` elsewhere, and where they can't be read, within a quarter of a second at most.
+///
+/// A process may show whatever it likes: make control characters harmless before printing it.
+pub fn process_command(pid: u32) -> Option<Vec<String>> {
+    let pid = valid_pid(pid)?;
+    let text = sys::command_line(pid.unsigned_abs())?;
+    let text = String::from_utf8_lossy(&text);
+    let text = text.trim_end_matches(['\0', ' ']);
+    (!text.is_empty()).then(|| text.split('\0').map(str::to_owned).collect())
+}
+
 /// Asks the process to end: SIGTERM on Unix; on Windows it is terminated at once.
 ///
 /// The caller vouches for the PID. [`stop_server`](crate::stop_server) checks it instead, and

@@ -35,17 +35,63 @@ fn json_says_what_the_table_says() {
     let port = free_port();
     let server = sandbox.serve(port);
     let file: Value = serde_json::from_slice(&fs::read(sandbox.lock_file(port)).unwrap()).unwrap();
-    let expected = json!([{
-        "port": port,
-        "pid": server.pid(),
-        "started_at": file["started_at"],
-        "status": "Running",
-    }]);
-    assert_eq!(status_json(&sandbox, &[], 0), expected);
-    assert_eq!(
-        status_json(&sandbox, &["-p", &port.to_string()], 0),
-        expected
+    let frozen = [
+        ("port", json!(port)),
+        ("pid", json!(server.pid())),
+        ("started_at", file["started_at"].clone()),
+        ("status", json!("Running")),
+    ];
+    for args in [&[][..], &["-p", &port.to_string()]] {
+        let listed = status_json(&sandbox, args, 0);
+        assert_eq!(listed.as_array().unwrap().len(), 1);
+        for (name, value) in &frozen {
+            assert_eq!(listed[0][name], *value, "{name}");
+        }
+    }
+}
+
+#[cfg(target_os = "linux")] // what is seen of other processes
+#[test]
+fn what_runs_is_told() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let guinea = env!("CARGO_BIN_EXE_guinea-server");
+    let log = sandbox.path().join("it's.log");
+    let mut detached = vec!["serve", "--detach", "--log-file", log.to_str().unwrap()];
+    let escape = "note=\x1b[31m red";
+    detached.extend(["--port", &text, "--", guinea, &text, escape]);
+    let started = sandbox.run(detached).expect(0);
+    let listed = status_json(&sandbox, &["-p", &text], 0);
+    let row = &listed[0];
+    let command = format!("{guinea} {port} 'note=\u{fffd}[31m red'");
+    assert_eq!(row["command"], *command);
+    assert_eq!(row["address"], format!("127.0.0.1:{port}"));
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid());
+    assert_eq!(row["user"], *user.unwrap().unwrap().name);
+    assert!(row["uptime_seconds"].as_u64().is_some_and(|up| up < 60));
+    assert_eq!(row["log_file"], *log.to_str().unwrap());
+    let launcher = row["launcher_pid"].as_u64().unwrap();
+    assert!(
+        started.stdout.contains(&format!("(PID: {launcher})")),
+        "{started:?}"
     );
+    let wide = sandbox.run(["status", "--format", "wide"]).expect(0).stdout;
+    let header = wide.lines().next().unwrap();
+    let header: Vec<_> = header.split_ascii_whitespace().collect();
+    assert_eq!(header[4..], ["UPTIME", "USER", "ADDRESS", "LOG", "COMMAND"]);
+    assert!(wide.contains(&command), "{wide}");
+    assert!(!wide.contains('\x1b'));
+    sandbox.run(["stop", &text]).expect(0);
+    // A process without a launcher guards by itself, and a free lock has neither.
+    let mut server = sandbox.serve(port);
+    let listed = status_json(&sandbox, &[], 0);
+    assert_eq!(listed[0]["launcher_pid"], server.pid());
+    assert_eq!(listed[0]["log_file"], Value::Null);
+    server.kill();
+    let listed = status_json(&sandbox, &["--all"], 0);
+    assert_eq!(listed[0]["command"], Value::Null);
+    assert_eq!(listed[0]["launcher_pid"], Value::Null);
 }
 
 #[test]
@@ -53,7 +99,7 @@ fn locked_and_not_listening_is_starting() {
     let sandbox = Sandbox::new();
     let port = free_port();
     let _lock = LockDir::new(sandbox.path()).acquire(port).unwrap();
-    let listed = status_json(&sandbox, &["--port", &port.to_string()], 0);
+    let listed = status_json(&sandbox, &["--port", &port.to_string()], 5);
     assert_eq!(listed[0]["status"], "Starting");
     let _listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let listed = status_json(&sandbox, &["--port", &port.to_string()], 0);

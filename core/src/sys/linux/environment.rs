@@ -84,6 +84,12 @@ impl Reader {
     }
 }
 
+/// The arguments that a process shows, each with a NUL at its end. `None` if they may not be read,
+/// or it takes too long.
+pub(crate) fn command_line(pid: u32) -> Option<Vec<u8>> {
+    Reader::default().read(format!("/proc/{pid}/cmdline"))?.ok()
+}
+
 type Worker = (Sender<String>, Receiver<io::Result<Vec<u8>>>);
 
 /// Ends when its reader has gone, or with the process.

@@ -12,6 +12,7 @@ mod process;
 mod watch;
 
 pub(crate) use descent::{Entrance, Family};
+pub(crate) use environment::command_line;
 pub(crate) use generation::generation;
 pub(crate) use handle::ProcessHandle;
 pub(crate) use holders::{

@@ -1,0 +1,140 @@
+//! What a guarded server is, beside who: what was typed, where it listens, whose it is, where its
+//! output goes. All of it is seen, nothing is believed: a stranger's words are made harmless, and a
+//! stranger's number is nobody to signal.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use llmlb_lock_core::{LockInfo, process_command};
+use serde::Serialize;
+
+/// Null where it can't be told.
+#[derive(Default, Serialize)]
+pub(crate) struct Details {
+    pub(crate) command: Option<String>,
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) user: Option<String>,
+    /// Since it took the port.
+    pub(crate) uptime_seconds: Option<i64>,
+    /// Where the output of `launcher_pid` goes, if that is a file.
+    pub(crate) log_file: Option<String>,
+    /// The launcher that guards the port beside the server; the server itself where there is none.
+    pub(crate) launcher_pid: Option<u32>,
+}
+
+impl Details {
+    /// Of the live holder of a lock.
+    pub(crate) fn of(info: &LockInfo, lock: &Path, address: Option<SocketAddr>) -> Self {
+        let launcher = outer::launcher(info.pid, lock).unwrap_or(info.pid);
+        Self {
+            command: process_command(info.pid).map(|words| harmless(&shown(&words))),
+            address,
+            user: outer::user(lock).map(|user| harmless(&user)),
+            uptime_seconds: Some(uptime(info.started_at, Utc::now())),
+            log_file: outer::log_file(launcher).map(|path| harmless(&path)),
+            launcher_pid: Some(launcher),
+        }
+    }
+}
+
+/// A clock that was set back makes nobody younger than new.
+fn uptime(since: DateTime<Utc>, now: DateTime<Utc>) -> i64 {
+    (now - since).num_seconds().max(0)
+}
+
+/// As it would be typed.
+fn shown(words: &[String]) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=,+@%{}".contains(c);
+    let words = words.iter().map(|word| match word {
+        word if !word.is_empty() && word.chars().all(plain) => word.clone(),
+        word => format!("'{}'", word.replace('\'', "'\\''")),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Without what a terminal would obey, or show in another order.
+fn harmless(text: &str) -> String {
+    let obeyed = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let seen = text.chars();
+    seen.map(|c| if obeyed(c) { '\u{fffd}' } else { c })
+        .collect()
+}
+
+#[cfg(target_os = "linux")]
+mod outer {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+
+    pub(super) use super::unix::user;
+
+    /// The parent that has the lock as well, if it is of the owner of its file.
+    pub(super) fn launcher(holder: u32, lock: &Path) -> Option<u32> {
+        let launcher = crate::listening::launcher(holder, lock)?;
+        let owner = fs::symlink_metadata(lock).ok()?.uid();
+        let process = fs::metadata(format!("/proc/{launcher}")).ok()?;
+        (process.uid() == owner).then_some(launcher)
+    }
+
+    /// Only where the descriptors lead to is read: the file may be on a network mount that hangs.
+    pub(super) fn log_file(pid: u32) -> Option<String> {
+        let target = |fd| fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok();
+        let path = target(1).filter(|path| path.is_absolute() && !path.starts_with("/dev"))?;
+        let same = target(2).is_some_and(|other| other == path);
+        same.then(|| path.to_string_lossy().into_owned())
+    }
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+
+    use nix::unistd::{Uid, User};
+
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+    pub(super) fn user(lock: &Path) -> Option<String> {
+        let owner = lock.symlink_metadata().ok()?.uid();
+        let user = User::from_uid(Uid::from_raw(owner)).ok().flatten();
+        Some(user.map_or_else(|| owner.to_string(), |user| user.name))
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod outer {
+    use std::path::Path;
+
+    #[cfg(unix)]
+    pub(super) use super::unix::user;
+
+    #[cfg(not(unix))]
+    pub(super) fn user(_: &Path) -> Option<String> {
+        None
+    }
+
+    pub(super) fn launcher(_: u32, _: &Path) -> Option<u32> {
+        None
+    }
+
+    pub(super) fn log_file(_: u32) -> Option<String> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_shown_as_they_are_typed_and_move_no_cursor() {
+        let words = ["sh", "-c", "it's \x1b[2J\u{9b}31m\u{202e}", ""].map(str::to_owned);
+        assert_eq!(
+            harmless(&shown(&words)),
+            "sh -c 'it'\\''s \u{fffd}[2J\u{fffd}31m\u{fffd}' ''"
+        );
+    }
+}
