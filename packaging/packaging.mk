@@ -3,6 +3,8 @@
 #   program          the program, as `make install` installs it
 #   install-program  a part of install; uninstall-program
 #   test-install     into a directory, and away again
+#   deb              Debian packages, in target/deb: program, C library, its -dev
+#   test-deb         into a fresh root, used there, and away again; lint
 #   check-units      the systemd unit and the tmpfiles.d lines, where there is a systemd
 #
 # Set by the caller where the defaults do not fit:
@@ -11,12 +13,13 @@
 
 PREFIX ?= /usr/local
 
-test: test-install
+test: test-install test-deb
 quality-checks: check-units
 install: install-program
 uninstall: uninstall-program
 
-.PHONY: program install install-program uninstall uninstall-program test-install check-units
+.PHONY: program install install-program uninstall uninstall-program test-install check-units \
+    deb test-deb
 
 program:
 	$(CARGO) build --release -p llmlb
@@ -71,3 +74,9 @@ test-install: cli
 
 check-units: cli
 	packaging/check.sh $(LLMLB_BIN) $(TARGET)/packaging/units
+
+deb:
+	MAKE="$(MAKE)" packaging/deb.sh $(TARGET)/deb $(FFI_VERSION)
+
+test-deb: cli
+	MAKE="$(MAKE)" packaging/test-deb.sh $(LLMLB_BIN) $(TARGET)/packaging/deb $(FFI_VERSION)
