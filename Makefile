@@ -2,6 +2,7 @@
 # make quality-checks  formatting, lints, generated files, documents, licences, packages
 # make install         the libraries and the program, below PREFIX; DESTDIR for package builders
 # make deb             Debian packages of both, in target/deb
+# make wheels          Python packages of the program and the library, in target/dist
 # make bench           the figures: the lock beside C, Python beside filelock and portalocker
 # make test-windows    core and the program under wine; check-windows and check-macos: types, lints
 
