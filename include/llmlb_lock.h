@@ -47,6 +47,13 @@
  */
 #define LLMLB_GUARDED_PORT_ENV "LLMLB_GUARDED_PORT"
 
+/*
+ * A launcher sets this variable to what llmlb_lock_server_id says: what the server leaves behind is
+ * known by it, whatever becomes of server and launcher. A process that unsets it and leaves the
+ * session is let go.
+ */
+#define LLMLB_SERVER_ID_ENV "LLMLB_SERVER_ID"
+
 /* The version of this header's interface. It changes when programs must be compiled anew. */
 #define LLMLB_ABI_VERSION 1
 
@@ -141,7 +148,9 @@ typedef enum {
     /* There was no server; the lock file it left behind was removed. */
     LLMLB_STOP_STALE_CLEANED = 3,
     /* The server was asked to end, but still runs. */
-    LLMLB_STOP_TIMED_OUT = 4
+    LLMLB_STOP_TIMED_OUT = 4,
+    /* There was no server any more; processes that it had left behind were ended. */
+    LLMLB_STOP_LEFT_OVERS_ENDED = 5
 } llmlb_stop_status_t;
 
 /* How serious a log message is. */
@@ -455,6 +464,22 @@ void llmlb_lock_free(llmlb_lock_t *lock);
 
 #if !defined(_WIN32)
 /*
+ * Copies what a launcher puts into its server's environment as `LLMLB_SERVER_ID_ENV`: the name of
+ * one start of the server, another with each call. By it `llmlb_stop_server`,
+ * `llmlb_end_left_overs` and the program find what the server has left behind, also when launcher
+ * and server were killed. Not on Windows.
+ *
+ * `LLMLB_HAND_OVER_FAILED` if the lock directory can't be looked at. For `buffer`, `capacity` and
+ * `needed` see `llmlb_last_error_message`; 128 bytes are enough. May be called by any thread.
+ */
+llmlb_result_t llmlb_lock_server_id(const llmlb_lock_t *lock,
+                                    char *buffer,
+                                    size_t capacity,
+                                    size_t *needed);
+#endif
+
+#if !defined(_WIN32)
+/*
  * Prepares for `llmlb_child_hook_run`. On success `*hook` is a new hook, to be freed with
  * `llmlb_child_hook_free`; it has copies of the lock's descriptors, so the port is guarded until
  * then, too. Not on Windows.
@@ -541,6 +566,24 @@ llmlb_result_t llmlb_list_servers_in(const char *directory,
 llmlb_result_t llmlb_stop_server(uint16_t port,
                                  const llmlb_stop_options_t *options,
                                  llmlb_stop_outcome_t *outcome);
+
+/*
+ * Ends what killed servers of `port` have left behind, for launchers that are about to take the
+ * lock: SIGTERM, and SIGKILL after `grace_ms` milliseconds. `*ended` gets the number of processes.
+ * Nothing is touched that belongs to a server which lives, or whose launcher does.
+ *
+ * They are known by `LLMLB_SERVER_ID_ENV` in their environment, and on Linux alone: elsewhere there
+ * are none to be seen. `llmlb_stop_server` ends them too. `directory` may be NULL for the default
+ * one.
+ *
+ * `LLMLB_READ_FAILED` if processes can't be looked at, `LLMLB_STOP_FAILED` if one may not be
+ * signalled or does not end though killed; `LLMLB_INVALID_PORT`, `LLMLB_INVALID_UTF8`,
+ * `LLMLB_INVALID_ARGUMENT` for an empty directory. May be called by any thread.
+ */
+llmlb_result_t llmlb_end_left_overs(const char *directory,
+                                    uint16_t port,
+                                    uint64_t grace_ms,
+                                    size_t *ended);
 
 /*
  * Asks a process to end, with SIGTERM; on Windows it is terminated at once. The caller vouches

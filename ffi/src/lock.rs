@@ -11,6 +11,8 @@ use crate::failure::Failure;
 #[cfg(not(windows))]
 use crate::panic::boundary_quiet;
 use crate::panic::{boundary, boundary_or};
+#[cfg(not(windows))]
+use crate::pointer::write_string;
 use crate::pointer::{Out, directory_or_default, reference, write_path};
 use crate::result::llmlb_result_t;
 use crate::types::{llmlb_acquire_options_t, llmlb_interrupted_t, llmlb_lock_info_t, write_holder};
@@ -290,6 +292,30 @@ pub unsafe extern "C" fn llmlb_lock_free(lock: *mut llmlb_lock_t) {
             drop(unsafe { Box::from_raw(lock) });
         }
     });
+}
+
+/// Copies what a launcher puts into its server's environment as `LLMLB_SERVER_ID_ENV`: the name of
+/// one start of the server, another with each call. By it `llmlb_stop_server`,
+/// `llmlb_end_left_overs` and the program find what the server has left behind, also when launcher
+/// and server were killed. Not on Windows.
+///
+/// `LLMLB_HAND_OVER_FAILED` if the lock directory can't be looked at. For `buffer`, `capacity` and
+/// `needed` see `llmlb_last_error_message`; 128 bytes are enough. May be called by any thread.
+#[cfg(not(windows))]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llmlb_lock_server_id(
+    lock: *const llmlb_lock_t,
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+) -> llmlb_result_t {
+    boundary(|| {
+        // SAFETY: the caller's.
+        let lock = unsafe { reference(lock, "lock") }?;
+        let id = lock.with(|lock| Ok(lock.server_id()?))?;
+        // SAFETY: the caller's.
+        unsafe { write_string(id.as_str(), buffer, capacity, needed) }
+    })
 }
 
 /// What a forked child does before exec to take the lock over by itself, made by

@@ -149,6 +149,35 @@ pub unsafe extern "C" fn llmlb_stop_server(
     })
 }
 
+/// Ends what killed servers of `port` have left behind, for launchers that are about to take the
+/// lock: SIGTERM, and SIGKILL after `grace_ms` milliseconds. `*ended` gets the number of processes.
+/// Nothing is touched that belongs to a server which lives, or whose launcher does.
+///
+/// They are known by `LLMLB_SERVER_ID_ENV` in their environment, and on Linux alone: elsewhere there
+/// are none to be seen. `llmlb_stop_server` ends them too. `directory` may be NULL for the default
+/// one.
+///
+/// `LLMLB_READ_FAILED` if processes can't be looked at, `LLMLB_STOP_FAILED` if one may not be
+/// signalled or does not end though killed; `LLMLB_INVALID_PORT`, `LLMLB_INVALID_UTF8`,
+/// `LLMLB_INVALID_ARGUMENT` for an empty directory. May be called by any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn llmlb_end_left_overs(
+    directory: *const c_char,
+    port: u16,
+    grace_ms: u64,
+    ended: *mut usize,
+) -> llmlb_result_t {
+    boundary(|| {
+        // SAFETY: the caller's.
+        let ended = unsafe { Out::new(ended, "ended") }?;
+        // SAFETY: the caller's.
+        let directory = unsafe { directory_or_default(directory) }?;
+        let grace = Duration::from_millis(grace_ms);
+        ended.write(directory.end_left_overs(port, grace)?.len());
+        Ok(())
+    })
+}
+
 /// Asks a process to end, with SIGTERM; on Windows it is terminated at once. The caller vouches
 /// for `pid`: `llmlb_stop_server` checks it instead, and waits.
 ///

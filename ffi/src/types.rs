@@ -116,6 +116,8 @@ pub enum llmlb_stop_status_t {
     LLMLB_STOP_STALE_CLEANED = 3,
     /// The server was asked to end, but still runs.
     LLMLB_STOP_TIMED_OUT = 4,
+    /// There was no server any more; processes that it had left behind were ended.
+    LLMLB_STOP_LEFT_OVERS_ENDED = 5,
 }
 
 /// What `llmlb_stop_server` found and did.
@@ -139,7 +141,7 @@ impl From<StopOutcome> for llmlb_stop_outcome_t {
             StopOutcome::Stopped { info, forced, .. } => (LLMLB_STOP_STOPPED, Some(info), forced),
             StopOutcome::NotRunning => (LLMLB_STOP_NOT_RUNNING, None, false),
             StopOutcome::StaleCleaned { info } => (LLMLB_STOP_STALE_CLEANED, info, false),
-            StopOutcome::LeftOversEnded { .. } => (LLMLB_STOP_STALE_CLEANED, None, false),
+            StopOutcome::LeftOversEnded { .. } => (LLMLB_STOP_LEFT_OVERS_ENDED, None, false),
             StopOutcome::TimedOut { info } => (LLMLB_STOP_TIMED_OUT, Some(info), false),
             _ => (LLMLB_STOP_OTHER, None, false),
         };

@@ -53,6 +53,7 @@ import (
 const (
 	LockDirEnv     = C.LLMLB_LOCK_DIR_ENV
 	GuardedPortEnv = C.LLMLB_GUARDED_PORT_ENV
+	ServerIDEnv    = C.LLMLB_SERVER_ID_ENV
 )
 
 // Info says who guards a port.
@@ -249,6 +250,19 @@ func (l *Lock) Info() (Info, error) {
 	return info(&c), err
 }
 
+// ServerID is what a launcher puts into its server's environment as [ServerIDEnv], another with
+// each call: what the server leaves behind is known by it, whatever becomes of server and launcher.
+func (l *Lock) ServerID() (string, error) {
+	var id string
+	err := call(func() (result C.llmlb_result_t) {
+		id, result = text(func(b *C.char, size C.size_t, needed *C.size_t) C.llmlb_result_t {
+			return C.llmlb_lock_server_id(l.c, b, size, needed)
+		})
+		return result
+	})
+	return id, err
+}
+
 // Path is where the lock file is.
 func (l *Lock) Path() (string, error) {
 	var path string
@@ -326,10 +340,11 @@ type Status uint32
 
 // How a stop ends. See llmlb_lock.h.
 const (
-	Stopped      Status = C.LLMLB_STOP_STOPPED
-	NotRunning   Status = C.LLMLB_STOP_NOT_RUNNING
-	StaleCleaned Status = C.LLMLB_STOP_STALE_CLEANED
-	TimedOut     Status = C.LLMLB_STOP_TIMED_OUT
+	Stopped        Status = C.LLMLB_STOP_STOPPED
+	NotRunning     Status = C.LLMLB_STOP_NOT_RUNNING
+	StaleCleaned   Status = C.LLMLB_STOP_STALE_CLEANED
+	TimedOut       Status = C.LLMLB_STOP_TIMED_OUT
+	LeftOversEnded Status = C.LLMLB_STOP_LEFT_OVERS_ENDED
 )
 
 // Stop stops the server that guards port in the default directory, and waits until it has ended.
@@ -375,6 +390,20 @@ func (d Dir) stop(ctx context.Context, port uint16, options C.llmlb_stop_options
 		outcome.Info = &stopped
 	}
 	return outcome, nil
+}
+
+// EndLeftOvers ends what killed servers of port have left behind, for launchers that are about to
+// take the lock, and returns how many processes that were: SIGTERM, and SIGKILL after grace. Nothing
+// is touched that belongs to a server which lives. They are known by [ServerIDEnv], on Linux alone.
+func (d Dir) EndLeftOvers(port uint16, grace time.Duration) (int, error) {
+	directory := d.c()
+	defer C.free(unsafe.Pointer(directory))
+	var ended C.size_t
+	err := call(func() C.llmlb_result_t {
+		milliseconds := C.uint64_t(max(grace, 0).Milliseconds())
+		return C.llmlb_end_left_overs(directory, C.uint16_t(port), milliseconds, &ended)
+	})
+	return int(ended), err
 }
 
 // Read returns what the lock file for port says, whether its holder lives or not; nil where there

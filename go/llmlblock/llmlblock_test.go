@@ -35,6 +35,47 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// What a launcher starts is known by the name it is given, when launcher and server are gone.
+func TestLeftOversAreEnded(t *testing.T) {
+	dir := Dir(t.TempDir())
+	lock, err := dir.Acquire(port)
+	check(t, err)
+	id, err := lock.ServerID()
+	check(t, err)
+	other, err := lock.ServerID()
+	check(t, err)
+	if id == other || !strings.HasPrefix(id, "8000.") {
+		t.Fatalf("%q, then %q", id, other)
+	}
+	check(t, lock.Close())
+	// The launcher that the name tells of has to be gone: this process is not.
+	fields := strings.Split(id, ".")
+	gone := exec.Command("true")
+	check(t, gone.Run())
+	fields[4] = fmt.Sprint(gone.Process.Pid)
+	worker := exec.Command("cat")
+	worker.Env = append(os.Environ(), ServerIDEnv+"="+strings.Join(fields, "."))
+	worker.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	_, err = worker.StdinPipe()
+	check(t, err)
+	check(t, worker.Start())
+	reaped := make(chan error)
+	go func() { reaped <- worker.Wait() }()
+	ended, err := dir.EndLeftOvers(port, time.Minute)
+	check(t, err)
+	if ended != 1 {
+		t.Fatalf("%d ended", ended)
+	}
+	if err := <-reaped; err == nil || err.Error() != "signal: terminated" {
+		t.Fatal(err)
+	}
+	outcome, err := dir.Stop(context.Background(), port)
+	check(t, err)
+	if outcome.Status != NotRunning {
+		t.Fatalf("%+v", outcome)
+	}
+}
+
 // start returns when the server guards the port; to let it go, close what it returns.
 func start(t *testing.T, dir Dir, env ...string) (*exec.Cmd, io.Closer) {
 	t.Helper()

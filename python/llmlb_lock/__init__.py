@@ -41,7 +41,7 @@ from llmlb_lock._errors import (
     StopFailed,
 )
 from llmlb_lock._lock import LockDir, ServerLock
-from llmlb_lock._native import GUARDED_PORT_ENV, LOCK_DIR_ENV, LockInfo
+from llmlb_lock._native import GUARDED_PORT_ENV, LOCK_DIR_ENV, SERVER_ID_ENV, LockInfo
 
 if sys.platform == "win32":
     from llmlb_lock._native import StopEvent as StopEvent
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmlb_lock._records import (
+        LeftOversEnded,
         NotRunning,
         Server,
         StaleCleaned,
@@ -62,12 +63,14 @@ if TYPE_CHECKING:
 __all__ = [
     "GUARDED_PORT_ENV",
     "LOCK_DIR_ENV",
+    "SERVER_ID_ENV",
     "AcquireFailed",
     "AlreadyRunning",
     "Corrupted",
     "DirectoryCreationFailed",
     "HandOverFailed",
     "HeldByUnknown",
+    "LeftOversEnded",
     "LockDir",
     "LockError",
     "LockInfo",
@@ -88,6 +91,7 @@ __all__ = [
     "TimedOut",
     "acquire",
     "acquire_async",
+    "end_left_overs",
     "is_process_running",
     "list_all_locks",
     "lock_dir",
@@ -109,7 +113,15 @@ for _name in __all__:
         _object.__module__ = __name__
 
 if not TYPE_CHECKING:  # a type checker that saw this would take any name for an existing one
-    _RECORDS = {"NotRunning", "Server", "StaleCleaned", "StopOutcome", "Stopped", "TimedOut"}
+    _RECORDS = {
+        "LeftOversEnded",
+        "NotRunning",
+        "Server",
+        "StaleCleaned",
+        "StopOutcome",
+        "Stopped",
+        "TimedOut",
+    }
 
     def __getattr__(name):
         if name in _RECORDS:
@@ -209,12 +221,25 @@ def stop_server(port: int, timeout: float = 5.0, force: bool = False) -> StopOut
 
     It gets SIGTERM, only if it can be shown to hold the lock; after `timeout` seconds, with
     `force`, SIGKILL. On Windows its `StopEvent` is set; one that has none is terminated at once.
-    Returns Stopped, NotRunning, StaleCleaned or TimedOut, to `match` on.
+    Returns Stopped, NotRunning, StaleCleaned, LeftOversEnded or TimedOut, to `match` on.
 
     >>> stop_server(8000)
     NotRunning()
     """
     return _default.stop_server(port, timeout, force)
+
+
+def end_left_overs(port: int, grace: float = 5.0) -> list[int]:
+    """Ends what killed servers of `port` have left behind; returns the ids of these processes.
+
+    For launchers, before they take the lock: SIGTERM, and SIGKILL after `grace` seconds. Nothing is
+    touched that belongs to a server which lives, or whose launcher does. They are known by
+    `SERVER_ID_ENV` in their environment, which `popen` sets, and on Linux alone.
+
+    >>> end_left_overs(8000)
+    []
+    """
+    return _default.end_left_overs(port, grace)
 
 
 def lock_dir() -> Path:

@@ -14,7 +14,14 @@ from typing import NoReturn
 
 from llmlb_lock import LockDir, LockError, __version__
 from llmlb_lock._advice import PROGRAM
-from llmlb_lock._records import NotRunning, Server, StaleCleaned, Stopped, TimedOut
+from llmlb_lock._records import (
+    LeftOversEnded,
+    NotRunning,
+    Server,
+    StaleCleaned,
+    Stopped,
+    TimedOut,
+)
 
 OK, FAILURE, NOT_RUNNING, UNKNOWN = 0, 1, 3, 4
 EXIT_CODES = {"Running": OK, "Starting": OK, "Stale": NOT_RUNNING}
@@ -68,6 +75,8 @@ def stop_one(locks: LockDir, port: int, timeout: float, force: bool) -> str | No
             print(f"No server running on port {port}")
         case StaleCleaned():
             print(f"No server running on port {port}; removed the lock file it left behind")
+        case LeftOversEnded():
+            print(f"No server running on port {port}; ended what it had left behind")
         case TimedOut(info=info):
             hint = (
                 "It was killed and has not ended: it may be waiting for a device"

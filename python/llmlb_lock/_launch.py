@@ -51,6 +51,7 @@ class Launch:
         environment = dict(os.environ if env is None else env)
         for name, value in values.items():
             environment[name.upper()] = environment[f"LLMLB_{name.upper()}"] = value
+        environment[_native.SERVER_ID_ENV] = lock.server_id()
         environment.pop(_native.GUARDED_PORT_ENV, None)
         if not options.get("start_new_session") and options.get("process_group") is None:
             options |= _NEW_GROUP

@@ -273,7 +273,8 @@ class ServerLock:
 
         `{port}` and `{host}` in the arguments are replaced; PORT, HOST, LLMLB_PORT and LLMLB_HOST
         are set, as `llmlb serve` does. The rest goes to `subprocess.Popen`. The server leads a
-        process group of its own (a session on Python 3.10): `stop_server` ends all of it. Nobody
+        process group of its own (a session on Python 3.10) and has LLMLB_SERVER_ID in its
+        environment: `stop_server` ends all that it started, as `end_left_overs` does. Nobody
         else inherits the lock, and this object no longer has it, so that the guard outlives a
         launcher that is killed.
 
@@ -436,6 +437,10 @@ class LockDir:
 
         fields = _native.server(self._path, port)
         return None if fields is None else Server(*fields)
+
+    def end_left_overs(self, port: int, grace: float = 5.0) -> list[int]:
+        """As `llmlb_lock.end_left_overs`, here."""
+        return _native.end_left_overs(self._path, port, grace)
 
     def stop_server(self, port: int, timeout: float = 5.0, force: bool = False) -> StopOutcome:
         """As `llmlb_lock.stop_server`, here."""

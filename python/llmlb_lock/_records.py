@@ -46,18 +46,25 @@ class StaleCleaned:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOversEnded:
+    """There was no server any more; processes that it had left behind were ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class TimedOut:
     """The server still runs."""
 
     info: LockInfo
 
 
-StopOutcome = Stopped | NotRunning | StaleCleaned | TimedOut
+StopOutcome = Stopped | NotRunning | StaleCleaned | LeftOversEnded | TimedOut
 
 
 def outcome(kind: str, info: LockInfo | None, forced: bool) -> StopOutcome:
     if kind == "stale_cleaned":
         return StaleCleaned(info)
+    if kind == "left_overs_ended":
+        return LeftOversEnded()
     if info is None:
         return NotRunning()
     return Stopped(info, forced) if kind == "stopped" else TimedOut(info)

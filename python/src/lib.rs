@@ -37,12 +37,14 @@ mod _native {
 
     #[pymodule_export]
     use super::{
-        check_port, is_process_running, list_all_locks, lock_dir, lock_path, read_lock_info,
+        check_port, end_left_overs, is_process_running, list_all_locks, lock_dir, lock_path, read_lock_info,
         server, servers, stop_process, stop_server,
     };
 
     #[pymodule_export]
     const GUARDED_PORT_ENV: &str = llmlb_lock_core::GUARDED_PORT_ENV;
+    #[pymodule_export]
+    const SERVER_ID_ENV: &str = llmlb_lock_core::SERVER_ID_ENV;
     #[pymodule_export]
     const LOCK_DIR_ENV: &str = llmlb_lock_core::LOCK_DIR_ENV;
     #[pymodule_export]
@@ -148,6 +150,19 @@ fn strerror(py: Python<'_>, errno: i32) -> PyResult<String> {
         .extract()
 }
 
+/// The PIDs of those that were ended.
+#[pyfunction]
+fn end_left_overs(
+    py: Python<'_>,
+    directory: Option<PathBuf>,
+    port: Port,
+    grace: Seconds,
+) -> PyResult<Vec<u32>> {
+    let ended = detached(py, || locks_in(directory).end_left_overs(port.0, grace.0))?;
+    let ended = ended.map_err(|e| to_python(py, &e))?;
+    Ok(ended.into_iter().map(|left_over| left_over.pid).collect())
+}
+
 /// Kind, info and whether it was forced: what Python's outcome classes are made of.
 type OutcomeFields = (&'static str, Option<LockInfo>, bool);
 
@@ -171,7 +186,7 @@ fn stop_server(
         StopOutcome::StaleCleaned { info } => {
             Ok(("stale_cleaned", info.map(LockInfo::from), false))
         }
-        StopOutcome::LeftOversEnded { .. } => Ok(("stale_cleaned", None, false)),
+        StopOutcome::LeftOversEnded { .. } => Ok(("left_overs_ended", None, false)),
         StopOutcome::TimedOut { info } => Ok(("timed_out", Some(info.into()), false)),
         other => Err(PyOSError::new_err(format!("unknown outcome: {other:?}"))),
     }

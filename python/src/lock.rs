@@ -96,6 +96,11 @@ impl Lock {
         })
     }
 
+    #[cfg(unix)]
+    fn server_id(&self, py: Python<'_>) -> PyResult<String> {
+        self.with(py, |lock| Ok(lock.server_id()?.as_str().to_owned()))
+    }
+
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
         self.with(py, |lock| lock.verify())
     }

@@ -27,6 +27,7 @@ static void handles(void) {
     int fd;
     IS_NULL(llmlb_lock_info(NULL, &info));
     IS_NULL(llmlb_lock_file(NULL, buffer, sizeof buffer, &needed));
+    IS_NULL(llmlb_lock_server_id(NULL, buffer, sizeof buffer, &needed));
     IS_NULL(llmlb_lock_fd(NULL, &fd));
     IS_NULL(llmlb_lock_set_inheritable(NULL, true));
     IS_NULL(llmlb_lock_hand_over(NULL, 1));
@@ -68,6 +69,7 @@ static void functions(void) {
     IS_NULL(llmlb_list_servers_in(NULL, &server, 1, &needed));
     IS_NULL(llmlb_list_servers_in(directory, NULL, 1, &needed));
     IS_NULL(llmlb_list_servers_in(directory, &server, 1, NULL));
+    IS_NULL(llmlb_end_left_overs(directory, PORT, 0, NULL));
     IS_NULL(llmlb_stop_server(PORT, NULL, &outcome));
     IS_NULL(llmlb_stop_server(PORT, &options, NULL));
     IS_NULL(llmlb_lock_path(PORT, NULL, 1, &needed));

@@ -57,6 +57,60 @@ static void what_is_left_behind_is_cleaned_and_nothing_is_nothing(void) {
     CHECK(outcome.status == LLMLB_STOP_NOT_RUNNING && !outcome.has_info && !outcome.forced);
 }
 
+#ifdef __linux__
+/* Becomes a worker of a server that is gone, and whose launcher is. */
+static void work(const char *id) {
+    char variable[512], *program[] = {(char *)"cat", NULL}, *environment[] = {variable, NULL};
+    snprintf(variable, sizeof variable, "%s=%s", LLMLB_SERVER_ID_ENV, id);
+    setsid();
+    execve("/bin/cat", program, environment);
+    _exit(127);
+}
+
+static void what_a_killed_server_has_left_running_is_ended(void) {
+    int toward_worker[2], from_launcher[2];
+    CHECK(pipe(toward_worker) == 0 && pipe(from_launcher) == 0);
+    pid_t launcher = fork();
+    CHECK(launcher >= 0);
+    if (launcher == 0) {
+        llmlb_lock_t *lock;
+        llmlb_lock_info_t holder;
+        char id[128];
+        size_t needed;
+        OK(llmlb_lock_acquire(PORT, &lock, &holder));
+        IS(LLMLB_BUFFER_TOO_SMALL, llmlb_lock_server_id(lock, id, 4, &needed));
+        CHECK(needed <= sizeof id);
+        OK(llmlb_lock_server_id(lock, id, sizeof id, &needed));
+        pid_t worker = fork();
+        CHECK(worker >= 0);
+        if (worker == 0) {
+            close(toward_worker[1]);
+            close(from_launcher[0]);
+            close(from_launcher[1]);
+            dup2(toward_worker[0], 0);
+            work(id);
+        }
+        CHECK(write(from_launcher[1], &worker, sizeof worker) == sizeof worker);
+        raise(SIGKILL);
+    }
+    pid_t worker;
+    close(toward_worker[0]);
+    CHECK(read(from_launcher[0], &worker, sizeof worker) == sizeof worker);
+    CHECK(WTERMSIG(reap(launcher)) == SIGKILL);
+    /* The worker shows its name only once it has become another program. */
+    size_t ended = 0;
+    while (ended == 0)
+        OK(llmlb_end_left_overs(NULL, PORT, 60000, &ended));
+    CHECK(ended == 1 && !llmlb_is_process_running((uint32_t)worker));
+    OK(llmlb_end_left_overs(directory, PORT, 0, &ended));
+    CHECK(ended == 0);
+    CHECK(stop(0, false).status == LLMLB_STOP_STALE_CLEANED);
+    close(toward_worker[1]);
+    close(from_launcher[0]);
+    close(from_launcher[1]);
+}
+#endif
+
 static bool always(void *calls) {
     ++*(int *)calls;
     return true;
@@ -83,6 +137,9 @@ int main(int argc, char **argv) {
         TEST(a_server_that_obeys_is_stopped),
         TEST(a_server_that_does_not_is_killed_by_force_alone),
         TEST(what_is_left_behind_is_cleaned_and_nothing_is_nothing),
+#ifdef __linux__
+        TEST(what_a_killed_server_has_left_running_is_ended),
+#endif
         TEST(an_interrupted_stop_leaves_its_outcome_alone),
     };
     return RUN(tests);

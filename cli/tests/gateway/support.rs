@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::ops::Deref;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -10,7 +11,7 @@ pub(crate) use llmlb_tests::front::Front;
 pub(crate) use llmlb_tests::model_server::{Backend, Gate, Next, Port};
 pub(crate) use llmlb_tests::wire::{STREAM, Wire, answer, chat, chunk, request};
 pub(crate) use llmlb_tests::{PATIENCE, wait_until};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -65,6 +66,7 @@ impl Gateway {
             command.args(["--backend", url]);
         }
         clean(&mut command, &locks);
+        heed_hangup(&mut command);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -131,6 +133,18 @@ impl Deref for Gateway {
 
     fn deref(&self) -> &Front {
         &self.front
+    }
+}
+
+/// Whoever runs the tests below `nohup` has every one of their children ignore it.
+fn heed_hangup(command: &mut Command) {
+    // SAFETY: `sigaction` is safe after a fork, and the default disposition runs no code.
+    unsafe {
+        command.pre_exec(|| {
+            let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+            sigaction(Signal::SIGHUP, &default)?;
+            Ok(())
+        });
     }
 }
 
