@@ -15,7 +15,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LLMLB_BIN ?= $(TARGET)/debug/llmlb
 
 .DEFAULT_GOAL := test
-.PHONY: test test-rust test-readme cli bench quality-checks fmt clippy check-docs check-deny \
+.PHONY: test test-rust test-readme picture cli bench quality-checks fmt clippy check-docs check-deny \
     check-rustdoc check-packages check-man
 
 -include ffi/ffi.mk
@@ -33,6 +33,10 @@ test-rust:
 
 test-readme:
 	tests/readme.sh
+
+# The README's, of the session that it shows.
+picture:
+	LLMLB_WRITE_PICTURE=1 $(CARGO) test -q -p llmlb-tests --test e2e the_session_of_its_picture
 
 cli:
 	$(CARGO) build -p llmlb

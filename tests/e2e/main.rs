@@ -11,6 +11,8 @@ mod hostile;
 // Cgroups, sessions, `/proc`.
 #[cfg(target_os = "linux")]
 mod left_over;
+#[cfg(unix)]
+mod picture;
 mod readme;
 // Signals, process groups and interpreters.
 #[cfg(unix)]
