@@ -41,7 +41,7 @@ build() {
         else
             "${make[@]}"
         fi
-        maturin sdist --quiet --manifest-path "$package/Cargo.toml" --out "$out"
+        maturin sdist --manifest-path "$package/Cargo.toml" --out "$out" > "$out/log" 2>&1 || { cat "$out/log" >&2; exit 1; }
     done
     ls "$out"/*.whl "$out"/*.tar.gz
 }
