@@ -329,7 +329,11 @@ fn a_port_passes_through_8_waiting_processes_one_at_a_time() {
     for _ in 0..8 {
         let mut place = 0;
         wait_until("the next holder", || {
-            let info = locks.read_lock_info(PORT).unwrap();
+            // A holder that the machine keeps from writing for long leaves the file empty so long.
+            let info = match locks.read_lock_info(PORT) {
+                Err(LockError::Corrupted(_)) => None,
+                read => read.unwrap(),
+            };
             let holds = |actor: &Actor| info.as_ref().is_some_and(|info| info.pid == actor.pid());
             let found = actors.iter().position(holds);
             place = found.unwrap_or_default();

@@ -30,7 +30,7 @@ static void print_last_error(void)
 }
 
 /* Becomes the server as soon as the lock is handed over; where that fails, tells the launcher. */
-static void become_server(const char *port, char **command, int launcher)
+static void become_server(const char *port, const char *id, char **command, int launcher)
 {
     char go;
     if (read(launcher, &go, 1) != 1)
@@ -38,6 +38,7 @@ static void become_server(const char *port, char **command, int launcher)
     /* Together, these let `llmlb stop` end workers that the server leaves behind. */
     setpgid(0, 0);
     setenv(LLMLB_GUARDED_PORT_ENV, port, 1);
+    setenv(LLMLB_SERVER_ID_ENV, id, 1);
     execvp(command[0], command);
     int error = errno;
     send(launcher, &error, sizeof error, MSG_NOSIGNAL);
@@ -75,7 +76,11 @@ int main(int argc, char **argv)
         return 3;
     }
 
-    result = llmlb_lock_set_inheritable(lock, true);
+    char id[128];
+    size_t needed;
+    result = llmlb_lock_server_id(lock, id, sizeof id, &needed);
+    if (result == LLMLB_OK)
+        result = llmlb_lock_set_inheritable(lock, true);
     if (result != LLMLB_OK) {
         print_last_error();
         llmlb_lock_free(lock);
@@ -84,7 +89,7 @@ int main(int argc, char **argv)
     pid_t server = fork();
     if (server == 0) {
         close(channel[0]);
-        become_server(argv[1], argv + 2, channel[1]);
+        become_server(argv[1], id, argv + 2, channel[1]);
     }
     close(channel[1]);
     if (server < 0) {

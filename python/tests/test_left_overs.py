@@ -84,6 +84,23 @@ def test_a_live_server_is_left_alone(port: int) -> None:
         assert server.poll() is None
 
 
+def test_a_server_that_outlives_its_launcher_is_left_alone(port: int) -> None:
+    with Child.python(LAUNCHER, port) as launcher:
+        server, worker = map(int, launcher.line().split())
+        kept = [os.open(f"/proc/{pid}/fd/0", os.O_WRONLY) for pid in (server, worker)]
+        try:
+            launcher.kill()
+            assert llmlb_lock.end_left_overs(port) == []
+            assert runs(server)
+            assert runs(worker)
+            outcome = llmlb_lock.stop_server(port, timeout=PATIENCE)
+            assert isinstance(outcome, llmlb_lock.Stopped)
+            assert not runs(worker)
+        finally:
+            for descriptor in kept:
+                os.close(descriptor)
+
+
 def test_each_start_has_a_name_of_its_own(port: int) -> None:
     shows = [sys.executable, "-c", "import os; print(os.environ['LLMLB_SERVER_ID'])"]
     names: set[str] = set()

@@ -51,13 +51,19 @@ func launch(port uint16, name string, args ...string) (int, error) {
 		return 0, err
 	}
 	defer file.Close()
+	id, err := lock.ServerID()
+	if err != nil {
+		return 0, err
+	}
 
 	server := exec.Command(name, args...)
 	server.Stdout, server.Stderr = os.Stdout, os.Stderr
 	server.ExtraFiles = []*os.File{file}
 	// Together, these let `llmlb stop` end workers that the server leaves behind.
 	server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	server.Env = append(os.Environ(), fmt.Sprintf("%s=%d", llmlblock.GuardedPortEnv, port))
+	server.Env = append(os.Environ(),
+		fmt.Sprintf("%s=%d", llmlblock.GuardedPortEnv, port),
+		fmt.Sprintf("%s=%s", llmlblock.ServerIDEnv, id))
 	if err := server.Start(); err != nil {
 		return 0, err
 	}
