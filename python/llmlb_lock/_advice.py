@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 # The name alone: what it is in a virtual environment, and in most shells.
@@ -11,6 +12,4 @@ PROGRAM = f"{(sys.executable or '').rpartition(os.sep)[2] or 'python'} -m llmlb_
 
 def of_package(message: str) -> str:
     """Core's message, which names commands of the `llmlb` program."""
-    for command in "stop", "status":
-        message = message.replace(f"llmlb {command} ", f"{PROGRAM} {command} ")
-    return message
+    return re.sub(r"\bllmlb (?=(stop|status)\b)", lambda _: f"{PROGRAM} ", message)

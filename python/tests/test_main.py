@@ -10,7 +10,7 @@ from pathlib import Path
 
 import llmlb_lock
 import pytest
-from llmlb_lock._advice import PROGRAM
+from llmlb_lock._advice import PROGRAM, of_package
 from support import PATIENCE, Child, accepts, wait_until
 
 BIN = os.environ.get("LLMLB_BIN", "")
@@ -172,3 +172,10 @@ def test_what_is_advised_works(port: int) -> None:
         env = {**os.environ, "PATH": path}
         subprocess.run(command.split(), env=env, cwd="/", timeout=PATIENCE, check=True)
         assert holder.process.wait(PATIENCE) != 0
+
+
+def test_what_errors_advise_is_what_this_package_has() -> None:
+    core = "To stop: llmlb stop --port 1\n(as root, `llmlb stop` removes it)\nllmlb status --all"
+    assert of_package(core) == core.replace("llmlb st", f"{PROGRAM} st")
+    # Directories are not commands.
+    assert of_package("/tmp/llmlb stopped") == "/tmp/llmlb stopped"

@@ -23,6 +23,19 @@ executable=$(find "$out/root" -type f -perm /111)
     exit 1
 }
 grep -q "^#define LLMLB_ABI_VERSION" "$out/root/usr/include/llmlb/llmlb_lock.h"
+# Each function has its page, and there is no other.
+pages=$out/root/usr/share/man/man3
+${CC:-cc} -E -P include/llmlb_lock.h | sed -n 's/^[A-Za-z_].*[ *]\(llmlb_[a-z_]*\)(.*/\1.3/p' > "$out/expected"
+echo llmlb_lock.3 >> "$out/expected"
+[ "$(LC_ALL=C ls "$pages")" = "$(LC_ALL=C sort "$out/expected")" ] || {
+    echo "manual pages of other functions: $(ls "$pages")" >&2
+    exit 1
+}
+if command -v mandoc > /dev/null; then
+    for page in "$pages"/*; do
+        mandoc -T lint -W style "$page"
+    done
+fi
 [ "$(pkg-config --modversion llmlb_lock)" = "$(cargo pkgid -p llmlb-lock-ffi | sed 's/.*[#@]//')" ]
 
 ${MAKE:-make} --no-print-directory uninstall-library DESTDIR="$out/root" PREFIX=/usr LIBDIR=/usr/lib/multi \

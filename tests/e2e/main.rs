@@ -13,6 +13,8 @@ mod hostile;
 // Cgroups, sessions, `/proc`.
 #[cfg(target_os = "linux")]
 mod left_over;
+#[cfg(unix)]
+mod picture;
 mod readme;
 #[cfg(target_os = "linux")] // whose a port is, and systemd
 mod ready;

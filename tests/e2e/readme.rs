@@ -78,7 +78,7 @@ fn the_clusters_program_is_that_of_its_documentation() {
 
 #[cfg(unix)] // as shown on Unix, where the server takes the lock over
 #[test]
-fn the_session_at_its_top_goes_as_shown() {
+fn the_session_of_its_picture_goes_as_shown() {
     let sandbox = Sandbox::new();
     let port = free_port();
     let shown = blocks("console")[0];
@@ -116,6 +116,18 @@ fn the_session_at_its_top_goes_as_shown() {
     };
     assert_eq!(local_times(normal(&happened)), local_times(normal(rest)));
     assert!(happened.contains("Running"), "{happened}");
+
+    // As it has happened, the picture shows it.
+    let picture = crate::picture::of(shown);
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/session.svg");
+    if std::env::var_os("LLMLB_WRITE_PICTURE").is_some() {
+        std::fs::write(path, &picture).unwrap();
+    }
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        committed == picture,
+        "docs/session.svg is not of this session: make picture"
+    );
 }
 
 #[test]

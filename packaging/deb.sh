@@ -1,0 +1,34 @@
+#!/bin/sh
+# Builds the Debian packages of what `make install` installs:
+#   deb.sh DIRECTORY VERSION
+# The packages are put into DIRECTORY. MAKE and what `make install` understands may be set.
+set -eu
+out=$1 version=$2
+command -v dh > /dev/null || {
+    echo "make deb: needs debhelper (apt install debhelper)" >&2
+    exit 1
+}
+checkout=$(cd "$(dirname "$0")/.." && pwd)
+rm -rf "$out"
+mkdir -p "$out/build"
+cp -r "$checkout/packaging/debian" "$out/build/debian"
+cd "$out/build"
+if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
+    SOURCE_DATE_EPOCH=$(git -C "$checkout" log -1 --format=%ct 2> /dev/null || date +%s)
+fi
+export SOURCE_DATE_EPOCH
+sed -e "s/@VERSION@/$version/" -e "s/@DATE@/$(date -u -R -d "@$SOURCE_DATE_EPOCH")/" \
+    debian/changelog.in > debian/changelog
+rm debian/changelog.in
+cp "$checkout/CHANGELOG.md" CHANGELOG.md
+{
+    ${MAKE:-make} -C "$checkout" install DESTDIR="$out/build/debian/tmp" PREFIX=/usr \
+        LIBDIR="/usr/lib/$(dpkg-architecture -qDEB_HOST_MULTIARCH)" INCLUDEDIR=/usr/include \
+        PROGRAM_ZSH=share/zsh/vendor-completions/_llmlb &&
+        debian/rules binary
+} > "$out/log" 2>&1 || {
+    cat "$out/log" >&2
+    exit 1
+}
+rm -r "$out/build"
+ls "$out"/*.deb
