@@ -15,7 +15,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LLMLB_BIN ?= $(TARGET)/debug/llmlb
 
 .DEFAULT_GOAL := test
-.PHONY: test test-rust test-readme picture cli bench quality-checks fmt clippy check-docs check-deny \
+.PHONY: test test-rust test-readme test-operating picture cli bench quality-checks fmt clippy check-docs check-deny \
     check-rustdoc check-packages check-man
 
 -include ffi/ffi.mk
@@ -26,13 +26,24 @@ LLMLB_BIN ?= $(TARGET)/debug/llmlb
 -include tests/conformance/conformance.mk
 -include tests/cross.mk
 
-test: test-rust test-readme
+test: test-rust test-readme test-operating
 
 test-rust:
 	$(CARGO) test --workspace
 
 test-readme:
 	tests/readme.sh
+
+OPERATING_VENV := $(TARGET)/venv-operating
+
+$(OPERATING_VENV)/ready: tests/operating-requirements.txt
+	$(PYTHON) -m venv $(OPERATING_VENV)
+	$(OPERATING_VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+# The commands of docs/operating.md.
+test-operating: cli $(OPERATING_VENV)/ready
+	$(PYTHON) tests/operating.py $(LLMLB_BIN) $(OPERATING_VENV)
 
 # The README's, of the session that it shows.
 picture:
