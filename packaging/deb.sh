@@ -12,6 +12,8 @@ checkout=$(cd "$(dirname "$0")/.." && pwd)
 rm -rf "$out"
 mkdir -p "$out/build"
 cp -r "$checkout/packaging/debian" "$out/build/debian"
+# As /etc/logrotate.d/llmlb.
+cp "$checkout/packaging/llmlb.logrotate" "$out/build/debian/llmlb.logrotate"
 cd "$out/build"
 if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
     SOURCE_DATE_EPOCH=$(git -C "$checkout" log -1 --format=%ct 2> /dev/null || date +%s)

@@ -46,6 +46,7 @@ if [ "$(uname -s)" = Linux ]; then
     grep -q "^ExecStart=/opt/llm/bin/llmlb serve" "$prefix/lib/systemd/system/llmlb@.service"
     cmp packaging/llmlb.tmpfiles "$prefix/lib/tmpfiles.d/llmlb.conf"
 fi
+cmp packaging/llmlb.logrotate "$prefix/share/doc/llmlb/llmlb.logrotate"
 # One program; the rest is for all to read.
 [ "$(find "$out/root" -type f -perm /111)" = "$prefix/bin/llmlb" ] || fail "other programs"
 hidden=$(find "$out/root/opt" ! -perm -444)

@@ -59,7 +59,7 @@ install-program:
 	$(call program_write,$(PROGRAM_BASH),$(LLMLB_PROGRAM) completions bash)
 	$(call program_write,$(PROGRAM_ZSH),$(LLMLB_PROGRAM) completions zsh)
 	$(call program_write,$(PROGRAM_FISH),$(LLMLB_PROGRAM) completions fish)
-	install -m 644 LICENSE LICENSE-APACHE LICENSE-MIT packaging/example.conf \
+	install -m 644 LICENSE LICENSE-APACHE LICENSE-MIT packaging/example.conf packaging/llmlb.logrotate \
 	    "$(DESTDIR)$(PREFIX)/$(PROGRAM_DOCS)"
 ifeq ($(shell uname -s),Linux)
 	install -d $(foreach file,$(PROGRAM_UNIT) $(PROGRAM_TMPFILES),"$(DESTDIR)$(PREFIX)/$(dir $(file))")

@@ -102,6 +102,8 @@ llmlb installed" ] || fail "not installed"
 [ "$(inside llmlb --version)" = "llmlb $version" ] || fail "not this version"
 inside ldconfig -p | grep -q 'libllmlb_lock.so.0.1 .*=> /lib/' || fail "the library is not found"
 
+cmp packaging/llmlb.logrotate "$root/etc/logrotate.d/llmlb" || fail "logs are not rotated"
+
 # The stories: served, refused, seen, stopped.
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 inside mkfifo /tmp/lines
@@ -138,7 +140,19 @@ rm "$root/tmp/lines" "$root/tmp/launcher"
 echo LLMLB_PORT=8000 > "$root/etc/llmlb/chat.conf"
 dpkg --root="$root" --remove llmlb libllmlb-lock-dev libllmlb-lock0.1 >> "$out/log" 2>&1
 [ -e "$root/etc/llmlb/chat.conf" ] || fail "the administrator's files are gone"
+# What systemd makes for servers: of one a model is there, of the other nothing; and another's file.
+for directory in lib cache; do
+    mkdir -p "$root/var/$directory/private/llmlb"
+    ln -s private/llmlb "$root/var/$directory/llmlb"
+done
+mkdir "$root/var/lib/llmlb/models"
+echo weights > "$root/var/lib/llmlb/models/chat.gguf"
+echo secret > "$root/etc/llmlb/key"
 dpkg --root="$root" --purge llmlb libllmlb-lock-dev libllmlb-lock0.1 >> "$out/log" 2>&1
+[ "$(cat "$root/var/lib/llmlb/models/chat.gguf")" = weights ] || fail "a purge takes models away"
+[ "$(ls "$root/etc/llmlb")" = key ] || fail "a purge takes others' files away, or leaves its own"
+rm -r "$root/var/lib/llmlb" "$root/var/lib/private/llmlb" "$root/etc/llmlb"
+rmdir "$root/var/lib/private" "$root/var/cache/private"
 everything > "$out/after"
 diff "$out/before" "$out/after" || fail "left behind, or taken away"
 left=$(inside ldconfig -p | grep llmlb) && fail "left behind: $left"
