@@ -133,3 +133,15 @@ fn a_waiting_start_survives_the_stop_and_follows() {
         (sandbox.named_pid(port) == waiter.pid()).then_some(())
     });
 }
+
+/// Killed, or caught on its way out, when it has given the port back and has not ended yet.
+#[test]
+fn force_at_once_is_a_success_whenever_it_finds_the_server() {
+    let sandbox = Sandbox::new();
+    for _ in 0..10 {
+        let port = free_port();
+        let _server = sandbox.serve(port);
+        let stop = ["stop", &port.to_string(), "--force", "--timeout", "0"];
+        sandbox.run(stop).expect(0);
+    }
+}

@@ -148,7 +148,15 @@ impl Stop<'_> {
             return Ok(None);
         }
         warn!("Server on port {port} (PID: {pid}) did not stop in time, killing it");
-        self.check_guards(target)?;
+        if let Err(gave_back) = self.check_guards(target) {
+            // A server on its way out gives the port back an instant before it has ended.
+            let ended = self.wait_for(&target.handles, KILL_WAIT)?;
+            return if ended {
+                Ok(Some(forced))
+            } else {
+                Err(gave_back)
+            };
+        }
         for handle in &target.handles {
             handle.kill().map_err(|e| self.failed(handle.pid(), e))?;
         }
