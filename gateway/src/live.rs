@@ -280,7 +280,7 @@ mod tests {
 
     fn new() -> Live {
         let options = Options::new().health_fall(FALL);
-        Live::new(Care::of(&options, HeaderValue::from_static("1.1 test")))
+        Live::new(Care::of(&options, 1, HeaderValue::from_static("1.1 test")))
     }
 
     fn spec(name: &str) -> BackendSpec {

@@ -163,7 +163,7 @@ mod tests {
 
     fn care() -> Care {
         let options = Options::new().busy_timeout(BUSY);
-        Care::of(&options, HeaderValue::from_static("1.1 test"))
+        Care::of(&options, 1, HeaderValue::from_static("1.1 test"))
     }
 
     async fn look_at(backend: &Backend) {

@@ -58,11 +58,14 @@ pub(crate) struct Care {
     pub(crate) key: Option<HeaderValue>,
     /// How probes name this gateway.
     pub(crate) via: HeaderValue,
+    /// How many threads keep connections.
+    pub(crate) workers: usize,
 }
 
 impl Care {
-    pub(crate) fn of(options: &Options, via: HeaderValue) -> Self {
+    pub(crate) fn of(options: &Options, workers: usize, via: HeaderValue) -> Self {
         Self {
+            workers,
             thresholds: Thresholds {
                 rise: options.health_rise,
                 fall: options.health_fall,
@@ -134,7 +137,7 @@ impl Backend {
             host_header: host_header.expect("an authority is a valid header value"),
             addresses: Addresses::of(url.host(), url.port()),
             url,
-            pool: Arc::default(),
+            pool: Arc::new(Pool::new(care.workers)),
             care: Box::new(care.clone()),
             settings: ArcSwap::from_pointee(settings(spec.clone(), care)),
             condition: Condition::new(care.thresholds),

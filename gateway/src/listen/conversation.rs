@@ -51,14 +51,14 @@ pub(super) fn server() -> http1::Builder {
 }
 
 pub(super) async fn converse(
-    socket: Arc<Socket>,
+    (socket, stream): (Arc<Socket>, Shared),
     peer: Peer,
     app: Router,
     http: http1::Builder,
     mut phase: tokio::sync::watch::Receiver<Phase>,
     entry: Entry,
 ) {
-    let mut stream = TimeoutStream::new(Shared(Arc::clone(&socket)));
+    let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(STALLED));
     let answered = Arc::new(AtomicBool::new(false));
     let stream = Strict::new(Box::pin(stream), Arc::clone(&answered));
@@ -174,7 +174,7 @@ mod tests {
             _permit: None,
         };
         let socket = Socket::new(stream);
-        let entry = Clients::enter(&Arc::default(), &peer.busy, &socket);
+        let entry = Clients::enter(&Arc::default(), &peer.busy, &socket.0);
         tokio::spawn(async move {
             let (_sender, phase) = tokio::sync::watch::channel(Phase::Serving);
             converse(socket, peer, app, server(), phase, entry).await;

@@ -1,108 +1,89 @@
-//! Takes connections, within the limits of the process, and lets them end in good order.
+//! Takes connections, within the limits of the process, and divides them among the workers.
 
 mod clients;
 mod conversation;
+mod crew;
 mod framing;
 mod socket;
 mod strict;
+mod work;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::life::Phase;
-use crate::peer::Peer;
 use crate::shared::Shared;
 use clients::Clients;
-use conversation::{converse, server};
-use socket::Socket;
+use crew::Crew;
+use work::work;
 
 /// Before trying again what the operating system refused.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Serves until told to drain, then until nothing is in flight, or told to cut off what is; or until
 /// told to close the port, then until the last connection has ended.
-pub(crate) async fn serve(listener: TcpListener, app: Router, shared: &Shared) -> io::Result<()> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    app: Router,
+    shared: &Arc<Shared>,
+) -> io::Result<()> {
     allow_for_bursts(&listener);
-    let mut phase = shared.life.phases();
-    let mut door = Door {
-        listener,
-        room: Arc::new(Semaphore::new(shared.limits.clients)),
-        clients: Arc::default(),
-        warned: false,
+    let (crew, here, threads) = Crew::hire(shared, &app)?;
+    let serving = async {
+        tokio::join!(take_in(listener, crew, shared), work(here, app, shared));
+        Ok(())
     };
-    let http = server();
-    let mut connections = JoinSet::new();
+    tokio::try_join!(serving, threads.done())?;
+    Ok(())
+}
+
+/// Takes connections for all workers.
+async fn take_in(listener: TcpListener, crew: Crew, shared: &Shared) {
+    let mut phase = shared.life.phases();
     loop {
         let now = *phase.borrow_and_update();
         let accepted = tokio::select! {
             _ = phase.changed(), if now < Phase::Retired => continue,
-            accepted = door.accept(), if now == Phase::Serving => accepted,
+            accepted = shared.entrance.accept(&listener), if now == Phase::Serving => accepted,
             else => break,
         };
-        while connections.try_join_next().is_some() {}
         let (stream, address, permit) = accepted;
-        let peer = Peer {
-            address: Some(address),
-            busy: Arc::default(),
-            broken: Arc::default(),
-            _permit: Some(Arc::new(permit)),
-        };
-        let socket = Socket::new(stream);
-        let client = Clients::enter(&door.clients, &peer.busy, &socket);
-        let app = app.clone();
-        let http = http.clone();
-        let phase = shared.life.phases();
-        connections.spawn(converse(socket, peer, app, http, phase, client));
+        crew.give(stream, address, permit);
     }
-    drop(door);
-    let last = async {
-        while connections.join_next().await.is_some() {}
-        // Tunnels outlive their connections.
-        shared.life.wait_until_idle().await;
-    };
-    tokio::select! {
-        biased;
-        _ = phase.wait_for(|phase| *phase > Phase::Retired) => {}
-        // The port has been given up.
-        () = last => return Ok(()),
-    }
-    let finish = async {
-        shared.life.wait_until_idle().await;
-        shared.life.advance(Phase::Closing);
-        // Requests that are yet to be read to their end, and answers to be written.
-        while connections.join_next().await.is_some() {}
-    };
-    tokio::select! {
-        () = finish => return Ok(()),
-        _ = phase.wait_for(|phase| *phase == Phase::Cut) => {}
-    }
-    connections.shutdown().await;
-    shared.life.wait_until_idle().await;
-    Ok(())
 }
 
-/// Where clients come in.
-struct Door {
-    listener: TcpListener,
+/// Where clients come in: one for the whole gateway, as they share its descriptors.
+pub(crate) struct Entrance {
     room: Arc<Semaphore>,
     clients: Arc<Clients>,
-    warned: bool,
+    warned: AtomicBool,
 }
 
-impl Door {
+impl Entrance {
+    pub(crate) fn new(room: usize) -> Self {
+        Self {
+            room: Arc::new(Semaphore::new(room)),
+            clients: Arc::default(),
+            warned: AtomicBool::new(false),
+        }
+    }
+
     /// Waits for a client and for room to serve it; where there is none, idle ones make it.
-    async fn accept(&mut self) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    async fn accept(
+        &self,
+        listener: &TcpListener,
+    ) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
         loop {
-            let (stream, address) = match self.listener.accept().await {
+            let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(e) if belongs_to_the_client(&e) => continue,
                 Err(e) => {
@@ -127,8 +108,8 @@ impl Door {
     }
 
     /// Once is enough to know.
-    fn warn(&mut self, what: &str) {
-        if !std::mem::replace(&mut self.warned, true) {
+    fn warn(&self, what: &str) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
             warn!("{what}");
         }
     }
