@@ -257,7 +257,7 @@ class Measure:
         before = cpu_seconds(pid) if pid else 0
         result = wrk(self.ports[name], body, connections, self.seconds, self.directory)
         used = cpu_seconds(pid) - before if pid else 0
-        result["cpu"] = used / result["requests"] * 1e6
+        result["cpu"] = used / max(result["requests"], 1) * 1e6
         # Of streams that were still running at the end, too.
         result["chunk"] = used / (result["bytes"] / chunk) * 1e6
         return result

@@ -14,7 +14,7 @@ use crate::catalog::Catalogs;
 use crate::history::{History, Sample};
 use crate::life::Life;
 use crate::limits::Limits;
-use crate::listen::Entrance;
+use crate::listen::entrance::Entrance;
 use crate::live::Live;
 use crate::made::Made;
 use crate::metrics::Metrics;

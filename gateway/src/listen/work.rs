@@ -6,7 +6,7 @@ use axum::Router;
 use tokio::task::JoinSet;
 
 use super::clients::Clients;
-use super::conversation::{converse, server};
+use super::conversation::{App, converse, server};
 use super::crew::Inbox;
 use super::socket::Socket;
 use crate::life::Phase;
@@ -15,7 +15,11 @@ use crate::shared::Shared;
 
 /// Serves those who come until no more do, then until nothing is in flight, or told to cut off what
 /// is; or, where the port has been given up, until the last connection has ended.
-pub(super) async fn work(mut inbox: Inbox, app: Router, shared: &Shared) {
+pub(super) async fn work(mut inbox: Inbox, router: Router, shared: &Arc<Shared>) {
+    let app = App {
+        router,
+        shared: Some(Arc::clone(shared)),
+    };
     let mut phase = shared.life.phases();
     let http = server();
     let mut connections = JoinSet::new();
