@@ -155,7 +155,7 @@ mod tests {
     use tokio::time::{advance, sleep};
 
     use super::*;
-    use crate::backend::{Place, State};
+    use crate::backend::{Place, Slot, State};
     use crate::options::Options;
     use crate::set::BackendSpec;
 
@@ -175,7 +175,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let spec = BackendSpec::new(url.parse().unwrap());
-        let backend = Backend::new(spec, &care());
+        let backend = Backend::new(spec, &care(), Slot::default());
         backend.succeeded();
         (listener, Arc::new(backend))
     }
