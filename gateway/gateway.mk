@@ -1,6 +1,6 @@
 # test-gateway-e2e  the load balancer between the OpenAI client and llama.cpp, both from PyPI
 # bench-choose      what it costs to choose a backend, and to find the model; a part of bench
-# bench-gateway     the load balancer beside nginx; needs nginx and wrk (Debian: apt install nginx wrk)
+# bench-gateway     the load balancer beside nginx and haproxy; needs both, and wrk
 
 .PHONY: test-gateway-e2e bench-choose bench-gateway
 

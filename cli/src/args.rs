@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -174,6 +175,10 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "N", default_value = "1024", value_parser = positive)]
     max_requests: u32,
 
+    /// How many threads serve clients; by default one for each core that may be used
+    #[arg(long, value_name = "N", value_parser = positive)]
+    workers: Option<u32>,
+
     /// Log each request at its end, as a line of JSON on stderr
     #[arg(long)]
     access_log: bool,
@@ -219,6 +224,7 @@ impl GatewayArgs {
             .api_key(self.api_key.clone())
             .backend_api_key(self.backend_api_key.clone())
             .max_requests(usize::try_from(self.max_requests).unwrap_or(usize::MAX))
+            .workers(self.workers())
             .access_log(self.access_log)
             .connect_timeout(self.connect_timeout)
             .health_interval(self.health_interval)
@@ -237,6 +243,14 @@ impl GatewayArgs {
             // An empty variable is one that is not set.
             file: file.filter(|path| !path.as_os_str().is_empty()),
         }
+    }
+
+    fn workers(&self) -> NonZeroUsize {
+        let wanted = self.workers.and_then(|count| usize::try_from(count).ok());
+        let wanted = wanted.and_then(NonZeroUsize::new);
+        wanted
+            .or_else(|| std::thread::available_parallelism().ok())
+            .unwrap_or(NonZeroUsize::MIN)
     }
 
     pub(crate) fn drain_delay(&self) -> Duration {

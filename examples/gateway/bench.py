@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""llmlb beside nginx, in front of the same two servers, measured by wrk.
+"""llmlb beside nginx and haproxy, in front of the same two servers, measured by wrk.
 
 Usage: bench.py LLMLB MODEL_SERVER [SECONDS]
 
-Prints a table of ratios: every figure comes from this one run, the proxies taking turns.
+Prints a table: every figure is a median of this one run, in which the proxies take turns, round by
+round, on the same cores. ROUNDS and WORKERS (threads or processes of each proxy) come from the
+environment.
 """
 
 import os
 import re
+import shutil
 import signal
 import socket
 import statistics
@@ -18,17 +21,23 @@ import time
 from pathlib import Path
 
 ROUNDS = int(os.environ.get("ROUNDS", 5))
+WORKERS = int(os.environ.get("WORKERS", os.cpu_count()))
+IDLE = 1000
 SMALL = '{"model":"none","messages":[{"role":"user","content":"Say hello."}]}'
 STREAM = '{"model":"none","stream":true,"messages":[{"role":"user","content":"Say hello."}]}'
+CHUNKS = 200
 
 NGINX = """
-daemon off; worker_processes auto; pid {dir}/pid; error_log {dir}/error.log;
+daemon off; worker_processes {workers}; pid {dir}/pid; error_log {dir}/error.log;
+worker_rlimit_nofile 8192;
 events {{ worker_connections 4096; }}
 http {{
-    access_log off;
+    access_log off; keepalive_timeout 600s; keepalive_requests 100000000;
     client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/f;
     uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
-    upstream models {{ least_conn; {servers} keepalive 256; }}
+    upstream models {{
+        least_conn; {servers} keepalive 256; keepalive_requests 100000000;
+    }}
     server {{
         listen 127.0.0.1:{port};
         location / {{
@@ -40,6 +49,26 @@ http {{
         }}
     }}
 }}
+"""
+
+HAPROXY = """
+global
+    nbthread {workers}
+    maxconn 8192
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 600s
+    timeout server 600s
+    timeout http-keep-alive 600s
+    http-reuse always
+    option forwardfor
+frontend clients
+    bind 127.0.0.1:{port}
+    default_backend models
+backend models
+    balance leastconn
+    {servers}
 """
 
 
@@ -61,17 +90,64 @@ def wait_for(port):
             time.sleep(0.02)
 
 
-def cpu_seconds(pid):
-    """Of a process and its children."""
-    ticks = 0
+def processes(pid):
+    """A process and its children, with the fields of their stat."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
         if int(path.parent.name) == pid or int(fields[1]) == pid:
-            ticks += int(fields[11]) + int(fields[12])
+            yield path.parent, fields
+
+
+def cpu_seconds(pid):
+    """Of all threads of a process and its children."""
+    ticks = sum(int(fields[11]) + int(fields[12]) for _, fields in processes(pid))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid):
+    """Bytes, those that are shared divided among those that share them."""
+    found = 0
+    for directory, _ in processes(pid):
+        rollup = (directory / "smaps_rollup").read_text()
+        found += int(re.search(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[1]) * 1024
+    return found
+
+
+def ask(client, body):
+    """Sends one request, and reads the answer to its end. Returns how many bytes that is."""
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    answer = b""
+    while True:
+        piece = client.recv(1 << 16)
+        if not piece:
+            sys.exit(f"an answer broke off: {answer!r}")
+        answer += piece
+        head, end, rest = answer.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        if end and (len(rest) == int(length[1]) if length else rest.endswith(b"\r\n0\r\n\r\n")):
+            return len(answer)
+
+
+def idle_memory(port, pid):
+    """What connections cost that have been served once and idle since."""
+
+    def connect():
+        client = socket.create_connection(("127.0.0.1", port), 10)
+        ask(client, SMALL)
+        return client
+
+    for _ in range(10):
+        connect().close()
+    before = memory(pid)
+    clients = [connect() for _ in range(IDLE)]
+    after = memory(pid)
+    for client in clients:
+        client.close()
+    return after - before
 
 
 def wrk(port, body, connections, seconds, directory):
@@ -82,24 +158,28 @@ def wrk(port, body, connections, seconds, directory):
         'wrk.headers["Content-Type"] = "application/json"\n'
         "done = function(summary, latency)\n"
         "  local e = summary.errors\n"
-        '  print(string.format("RESULT %d %d %d %d %d", summary.requests, summary.duration,\n'
-        "    latency:percentile(50), latency:percentile(99),\n"
+        '  print(string.format("RESULT %d %d %d %d %d %d", summary.requests, summary.duration,\n'
+        "    summary.bytes, latency:percentile(50), latency:percentile(99),\n"
         "    e.connect + e.read + e.write + e.status + e.timeout))\n"
         "end\n"
     )
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
     out = subprocess.run([*command, "-s", script, url], capture_output=True, text=True, check=True)
-    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", out.stdout)
-    requests, micros, p50, p99, errors = map(int, found.groups())
+    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", out.stdout)
+    requests, micros, size, p50, p99, errors = map(int, found.groups())
     if errors:
         sys.exit(f"{errors} of {requests} requests failed:\n{out.stdout}")
-    return {"rate": requests / (micros / 1e6), "p50": p50, "p99": p99, "requests": requests}
+    rate = requests / (micros / 1e6)
+    return {"rate": rate, "p50": p50, "p99": p99, "requests": requests, "bytes": size}
 
 
 def main():
+    missing = [name for name in ("nginx", "haproxy", "wrk") if not shutil.which(name)]
+    if missing:
+        sys.exit(f"missing: {', '.join(missing)} (Debian: apt install {' '.join(missing)})")
     llmlb, model_server = sys.argv[1:3]
-    seconds = int(sys.argv[3]) if len(sys.argv) > 3 else 4
+    seconds = int(sys.argv[3]) if len(sys.argv) > 3 else 3
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         started = []
@@ -109,19 +189,28 @@ def main():
             started.append(subprocess.Popen(command, **quiet, **kwargs))
             return started[-1].pid
 
+        def configured(file, template, port, servers):
+            path = directory / file
+            text = template.format(dir=name, port=port, servers=servers, workers=WORKERS)
+            path.write_text(text)
+            return str(path)
+
         try:
             upstreams = [free_port() for _ in range(2)]
             for port in upstreams:
                 start(model_server, str(port))
-            nginx_port, llmlb_port = free_port(), free_port()
+            ports = {"direct": upstreams[0]}
+            ports |= {proxy: free_port() for proxy in ("nginx", "haproxy", "llmlb")}
             servers = " ".join(f"server 127.0.0.1:{port};" for port in upstreams)
-            config = directory / "nginx.conf"
-            config.write_text(NGINX.format(dir=name, port=nginx_port, servers=servers))
-            pids = {"nginx": start("nginx", "-p", name, "-c", str(config))}
+            config = configured("nginx.conf", NGINX, ports["nginx"], servers)
+            pids = {"nginx": start("nginx", "-p", name, "-c", config)}
+            servers = "\n    ".join(f"server s{port} 127.0.0.1:{port}" for port in upstreams)
+            config = configured("haproxy.cfg", HAPROXY, ports["haproxy"], servers)
+            pids["haproxy"] = start("haproxy", "-db", "-f", config)
             backends = ",".join(f"http://127.0.0.1:{port}" for port in upstreams)
             environment = {**os.environ, "LLMLB_LOCK_DIR": name, "LLMLB_BACKENDS": backends}
-            pids["llmlb"] = start(llmlb, "serve", "--port", str(llmlb_port), env=environment)
-            ports = {"direct": upstreams[0], "nginx": nginx_port, "llmlb": llmlb_port}
+            command = [llmlb, "serve", "--port", str(ports["llmlb"]), *with_workers(llmlb)]
+            pids["llmlb"] = start(*command, env=environment)
             for port in [*upstreams, *ports.values()]:
                 wait_for(port)
             run(ports, pids, seconds, directory)
@@ -132,57 +221,65 @@ def main():
                 process.wait()
 
 
+def with_workers(llmlb):
+    """Older ones have a single worker."""
+    shown = subprocess.run([llmlb, "serve", "--help"], capture_output=True, text=True, check=True)
+    return ["--workers", str(WORKERS)] if "--workers" in shown.stdout else []
+
+
 def run(ports, pids, seconds, directory):
-    loads = {
-        "small, 64 connections": (SMALL, 64),
-        "small, 4 connections": (SMALL, 4),
-        "200-chunk stream, 32 at once": (STREAM, 32),
-    }
+    print(f"{WORKERS} workers each, {ROUNDS} rounds of {seconds} s, {os.cpu_count()} cores for all.\n")
+    print("| load | figure | direct | " + " | ".join(pids) + " | llmlb / nginx |")
+    print("| --- | --- | --- | " + "--- | " * len(pids) + "--- |")
+    # First, while nothing is there yet to be used again.
+    idle = {name: idle_memory(ports[name], pid) / 1e6 for name, pid in pids.items()}
+    row(f"{IDLE:,} idle connections", "memory", "MB", idle, digits=1)
+    with socket.create_connection(("127.0.0.1", ports["direct"]), 10) as client:
+        chunk = ask(client, STREAM) / CHUNKS
     for port in ports.values():
         wrk(port, SMALL, 64, 1, directory)
-    print("| load | figure | direct | nginx | llmlb | llmlb / nginx |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for load, (body, connections) in loads.items():
-        results = {name: [] for name in ports}
+    small = {"rate": ("requests per second", ""), "p99": ("p99 latency", "µs")}
+    each = {"cpu": ("CPU of the proxy per request", "µs")}
+    measure = Measure(ports, pids, seconds, directory)
+    measure.load("small, 1 connection", SMALL, 1, small | each)
+    measure.load("small, 64 connections", SMALL, 64, small | each)
+    chunks = {"p99": small["p99"], "chunk": ("CPU of the proxy per chunk", "µs")}
+    measure.load(f"{CHUNKS}-chunk stream, 32 at once", STREAM, 32, chunks, chunk)
+
+
+class Measure:
+    def __init__(self, ports, pids, seconds, directory):
+        self.ports, self.pids = ports, pids
+        self.seconds, self.directory = seconds, directory
+
+    def once(self, name, body, connections, chunk):
+        pid = self.pids.get(name)
+        before = cpu_seconds(pid) if pid else 0
+        result = wrk(self.ports[name], body, connections, self.seconds, self.directory)
+        used = cpu_seconds(pid) - before if pid else 0
+        result["cpu"] = used / max(result["requests"], 1) * 1e6
+        # Of streams that were still running at the end, too.
+        result["chunk"] = used / (result["bytes"] / chunk) * 1e6
+        return result
+
+    def load(self, load, body, connections, figures, chunk=1):
+        results = {name: [] for name in self.ports}
         for _ in range(ROUNDS):
-            for name, port in ports.items():
-                before = cpu_seconds(pids[name]) if name in pids else 0
-                result = wrk(port, body, connections, seconds, directory)
-                used = cpu_seconds(pids[name]) - before if name in pids else 0
-                result["cpu"] = used / result["requests"] * 1e6
-                results[name].append(result)
-
-        def figure(title, unit, key):
-            values = {n: statistics.median(key(r) for r in results[n]) for n in ports}
-            row(load, title, unit, values)
-
-        def added(title, percentile):
-            base = statistics.median(r[percentile] for r in results["direct"])
-            values = {
-                n: statistics.median(r[percentile] for r in results[n]) - base
-                for n in ("nginx", "llmlb")
-            }
-            row(load, title, "µs", values)
-
-        if body is SMALL:
-            # Streams last as long as they last: their rate says when the clock was stopped.
-            figure("requests per second", "", lambda r: r["rate"])
-        figure("median latency", "µs", lambda r: r["p50"])
-        figure("p99 latency", "µs", lambda r: r["p99"])
-        added("p99 latency added", "p99")
-        figure("CPU of the proxy per request", "µs", lambda r: r["cpu"])
+            for name in self.ports:
+                results[name].append(self.once(name, body, connections, chunk))
+        for key, (title, unit) in figures.items():
+            values = {n: statistics.median(r[key] for r in results[n]) for n in self.ports}
+            row(load, title, unit, values, digits=0 if unit != "µs" or values["nginx"] > 100 else 1)
 
 
-def row(load, title, unit, values):
+def row(load, title, unit, values, digits=0):
     def show(name):
         value = values.get(name)
-        return f"{value:,.0f} {unit}".strip() if value else "-"
+        return f"{value:,.{digits}f} {unit}".strip() if value else "-"
 
-    # A difference of two noisy figures may come out below nothing, and then says nothing.
-    sound = values["nginx"] > 0 and values["llmlb"] > 0
-    ratio = f"{values['llmlb'] / values['nginx']:.2f}" if sound else "-"
-    cells = [load, title, *(show(name) for name in ("direct", "nginx", "llmlb")), ratio]
-    print("| " + " | ".join(cells) + " |", flush=True)
+    ratio = f"{values['llmlb'] / values['nginx']:.2f}" if values["nginx"] > 0 else "-"
+    shown = [show(name) for name in ("direct", "nginx", "haproxy", "llmlb")]
+    print("| " + " | ".join([load, title, *shown, ratio]) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,19 @@ pub(crate) async fn require_key(
     request: Request,
     next: Next,
 ) -> Response {
-    if shows_key(&shared, request.headers()) || is_preflight(&request) {
-        return next.run(request).await;
+    match check_key(&shared, &request) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// Whether a request shows the key, if there is one to be shown. Counts those that do not.
+pub(crate) fn check_key(shared: &Shared, request: &Request) -> Result<(), Refusal> {
+    if shows_key(shared, request.headers()) || is_preflight(request) {
+        return Ok(());
     }
     shared.metrics.refused(&Refusal::Unauthorized);
-    Refusal::Unauthorized.into_response()
+    Err(Refusal::Unauthorized)
 }
 
 /// Whether the key is shown, or none is asked for.

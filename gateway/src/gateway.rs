@@ -59,8 +59,8 @@ impl Gateway {
     ///
     /// # Errors
     ///
-    /// None so far: what goes wrong with a client is its own affair, and a listener that fails is
-    /// tried again.
+    /// When a [worker](Options::workers)'s thread or runtime can't be started. What goes wrong with a
+    /// client is its own affair, and a listener that fails is tried again.
     pub async fn serve(&self, listener: TcpListener) -> io::Result<()> {
         listen::serve(listener, self.router(), &self.shared).await
     }

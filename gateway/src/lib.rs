@@ -85,6 +85,7 @@ mod usage;
 mod verdict;
 mod via;
 mod warnings;
+mod worker;
 
 #[cfg(fuzzing)]
 #[doc(hidden)]

@@ -16,7 +16,15 @@ pub(crate) struct Limits {
     pub(crate) requests: usize,
     /// Connections of clients.
     pub(crate) clients: usize,
+    /// Threads that serve them.
+    pub(crate) workers: usize,
 }
+
+/// Descriptors that the runtime of one more worker takes.
+const WORKER: usize = 4;
+
+/// For each worker there are to be at least so many descriptors.
+const WORKER_SHARE: usize = 32;
 
 /// Bodies may be on their way for at least so many requests, however few may be in flight.
 const UPLOADS: usize = 64;
@@ -28,14 +36,15 @@ impl Limits {
     }
 
     /// As much as is wanted, or the process may have descriptors for.
-    pub(crate) fn find(wanted: usize) -> Self {
+    pub(crate) fn find(wanted: usize, workers: usize) -> Self {
         let Some(descriptors) = descriptor_limit() else {
             return Self {
                 requests: wanted,
                 clients: Semaphore::MAX_PERMITS,
+                workers,
             };
         };
-        let limits = Self::within(descriptors, wanted);
+        let limits = Self::within(descriptors, wanted, workers);
         if limits.requests < wanted {
             warn!(
                 "{descriptors} open files are enough for {} requests in flight, not for {wanted}",
@@ -45,11 +54,14 @@ impl Limits {
         limits
     }
 
-    fn within(descriptors: usize, wanted: usize) -> Self {
-        let most = (descriptors.saturating_sub(RESERVE + SLACK) / 2).max(1);
+    fn within(descriptors: usize, wanted: usize, workers: usize) -> Self {
+        let workers = workers.min(descriptors / WORKER_SHARE).max(1);
+        let reserve = RESERVE + WORKER * (workers - 1);
+        let most = (descriptors.saturating_sub(reserve + SLACK) / 2).max(1);
         let requests = wanted.min(most);
-        let clients = descriptors.saturating_sub(RESERVE + requests);
+        let clients = descriptors.saturating_sub(reserve + requests);
         Self {
+            workers,
             requests,
             clients: clients.clamp(requests + 1, Semaphore::MAX_PERMITS),
         }
@@ -89,12 +101,16 @@ mod tests {
     fn however_many_requests_are_wanted_there_is_room_to_say_no() {
         for descriptors in [128, 150, 256, 1024, 4096, 1 << 20] {
             for wanted in [1, 20, 1024, 1 << 24] {
-                let Limits { requests, clients } = Limits::within(descriptors, wanted);
-                assert!((1..=wanted).contains(&requests));
-                assert!(clients >= requests + SLACK);
-                assert!(clients + requests + RESERVE <= descriptors);
+                for wanted_workers in [1, 2, 64, 1024] {
+                    let limits = Limits::within(descriptors, wanted, wanted_workers);
+                    assert!((1..=wanted).contains(&limits.requests));
+                    assert!((1..=wanted_workers).contains(&limits.workers));
+                    assert!(limits.clients >= limits.requests + SLACK);
+                    let taken = RESERVE + WORKER * (limits.workers - 1);
+                    assert!(limits.clients + limits.requests + taken <= descriptors);
+                }
             }
         }
-        assert_eq!(Limits::within(4096, 1024).requests, 1024);
+        assert_eq!(Limits::within(4096, 1024, 2).requests, 1024);
     }
 }

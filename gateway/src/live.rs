@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::backend::{Backend, Care, Place};
+use crate::backend::{Backend, Care, Load, Place, Slot};
 use crate::choose::{Candidate, Choice, Fit, Standing, choose, take_turn};
 use crate::outlier::{Others, is_outlier};
 use crate::roster::Roster;
@@ -42,8 +42,8 @@ impl Tried {
         self.who.iter().any(|tried| Arc::ptr_eq(tried, backend))
     }
 
-    fn standing(&self, backend: &Arc<Backend>) -> (Standing, usize) {
-        let (standing, burden) = backend.standing();
+    fn standing(&self, backend: &Arc<Backend>, load: &Load) -> (Standing, usize) {
+        let (standing, burden) = load.standing();
         let spared = matches!(standing, Standing::Cooling | Standing::Ejected);
         let out = (spared && self.turned_away) || self.has(backend);
         (if out { Standing::Out } else { standing }, burden)
@@ -117,7 +117,11 @@ impl Live {
         let mut added = Vec::new();
         // There is nobody to take its place meanwhile.
         let is_first = before.is_empty();
-        let member = |spec: &crate::set::BackendSpec| {
+        // Those that come together lie side by side.
+        let is_known = |name: &String| before.contains_key(name) || leaving.contains_key(name);
+        let names = set.iter().map(|spec| spec.url.to_string());
+        let mut slots = Slot::row(names.filter(|name| !is_known(name)).count());
+        let mut member = |spec: &crate::set::BackendSpec| {
             let name = spec.url.to_string();
             let stays = before.remove(&name);
             let is_new = stays.is_none();
@@ -126,7 +130,10 @@ impl Live {
                     backend.instruct(spec.clone());
                     backend
                 }
-                None => Arc::new(Backend::new(spec.clone(), &self.care)),
+                None => {
+                    let slot = slots.next().unwrap_or_default();
+                    Arc::new(Backend::new(spec.clone(), &self.care, slot))
+                }
             };
             if is_new {
                 if !is_first {
@@ -136,7 +143,7 @@ impl Live {
             }
             backend
         };
-        let members: Vec<_> = set.iter().map(member).collect();
+        let members: Vec<_> = set.iter().map(&mut member).collect();
         let removed: Vec<_> = before.into_values().collect();
         for backend in &removed {
             backend.retire();
@@ -162,13 +169,17 @@ impl Live {
         let eligible = roster.eligible(wanted.model, wanted.strict);
         let maker = maker(&roster, wanted, tried);
         let candidates = eligible
-            .filter(|(backend, _)| maker.is_none_or(|maker| Arc::ptr_eq(maker, backend)))
-            .map(|(backend, fit)| (backend, candidate(backend, fit, wanted, tried, now)));
+            .filter(|(backend, ..)| maker.is_none_or(|maker| Arc::ptr_eq(maker, backend)))
+            .map(|(backend, load, fit)| {
+                let candidate = candidate(backend, load, fit, wanted, tried, now);
+                (backend, candidate)
+            });
         match choose(candidates, now) {
             Choice::Chosen(backend) => {
-                let (now, turn) = take_turn(backend.turn(), now, backend.weight().0);
+                let load = backend.load();
+                let (now, turn) = take_turn(load.turn(), now, load.weight().0);
                 desk.now = now;
-                backend.set_turn(turn);
+                load.set_turn(turn);
                 if let Some(model) = wanted.model.filter(|model| backend.loaded.lacks(model)) {
                     backend.loaded.expect(model);
                 }
@@ -197,7 +208,7 @@ impl Live {
         let members = roster.members().iter();
         for backend in members.filter(|backend| !Arc::ptr_eq(backend, one)) {
             others.good += backend.good_answers();
-            match backend.standing().0 {
+            match backend.load().standing().0 {
                 Standing::Out => continue,
                 _ if backend.is_ejected() => others.ejected += 1,
                 _ => {
@@ -219,20 +230,21 @@ impl Live {
 fn maker<'a>(roster: &'a Roster, wanted: &Wanted<'_>, tried: &Tried) -> Option<&'a Arc<Backend>> {
     let name = wanted.affine?;
     let mut eligible = roster.eligible(wanted.model, wanted.strict);
-    let (maker, _) = eligible.find(|(backend, _)| backend.name == name)?;
+    let (maker, ..) = eligible.find(|(backend, ..)| backend.name == name)?;
     (maker.is_up() && !tried.has(maker)).then_some(maker)
 }
 
 fn candidate(
     backend: &Arc<Backend>,
+    load: &Load,
     fit: Fit,
     wanted: &Wanted<'_>,
     tried: &Tried,
     now: u64,
 ) -> Candidate {
-    let (standing, in_flight) = tried.standing(backend);
-    let (weight, grows) = backend.weight();
-    let turn = backend.turn();
+    let (standing, in_flight) = tried.standing(backend, load);
+    let (weight, grows) = load.weight();
+    let turn = load.turn();
     // Else one that has none in flight would be given each next one, however small its share.
     let early = grows && turn > now;
     Candidate {
@@ -280,7 +292,7 @@ mod tests {
 
     fn new() -> Live {
         let options = Options::new().health_fall(FALL);
-        Live::new(Care::of(&options, HeaderValue::from_static("1.1 test")))
+        Live::new(Care::of(&options, 1, HeaderValue::from_static("1.1 test")))
     }
 
     fn spec(name: &str) -> BackendSpec {
@@ -487,7 +499,7 @@ mod tests {
                 all[1].succeeded();
                 all[1].succeeded();
             }
-            assert_eq!(all[1].standing().0, Standing::Ready);
+            assert_eq!(all[1].load().standing().0, Standing::Ready);
             let counts = shares(&live, 110, false);
             assert!((9..=12).contains(&counts[1]), "{counts:?}");
         }

@@ -55,15 +55,15 @@ mod tests {
     use axum::http::HeaderValue;
 
     use super::*;
-    use crate::backend::Care;
+    use crate::backend::{Care, Slot};
     use crate::options::Options;
     use crate::set::BackendSpec;
 
     #[test]
     fn the_ones_used_last_are_known_and_no_more_than_there_is_room_for() {
-        let care = Care::of(&Options::new(), HeaderValue::from_static("1.1 test"));
+        let care = Care::of(&Options::new(), 1, HeaderValue::from_static("1.1 test"));
         let spec = BackendSpec::new("http://b".parse().unwrap());
-        let backend = Arc::new(Backend::new(spec, &care));
+        let backend = Arc::new(Backend::new(spec, &care, Slot::default()));
         let made = Made::new();
         made.note("first", &backend);
         made.note("second", &backend);

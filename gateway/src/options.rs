@@ -1,18 +1,21 @@
 //! What a gateway is told to do, whatever its backends are.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::auth::ApiKey;
 
-/// What a [`Gateway`](crate::Gateway) is told to do. The defaults are those of `llmlb serve`.
+/// What a [`Gateway`](crate::Gateway) is told to do. The defaults are those of `llmlb serve`,
+/// but for [`workers`](Self::workers).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
     pub(crate) api_key: Option<ApiKey>,
     pub(crate) backend_api_key: Option<ApiKey>,
     pub(crate) max_requests: usize,
+    pub(crate) workers: NonZeroUsize,
     pub(crate) connect_timeout: Duration,
     pub(crate) health_interval: Duration,
     pub(crate) health_rise: u32,
@@ -32,6 +35,7 @@ impl Default for Options {
             api_key: None,
             backend_api_key: None,
             max_requests: 1024,
+            workers: NonZeroUsize::MIN,
             connect_timeout: Duration::from_secs(2),
             health_interval: Duration::from_secs(2),
             health_rise: 2,
@@ -72,6 +76,15 @@ impl Options {
     #[must_use]
     pub fn max_requests(mut self, count: usize) -> Self {
         self.max_requests = count;
+        self
+    }
+
+    /// How many threads serve clients in [`Gateway::serve`](crate::Gateway::serve): the one that calls
+    /// it, and others that have a runtime of their own (default: 1). Fewer where there are not 32 file
+    /// descriptors for each. All limits are for all of them together.
+    #[must_use]
+    pub fn workers(mut self, count: NonZeroUsize) -> Self {
+        self.workers = count;
         self
     }
 

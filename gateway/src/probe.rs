@@ -155,7 +155,7 @@ mod tests {
     use tokio::time::{advance, sleep};
 
     use super::*;
-    use crate::backend::{Place, State};
+    use crate::backend::{Place, Slot, State};
     use crate::options::Options;
     use crate::set::BackendSpec;
 
@@ -163,7 +163,7 @@ mod tests {
 
     fn care() -> Care {
         let options = Options::new().busy_timeout(BUSY);
-        Care::of(&options, HeaderValue::from_static("1.1 test"))
+        Care::of(&options, 1, HeaderValue::from_static("1.1 test"))
     }
 
     async fn look_at(backend: &Backend) {
@@ -175,7 +175,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let spec = BackendSpec::new(url.parse().unwrap());
-        let backend = Backend::new(spec, &care());
+        let backend = Backend::new(spec, &care(), Slot::default());
         backend.succeeded();
         (listener, Arc::new(backend))
     }

@@ -4,13 +4,15 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::backend::Backend;
 use crate::backend::models::names_of;
+use crate::backend::{Backend, Load, Slot};
 use crate::choose::Fit;
 
 #[derive(Default)]
 pub(crate) struct Roster {
     members: Vec<Arc<Backend>>,
+    /// What each of them has in hand, to be read without a look at anything else of it.
+    loads: Vec<Slot>,
     /// Who lists a model, by index, in order.
     listed: HashMap<String, Vec<usize>>,
     /// Who does not say what it serves.
@@ -44,8 +46,10 @@ impl Roster {
         // Of those that say nothing nobody knows more than of each other.
         differ |= first.is_some() && !silent.is_empty();
         let longest_base = members.iter().map(|b| b.url.base().len()).max();
+        let loads = members.iter().map(|b| b.load().clone()).collect();
         Self {
             members,
+            loads,
             listed,
             silent,
             differ,
@@ -77,7 +81,7 @@ impl Roster {
         &'a self,
         model: Option<&str>,
         strict: bool,
-    ) -> impl Iterator<Item = (&'a Arc<Backend>, Fit)> {
+    ) -> impl Iterator<Item = (&'a Arc<Backend>, &'a Load, Fit)> {
         let listed: &[usize] = match model {
             Some(model) => self.listed.get(model).map_or(&[], Vec::as_slice),
             None => &[],
@@ -95,6 +99,8 @@ impl Roster {
         let all = all
             .into_iter()
             .flat_map(|fit| (0..self.members.len()).map(move |i| (i, fit)));
-        fitting.chain(all).map(|(i, fit)| (&self.members[i], fit))
+        fitting
+            .chain(all)
+            .map(|(i, fit)| (&self.members[i], &*self.loads[i], fit))
     }
 }

@@ -14,6 +14,7 @@ use crate::catalog::Catalogs;
 use crate::history::{History, Sample};
 use crate::life::Life;
 use crate::limits::Limits;
+use crate::listen::entrance::Entrance;
 use crate::live::Live;
 use crate::made::Made;
 use crate::metrics::Metrics;
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) via: HeaderValue,
     description: Mutex<Description>,
     pub(crate) limits: Limits,
+    pub(crate) entrance: Entrance,
     /// For requests that are passed on.
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) intake: Intake,
@@ -44,8 +46,8 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(options: Options) -> io::Result<Self> {
         let via = via::name_for_this_gateway();
-        let care = Care::of(&options, via.clone());
-        let limits = Limits::find(options.max_requests);
+        let limits = Limits::find(options.max_requests, options.workers.get());
+        let care = Care::of(&options, limits.workers, via.clone());
         Ok(Self {
             since: Instant::now(),
             via,
@@ -55,6 +57,7 @@ impl Shared {
             history: History::default(),
             life: Life::new(),
             slots: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
+            entrance: Entrance::new(limits.clients),
             intake: Intake::new(limits.uploads()),
             made: Made::new(),
             catalogs: Catalogs::default(),

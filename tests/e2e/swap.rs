@@ -39,7 +39,7 @@ fn no_connection_is_refused_and_no_request_lost_in_20_swaps_under_load() {
         Next::Read
     });
     let url = backend.url();
-    let arguments = ["--backend", &url];
+    let arguments = ["--backend", &url, "--workers", "4"];
     let first = sandbox.serve_with(port, &arguments);
     let mut streams: Vec<_> = (0..2).map(|_| begin_stream(port)).collect();
 

@@ -33,7 +33,10 @@ fn a_long_generation_is_finished_before_the_lock_is_released() {
     let mut stop = gateway.stop_command(&["--timeout", "60"]).spawn().unwrap();
     gateway.expect_log("Received shutdown signal");
     gateway.wait_until_port_refuses();
-    assert_eq!(kept.ask("GET", "/health", "", b"").status(), 503);
+    assert_eq!(kept.ask("GET", "/ready", "", b"").status(), 503);
+    let health = kept.ask("GET", "/health", "", b"");
+    assert_eq!(health.status(), 200, "it lives");
+    assert_eq!(health.json()["status"], "shutting down");
     let refused = kept.ask("POST", "/v1/chat/completions", "", &chat("m"));
     assert_eq!(refused.status(), 503);
     assert_eq!(refused.error_code(), "shutting_down");

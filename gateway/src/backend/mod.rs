@@ -6,6 +6,7 @@ mod busy;
 mod condition;
 mod connection;
 mod ejection;
+mod load;
 mod loaded;
 pub(crate) mod models;
 mod place;
@@ -14,7 +15,7 @@ mod ramp;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -23,21 +24,19 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use address::Addresses;
-use bars::Bars;
 use busy::{Busy, Work};
 use condition::Condition;
 pub(crate) use condition::{State, Thresholds, Trouble};
 pub(crate) use connection::{Connection, keep_alive};
 use ejection::Ejection;
+pub(crate) use load::{Load, Slot};
 use loaded::Loaded;
 pub(crate) use models::Models;
 pub(crate) use place::Place;
 use pool::Pool;
-use ramp::Ramp;
 pub(crate) use ramp::WHOLE;
 
 use crate::auth::ApiKey;
-use crate::choose::Standing;
 use crate::options::Options;
 use crate::outlier::Record;
 use crate::set::BackendSpec;
@@ -58,11 +57,14 @@ pub(crate) struct Care {
     pub(crate) key: Option<HeaderValue>,
     /// How probes name this gateway.
     pub(crate) via: HeaderValue,
+    /// How many threads keep connections.
+    pub(crate) workers: usize,
 }
 
 impl Care {
-    pub(crate) fn of(options: &Options, via: HeaderValue) -> Self {
+    pub(crate) fn of(options: &Options, workers: usize, via: HeaderValue) -> Self {
         Self {
+            workers,
             thresholds: Thresholds {
                 rise: options.health_rise,
                 fall: options.health_fall,
@@ -103,29 +105,16 @@ pub(crate) struct Backend {
     models: ArcSwapOption<Models>,
     pub(crate) loaded: Loaded,
     retired: AtomicBool,
-    load: Load,
-    since: Instant,
+    load: Slot,
+    finished: AtomicU64,
     /// Of an answer's body, in milliseconds after `since`.
     last_piece: AtomicU64,
     /// The same of a good probe.
     last_probe: AtomicU64,
 }
 
-/// What is read of each backend for each request: one line of the processor's cache.
-#[repr(align(64))]
-struct Load {
-    bars: Bars,
-    in_flight: AtomicUsize,
-    /// In parts, [`WHOLE`] for each unit.
-    weight: AtomicU64,
-    max: AtomicUsize,
-    turn: AtomicU64,
-    ramp: Ramp,
-    finished: AtomicU64,
-}
-
 impl Backend {
-    pub(crate) fn new(spec: BackendSpec, care: &Care) -> Self {
+    pub(crate) fn new(spec: BackendSpec, care: &Care, slot: Slot) -> Self {
         let url = spec.url.clone();
         let host_header = HeaderValue::from_str(url.authority());
         let backend = Self {
@@ -134,7 +123,7 @@ impl Backend {
             host_header: host_header.expect("an authority is a valid header value"),
             addresses: Addresses::of(url.host(), url.port()),
             url,
-            pool: Arc::default(),
+            pool: Arc::new(Pool::new(care.workers)),
             care: Box::new(care.clone()),
             settings: ArcSwap::from_pointee(settings(spec.clone(), care)),
             condition: Condition::new(care.thresholds),
@@ -145,16 +134,8 @@ impl Backend {
             models: ArcSwapOption::empty(),
             loaded: Loaded::default(),
             retired: AtomicBool::new(false),
-            load: Load {
-                bars: Bars::default(),
-                in_flight: AtomicUsize::new(0),
-                weight: AtomicU64::new(WHOLE),
-                max: AtomicUsize::new(usize::MAX),
-                turn: AtomicU64::new(0),
-                ramp: Ramp::default(),
-                finished: AtomicU64::new(0),
-            },
-            since: Instant::now(),
+            load: slot,
+            finished: AtomicU64::new(0),
             last_piece: AtomicU64::new(0),
             last_probe: AtomicU64::new(0),
         };
@@ -178,13 +159,13 @@ impl Backend {
     pub(crate) fn start_slowly(&self) {
         self.load.ramp.prepare();
         if self.is_up() {
-            self.load.ramp.rose(self.since.elapsed());
+            self.load.ramp.rose(self.load.age());
         }
     }
 
     /// A trial has shown that it serves again.
     fn returned(&self) {
-        self.load.ramp.begin(self.since.elapsed());
+        self.load.ramp.begin(self.load.age());
     }
 
     /// It is no longer one of the backends: what it has in hand ends whole, and its connections
@@ -239,9 +220,9 @@ impl Backend {
         let load = &self.load;
         if self.condition.succeeded(&self.name, &load.bars) {
             self.ejection.rose(&load.bars);
-            load.ramp.rose(self.since.elapsed());
+            load.ramp.rose(self.load.age());
         }
-        let last_piece = self.since + self.last_piece();
+        let last_piece = self.load.since + self.last_piece();
         if self.ejection.probed(&self.name, last_piece, &load.bars) {
             self.returned();
         }
@@ -278,7 +259,7 @@ impl Backend {
     pub(crate) fn work(&self) -> Work {
         Work {
             in_flight: self.in_flight(),
-            finished: self.load.finished.load(Ordering::Relaxed),
+            finished: self.finished.load(Ordering::Relaxed),
         }
     }
 
@@ -292,9 +273,9 @@ impl Backend {
     pub(crate) fn may_be_busy(&self, before: Work) -> bool {
         let busy = before.in_flight > 0 || self.in_flight() > 0;
         let last = self.last_piece().max(self.since_start(&self.last_probe));
-        let silent = self.since.elapsed().saturating_sub(last);
+        let silent = self.load.age().saturating_sub(last);
         if busy && self.busy.has_no_excuse() {
-            self.busy.accuse(self.since.elapsed());
+            self.busy.accuse(self.load.age());
             return false;
         }
         busy && silent < self.care.busy_timeout
@@ -343,55 +324,13 @@ impl Backend {
         news
     }
 
-    /// Whether it may be given a request; and the requests that it has, with those that its failures
-    /// weigh.
-    pub(crate) fn standing(&self) -> (Standing, usize) {
-        let bars = &self.load.bars;
-        if bars.none() {
-            let in_flight = self.in_flight();
-            return (self.free(in_flight), in_flight);
-        }
-        let in_flight = self.in_flight();
-        let free = self.free(in_flight);
-        let standing = if bars.is_down() {
-            Standing::Out
-        } else if bars.is_ejected() && !bars.trial_is_due() {
-            Standing::Ejected
-        } else if bars.is_cooling() {
-            free.max(Standing::Cooling)
-        } else {
-            free
-        };
-        (standing, in_flight + bars.penalty())
-    }
-
-    fn free(&self, in_flight: usize) -> Standing {
-        if in_flight >= self.load.max.load(Ordering::Relaxed) {
-            Standing::Full
-        } else {
-            Standing::Ready
-        }
+    /// What choosing looks at.
+    pub(crate) fn load(&self) -> &Slot {
+        &self.load
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.load.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// In parts, [`WHOLE`] for each unit, while its share grows less; and whether it does.
-    pub(crate) fn weight(&self) -> (u64, bool) {
-        let weight = self.load.weight.load(Ordering::Relaxed);
-        match self.load.ramp.share(|| self.since.elapsed()) {
-            None => (weight, false),
-            Some(share) => (weight / WHOLE * share, true),
-        }
-    }
-
-    pub(crate) fn turn(&self) -> u64 {
-        self.load.turn.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_turn(&self, turn: u64) {
-        self.load.turn.store(turn, Ordering::Relaxed);
+        self.load.in_flight()
     }
 
     /// Notes that a piece of an answer has come.
@@ -401,7 +340,7 @@ impl Backend {
 
     /// When a piece of an answer came last.
     pub(crate) fn last_answer(&self) -> Instant {
-        self.since + self.last_piece()
+        self.load.since + self.last_piece()
     }
 
     fn last_piece(&self) -> Duration {
@@ -413,7 +352,7 @@ impl Backend {
     }
 
     fn note(&self, when: &AtomicU64) {
-        let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = u64::try_from(self.load.age().as_millis()).unwrap_or(u64::MAX);
         when.store(now, Ordering::Relaxed);
     }
 }

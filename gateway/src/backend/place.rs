@@ -63,7 +63,7 @@ impl Place {
             return;
         }
         let load = &self.backend.load;
-        load.finished.fetch_add(1, Ordering::Relaxed);
+        self.backend.finished.fetch_add(1, Ordering::Relaxed);
         load.in_flight.fetch_sub(1, Ordering::Relaxed);
         if self.trial && !self.settled {
             self.backend.ejection.trial_ends(self.era, &load.bars);

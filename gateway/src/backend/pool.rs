@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
+use crate::worker;
 
 /// Below the shortest time a model server is known to keep an idle connection (llama.cpp: 5 s).
 const IDLE: Duration = Duration::from_secs(4);
@@ -15,10 +16,15 @@ struct Idle {
     closed: bool,
 }
 
-#[derive(Default)]
-pub(crate) struct Pool(Mutex<Idle>);
+/// One shelf for each worker, whose runtime drives them: on another's they would be carried from
+/// thread to thread at every turn.
+pub(crate) struct Pool(Box<[Mutex<Idle>]>);
 
 impl Pool {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self((0..workers.max(1)).map(|_| Mutex::default()).collect())
+    }
+
     /// The one used last, which is the likeliest to live.
     pub(crate) fn take(&self) -> Option<Connection> {
         let mut idle = self.idle();
@@ -55,21 +61,32 @@ impl Pool {
         let fresh = |(connection, since): &(Connection, Instant)| {
             since.elapsed() < IDLE && connection.is_ready()
         };
-        self.idle().connections.retain(fresh);
+        for shelf in &self.0 {
+            lock(shelf).connections.retain(fresh);
+        }
     }
 
     /// Closes all, and what is put here from now on.
     pub(crate) fn close(&self) {
-        let mut idle = self.idle();
-        idle.closed = true;
-        idle.connections.clear();
+        for shelf in &self.0 {
+            let mut idle = lock(shelf);
+            idle.closed = true;
+            idle.connections.clear();
+        }
     }
 
     pub(crate) fn open(&self) {
-        self.idle().closed = false;
+        for shelf in &self.0 {
+            lock(shelf).closed = false;
+        }
     }
 
+    /// This worker's.
     fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0[worker::index() % self.0.len()])
     }
+}
+
+fn lock(shelf: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
+    shelf.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,8 @@
 //! One client's connection: its requests, its deadlines, and its end in good order.
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::future::{Future, ready};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderValue, Request, StatusCode};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -24,8 +25,10 @@ use super::clients::Entry;
 use super::socket::{Shared, Socket};
 use super::strict::Strict;
 use crate::life::Phase;
+use crate::pages::is_for_backends;
 use crate::peer::Peer;
-use crate::protocol;
+use crate::shared::Shared as Gateway;
+use crate::{protocol, proxy};
 
 /// How long a client may idle between requests. Longer than any load balancer before this server
 /// does by default (nginx 60 s, AWS 60 s, Google 600 s), so that it is never this one that closes a
@@ -51,32 +54,27 @@ pub(super) fn server() -> http1::Builder {
 }
 
 pub(super) async fn converse(
-    socket: Arc<Socket>,
+    (socket, stream): (Arc<Socket>, Shared),
     peer: Peer,
-    app: Router,
+    app: App,
     http: http1::Builder,
     mut phase: tokio::sync::watch::Receiver<Phase>,
     entry: Entry,
 ) {
-    let mut stream = TimeoutStream::new(Shared(Arc::clone(&socket)));
+    let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(STALLED));
     let answered = Arc::new(AtomicBool::new(false));
     let stream = Strict::new(Box::pin(stream), Arc::clone(&answered));
     let broken = Arc::clone(&peer.broken);
-    let app = TowerToHyperService::new(app);
+    let router = TowerToHyperService::new(app.router);
+    let shared = app.shared;
     let phases = phase.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let checked = protocol::check(&request);
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(peer.clone());
-        let answer = checked.map(|()| hyper::service::Service::call(&app, request));
+        let answer = answer(request, &peer, shared.as_ref(), &router);
         let answered = Arc::clone(&answered);
         let phases = phases.clone();
         async move {
-            let mut answer = match answer {
-                Ok(answer) => answer.await?,
-                Err(refusal) => refusal.into_response(),
-            };
+            let mut answer = answer.await;
             let leaves = matches!(*phases.borrow(), Phase::Retiring | Phase::Retired);
             if leaves && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
                 answer.headers_mut().insert(CONNECTION, CLOSE);
@@ -136,6 +134,42 @@ pub(super) async fn converse(
     }
 }
 
+/// What requests are given to.
+#[derive(Clone)]
+pub(super) struct App {
+    pub(super) router: Router,
+    /// For those that need no router.
+    pub(super) shared: Option<Arc<Gateway>>,
+}
+
+/// On the heap, as it is big: a connection that idles is not to keep the room for it.
+type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+fn answer(
+    request: Request<Incoming>,
+    peer: &Peer,
+    shared: Option<&Arc<Gateway>>,
+    router: &TowerToHyperService<Router>,
+) -> Answering {
+    if let Err(refusal) = protocol::check(&request) {
+        return Box::pin(ready(refusal.into_response()));
+    }
+    let mut request = request.map(Body::new);
+    match shared {
+        Some(shared) if is_for_backends(&request) => {
+            Box::pin(proxy::direct(Arc::clone(shared), peer.clone(), request))
+        }
+        _ => {
+            request.extensions_mut().insert(peer.clone());
+            let answer = hyper::service::Service::call(router, request);
+            Box::pin(async move {
+                let Ok(answer) = answer.await;
+                answer
+            })
+        }
+    }
+}
+
 /// Waits until the client has left though its request is in flight.
 async fn abandoned(socket: &Socket, busy: &AtomicUsize) {
     socket.left().await;
@@ -174,9 +208,13 @@ mod tests {
             _permit: None,
         };
         let socket = Socket::new(stream);
-        let entry = Clients::enter(&Arc::default(), &peer.busy, &socket);
+        let entry = Clients::enter(&Arc::default(), &peer.busy, &socket.0);
         tokio::spawn(async move {
             let (_sender, phase) = tokio::sync::watch::channel(Phase::Serving);
+            let app = App {
+                router: app,
+                shared: None,
+            };
             converse(socket, peer, app, server(), phase, entry).await;
         });
         client.unwrap()

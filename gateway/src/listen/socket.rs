@@ -10,24 +10,49 @@ use std::task::{Context, Poll, ready};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::backend::keep_alive;
 
 pub(crate) struct Socket {
-    stream: TcpStream,
+    /// Of a stream's two halves the one that can be shared, until the end: reading takes the other
+    /// for itself.
+    half: Option<OwnedWriteHalf>,
     /// The client does not read what is to be sent.
     blocked: AtomicBool,
 }
 
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Some(half) = self.half.take() {
+            // Dropped, it would say that all has been sent, also where the connection is aborted.
+            half.forget();
+        }
+    }
+}
+
 impl Socket {
-    pub(crate) fn new(stream: TcpStream) -> Arc<Self> {
+    /// And what hyper has of it.
+    pub(crate) fn new(stream: TcpStream) -> (Arc<Self>, Shared) {
         // Chunks are sent as they come.
         let _ = stream.set_nodelay(true);
         keep_alive(&stream);
-        Arc::new(Self {
-            stream,
+        let (reading, writing) = stream.into_split();
+        let socket = Arc::new(Self {
+            half: Some(writing),
             blocked: AtomicBool::new(false),
-        })
+        });
+        let shared = Shared {
+            reading,
+            socket: Arc::clone(&socket),
+        };
+        (socket, shared)
+    }
+
+    fn stream(&self) -> io::Result<&TcpStream> {
+        let half = self.half.as_ref();
+        half.map(AsRef::as_ref)
+            .ok_or(io::ErrorKind::NotConnected.into())
     }
 
     pub(crate) fn is_blocked(&self) -> bool {
@@ -40,8 +65,10 @@ impl Socket {
         // Only there can one wait for the end without waiting for data.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         {
-            let ready = self.stream.ready(tokio::io::Interest::PRIORITY).await;
-            if ready.is_ok_and(|ready| ready.is_read_closed()) {
+            if let Ok(stream) = self.stream()
+                && let Ok(ready) = stream.ready(tokio::io::Interest::PRIORITY).await
+                && ready.is_read_closed()
+            {
                 return;
             }
         }
@@ -50,7 +77,9 @@ impl Socket {
 
     /// Lets the end of the connection be an abortion.
     pub(crate) fn abort_at_end(&self) {
-        let _ = SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));
+        if let Ok(stream) = self.stream() {
+            let _ = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+        }
     }
 
     fn poll_send(
@@ -58,11 +87,12 @@ impl Socket {
         context: &mut Context<'_>,
         send: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
+        let stream = self.stream()?;
         loop {
-            let ready = self.stream.poll_write_ready(context);
+            let ready = stream.poll_write_ready(context);
             self.blocked.store(ready.is_pending(), Ordering::Relaxed);
             ready!(ready)?;
-            match send(&self.stream) {
+            match send(stream) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
@@ -71,21 +101,19 @@ impl Socket {
 }
 
 /// What hyper has of it.
-pub(crate) struct Shared(pub(super) Arc<Socket>);
+pub(crate) struct Shared {
+    /// Knows, unlike what can be shared, that a read which left room has taken all there is.
+    reading: OwnedReadHalf,
+    socket: Arc<Socket>,
+}
 
 impl AsyncRead for Shared {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.stream.poll_read_ready(context))?;
-            match self.0.stream.try_read_buf(buffer) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result.map(drop)),
-            }
-        }
+        Pin::new(&mut self.reading).poll_read(context, buffer)
     }
 }
 
@@ -95,7 +123,8 @@ impl AsyncWrite for Shared {
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_send(context, |stream| stream.try_write(data))
+        self.socket
+            .poll_send(context, |stream| stream.try_write(data))
     }
 
     fn poll_write_vectored(
@@ -103,7 +132,7 @@ impl AsyncWrite for Shared {
         context: &mut Context<'_>,
         data: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0
+        self.socket
             .poll_send(context, |stream| stream.try_write_vectored(data))
     }
 
@@ -116,6 +145,6 @@ impl AsyncWrite for Shared {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&self.0.stream).shutdown(Shutdown::Write))
+        Poll::Ready(SockRef::from(self.socket.stream()?).shutdown(Shutdown::Write))
     }
 }

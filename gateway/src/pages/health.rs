@@ -1,4 +1,4 @@
-//! `/health`: whether it serves, who it is, how its backends are.
+//! `/health`: that it lives, who it is, how its backends are; `/ready`: whether to send requests.
 
 use std::sync::Arc;
 
@@ -79,11 +79,11 @@ fn name(state: Condition, retired: bool, ejected: bool) -> &'static str {
     }
 }
 
-pub(super) fn status(shared: &Shared) -> (StatusCode, &'static str) {
+pub(super) fn status(shared: &Shared) -> &'static str {
     if shared.life.is_serving() {
-        (StatusCode::OK, "ok")
+        "ok"
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "shutting down")
+        "shutting down"
     }
 }
 
@@ -104,10 +104,10 @@ pub(super) async fn handler(State(shared): State<Arc<Shared>>, headers: HeaderMa
     if via::has_been_here(&headers, &shared.via) {
         return Refusal::Loop.into_response();
     }
-    let (code, status) = status(&shared);
+    let status = status(&shared);
     if !admission::shows_key(&shared, &headers) {
         // Who may not ask for more may know that it serves.
-        return (code, Json(json!({ "status": status }))).into_response();
+        return Json(json!({ "status": status })).into_response();
     }
     let all = shared.live.all();
     let backends: Vec<_> = all.iter().map(|b| BackendHealth::of(b)).collect();
@@ -121,5 +121,5 @@ pub(super) async fn handler(State(shared): State<Arc<Shared>>, headers: HeaderMa
             .then_some(options.no_backends_hint.as_str()),
         backends,
     };
-    (code, Json(health)).into_response()
+    Json(health).into_response()
 }

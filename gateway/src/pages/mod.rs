@@ -8,12 +8,29 @@ mod ollama;
 
 use std::sync::Arc;
 
+use axum::extract::Request;
+use axum::http::Method;
 use axum::routing::get;
 use axum::{Router, middleware};
 
 use crate::error::Refusal;
 use crate::shared::Shared;
 use crate::{admission, proxy};
+
+/// Whether a request may go past the [`router`] to a backend, as nearly all do: what it has for one
+/// of these comes to the same, at a price.
+pub(crate) fn is_for_backends(request: &Request) -> bool {
+    // What is here is asked for by other methods, some of which answer without a body.
+    request.method() == Method::POST && !is_own(request.uri().path())
+}
+
+/// Whether a path is one of those, or begins like one.
+fn is_own(path: &str) -> bool {
+    match path {
+        "/metrics" | "/health" | "/ready" | "/api/tags" | "/api/ps" => true,
+        _ => path.starts_with("/llmlb") || path.starts_with("/v1/models"),
+    }
+}
 
 pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     let mut guarded = Router::new()
@@ -37,4 +54,37 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .route("/llmlb", get(live::page))
         .method_not_allowed_fallback(|| async { Refusal::MethodNotAllowed })
         .with_state(Arc::clone(shared))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    #[test]
+    fn what_is_answered_here_is_not_sent_past_it() {
+        let goes_past = |method, path| {
+            let request = Request::builder().method(method).uri(path);
+            is_for_backends(&request.body(Body::empty()).unwrap())
+        };
+        // All that the router knows.
+        for own in [
+            "/metrics",
+            "/llmlb/state",
+            "/v1/models",
+            "/v1/models/a/b",
+            "/api/tags?x",
+            "/api/ps",
+            "/health",
+            "/ready",
+            "/llmlb",
+        ] {
+            assert!(!goes_past(Method::POST, own), "{own}");
+        }
+        for other in ["/v1/chat/completions", "/api/chat", "/"] {
+            assert!(goes_past(Method::POST, other), "{other}");
+            assert!(!goes_past(Method::HEAD, other), "{other}");
+        }
+    }
 }

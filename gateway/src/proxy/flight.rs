@@ -43,8 +43,12 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    pub(super) fn begin(shared: Arc<Shared>, request: &mut Request, trace: Arc<Trace>) -> Self {
-        let peer = Peer::of(request);
+    pub(super) fn begin(
+        shared: Arc<Shared>,
+        peer: Peer,
+        request: &Request,
+        trace: Arc<Trace>,
+    ) -> Self {
         shared.life.enter();
         peer.busy.fetch_add(1, Ordering::AcqRel);
         let line = || (request.method().clone(), request.uri().path().to_owned());

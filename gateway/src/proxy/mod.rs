@@ -23,6 +23,7 @@ use crate::body::Received;
 use crate::error::Refusal;
 use crate::live::{NoPlace, Wanted};
 use crate::model::{Asked, Found, Search};
+use crate::peer::Peer;
 use crate::shared::Shared;
 use crate::{admission, model, via};
 use attempt::Outgoing;
@@ -32,8 +33,21 @@ use tally::Tally;
 use trace::Trace;
 
 pub(crate) async fn handler(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
+    let peer = Peer::of(&mut request);
+    pass_on(shared, peer, request).await
+}
+
+/// The same for a request that has not come through the router.
+pub(crate) async fn direct(shared: Arc<Shared>, peer: Peer, request: Request) -> Response {
+    if let Err(refusal) = admission::check_key(&shared, &request) {
+        return refusal.into_response();
+    }
+    pass_on(shared, peer, request).await
+}
+
+async fn pass_on(shared: Arc<Shared>, peer: Peer, mut request: Request) -> Response {
     let trace = Arc::new(Trace::of(&mut request));
-    let mut flight = Flight::begin(shared, &mut request, Arc::clone(&trace));
+    let mut flight = Flight::begin(shared, peer, &request, Arc::clone(&trace));
     let forwarded = forward(&mut flight, request).await;
     let place = flight.place.as_ref();
     let backend = place.map(|place| Arc::clone(place));

@@ -24,3 +24,4 @@ mod seen;
 mod starting;
 mod support;
 mod uploads;
+mod workers;

@@ -66,6 +66,10 @@ impl Gateway {
         self.gateway.drain();
     }
 
+    pub(crate) fn cut(&self) {
+        self.gateway.cut();
+    }
+
     /// Waits until it has ended by itself.
     pub(crate) fn wait(&mut self) {
         wait_until("the gateway to end", || {

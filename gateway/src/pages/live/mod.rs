@@ -81,7 +81,7 @@ pub(super) async fn state(State(shared): State<Arc<Shared>>) -> Response {
         tokens_in: of.tokens_in,
         tokens_out: of.tokens_out,
     });
-    let (_, status) = health::status(&shared);
+    let status = health::status(&shared);
     let seen = Seen {
         version: env!("CARGO_PKG_VERSION"),
         status,

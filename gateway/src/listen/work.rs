@@ -1,0 +1,76 @@
+//! What one worker does: it serves its clients, and lets them end in good order.
+
+use std::sync::Arc;
+
+use axum::Router;
+use tokio::task::JoinSet;
+
+use super::clients::Clients;
+use super::conversation::{App, converse, server};
+use super::crew::Inbox;
+use super::socket::Socket;
+use crate::life::Phase;
+use crate::peer::Peer;
+use crate::shared::Shared;
+
+/// Serves those who come until no more do, then until nothing is in flight, or told to cut off what
+/// is; or, where the port has been given up, until the last connection has ended.
+pub(super) async fn work(mut inbox: Inbox, router: Router, shared: &Arc<Shared>) {
+    let app = App {
+        router,
+        shared: Some(Arc::clone(shared)),
+    };
+    let mut phase = shared.life.phases();
+    let http = server();
+    let mut connections = JoinSet::new();
+    loop {
+        let newcomer = tokio::select! {
+            newcomer = inbox.recv() => newcomer,
+            Some(_) = connections.join_next() => continue,
+        };
+        let Some(newcomer) = newcomer else {
+            break;
+        };
+        // It can't be served if this runtime does not take its socket.
+        let Ok((stream, address, permit, counted)) = newcomer.settle() else {
+            continue;
+        };
+        let peer = Peer {
+            address: Some(address),
+            busy: Arc::default(),
+            broken: Arc::default(),
+            _permit: Some(Arc::new(permit)),
+        };
+        let socket = Socket::new(stream);
+        let client = Clients::enter(&shared.entrance.clients, &peer.busy, &socket.0);
+        let phase = shared.life.phases();
+        let conversation = converse(socket, peer, app.clone(), http.clone(), phase, client);
+        connections.spawn(async move {
+            let _counted = counted;
+            conversation.await;
+        });
+    }
+    let last = async {
+        while connections.join_next().await.is_some() {}
+        // Tunnels outlive their connections.
+        shared.life.wait_until_idle().await;
+    };
+    tokio::select! {
+        biased;
+        _ = phase.wait_for(|phase| *phase > Phase::Retired) => {}
+        // The port has been given up.
+        () = last => return,
+    }
+    let finish = async {
+        shared.life.wait_until_idle().await;
+        shared.life.advance(Phase::Closing);
+        // Requests that are yet to be read to their end, and answers to be written.
+        while connections.join_next().await.is_some() {}
+    };
+    tokio::select! {
+        () = finish => return,
+        _ = phase.wait_for(|phase| *phase == Phase::Cut) => {}
+    }
+    connections.shutdown().await;
+    shared.life.wait_until_idle().await;
+}
