@@ -12,6 +12,7 @@ use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use llmlb_gateway::{ApiKey, ApiKeyError, BackendUrlError, Options};
 
 use crate::backends::{Backend, Place, Sources};
+use crate::ready::ReadyUrl;
 use crate::unrepeated::Unrepeated;
 
 /// One LLM server per port, always: guard it, see it, stop it.
@@ -25,7 +26,7 @@ use crate::unrepeated::Unrepeated;
         LLMLB_LOCK_DIR  Where the lock files are (default: llmlb in the temporary directory)\n  \
         LLMLB_LOG       What is logged: off, error, warn, info (serve's default), debug, trace\n\n\
         Exit codes: 0 done, 1 refused or failed, 2 wrong arguments;\n  \
-        status --port: 3 not running, 4 cannot tell;\n  \
+        status --port: 3 not running, 4 cannot tell, 5 starting;\n  \
         serve -- COMMAND: the command's own, 126 not executable, 127 not found,\n  \
         128 + N when signal N ended it.\n\n\
         Times are in seconds, or with a unit: 5, 0.5s, 2m, 1h."
@@ -89,12 +90,60 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "TIME", default_value = "4", value_parser = seconds)]
     pub(crate) drain_timeout: Duration,
 
+    /// Serve in the background, with output in a log file; returns when the server is ready. Not on
+    /// Windows
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+
+    /// The log of a server in the background, opened anew at SIGHUP; by default serve_PORT.log beside
+    /// the lock
+    #[arg(long, value_name = "PATH", requires = "detach")]
+    #[cfg_attr(not(unix), allow(dead_code, reason = "refused together with --detach"))]
+    pub(crate) log_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) supervision: SupervisionArgs,
+
     #[command(flatten)]
     pub(crate) gateway: GatewayArgs,
 
     /// A server to run under the guard, instead of the built-in one
     #[arg(last = true, value_name = "COMMAND", help_heading = "Arguments")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// How a COMMAND is supervised.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Supervision (of a COMMAND)")]
+pub(crate) struct SupervisionArgs {
+    /// Take it for ready when this answers below 400: a path on its port, such as /health, or an
+    /// http:// URL; without, when it accepts connections on its port
+    #[arg(long, value_name = "PATH|URL", value_parser = ReadyUrl::parse)]
+    pub(crate) ready_url: Option<ReadyUrl>,
+
+    /// End it if it is not ready within this time; without, it may take for ever
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub(crate) ready_timeout: Option<Duration>,
+
+    /// Start it again when it fails: with another exit code than 0, by a signal that nobody sends on
+    /// purpose, or not ready in time. After 1 second, then 2, 4 and so on. Not on Windows
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Restart::No)]
+    pub(crate) restart: Restart,
+
+    /// How many times within 10 minutes it is started again
+    #[arg(long, value_name = "N", default_value = "5", requires = "restart")]
+    #[cfg_attr(
+        not(unix),
+        allow(dead_code, reason = "refused together with --restart")
+    )]
+    pub(crate) restart_max: u32,
+}
+
+/// When a COMMAND is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Restart {
+    No,
+    OnFailure,
 }
 
 /// How the built-in server balances.
@@ -216,18 +265,27 @@ fn host(text: &str) -> Result<String, Infallible> {
     Ok(text.to_owned())
 }
 
-/// The balancing options that were given by hand beside a COMMAND, which they do nothing for.
+/// Why an option that was given by hand does nothing: it is for the built-in server, or for a
+/// COMMAND, and the other runs.
 pub(crate) fn without_effect(matches: &ArgMatches) -> Option<String> {
     let serve = matches.subcommand_matches("serve")?;
-    serve.get_many::<OsString>("command")?;
-    let given = GatewayArgs::augment_args(clap::Command::new(""));
-    given
-        .get_arguments()
-        .filter(|arg| {
-            let source = serve.value_source(arg.get_id().as_str());
-            source == Some(ValueSource::CommandLine)
-        })
-        .find_map(|arg| Some(format!("--{}", arg.get_long()?)))
+    let has_command = serve.get_many::<OsString>("command").is_some();
+    let others = match has_command {
+        true => GatewayArgs::augment_args(clap::Command::new("")),
+        false => SupervisionArgs::augment_args(clap::Command::new("")),
+    };
+    let mut given = others.get_arguments().filter(|arg| {
+        let source = serve.value_source(arg.get_id().as_str());
+        source == Some(ValueSource::CommandLine)
+    });
+    let option = given.find_map(|arg| Some(format!("--{}", arg.get_long()?)))?;
+    Some(match has_command {
+        true => format!(
+            "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs \
+             to the COMMAND itself"
+        ),
+        false => format!("{option} is for a COMMAND, and does nothing for the built-in server"),
+    })
 }
 
 /// None where nothing is written, as in an empty LLMLB_BACKENDS.
@@ -290,7 +348,8 @@ impl StopArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
-    /// Show this port alone, and tell by the exit code: 0 running, 3 not running, 4 cannot tell
+    /// Show this port alone, and tell by the exit code: 0 running, 3 not running, 4 cannot tell,
+    /// 5 starting
     #[arg(value_name = "PORT", conflicts_with = "port",
           value_parser = clap::value_parser!(u16).range(1..))]
     positional: Option<u16>,
@@ -310,6 +369,10 @@ pub(crate) struct StatusArgs {
     /// Show it anew every second until Ctrl-C
     #[arg(short, long)]
     pub(crate) watch: bool,
+
+    /// Wait up to TIME until the server of the port runs
+    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with = "watch")]
+    pub(crate) wait: Option<Duration>,
 }
 
 impl StatusArgs {

@@ -15,9 +15,10 @@ use tracing::{info, warn};
 use crate::args::ServeArgs;
 use crate::backends::Follower;
 use crate::exit::{self, Failure};
-use crate::guard::{announce_shutdown, notify_ready};
+use crate::guard::{announce_shutdown, feed_watchdog, notify_ready};
 use crate::hangup::Hangups;
 use crate::own_address;
+use crate::ready::{Probe, Readiness};
 use crate::signals::{Shutdown, die_of};
 use crate::succession::{Course, Predecessor, Succession};
 
@@ -67,6 +68,7 @@ pub(crate) async fn run(
     lock: ServerLock,
     listener: TcpListener,
     args: &ServeArgs,
+    readiness: &Readiness,
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     // Those who connect wait meanwhile.
@@ -76,7 +78,8 @@ pub(crate) async fn run(
         lock.release()?;
         return Ok(exit::OK);
     };
-    serve(prepared, Succession::first(lock, listener), args, shutdown).await
+    let succession = Succession::first(lock, listener);
+    serve(prepared, succession, args, readiness, shutdown).await
 }
 
 /// Serves until a signal says to end, or a successor has taken over.
@@ -84,6 +87,7 @@ pub(crate) async fn serve(
     prepared: Prepared,
     mut succession: Succession,
     args: &ServeArgs,
+    readiness: &Readiness,
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     let gateway = &prepared.gateway;
@@ -110,6 +114,15 @@ pub(crate) async fn serve(
         warn!("No model servers to pass requests on to: see --backend");
     }
     notify_ready();
+    readiness.reached();
+    let own = std::process::id();
+    let probe = Probe {
+        server: own,
+        launcher: own,
+        port: address.port(),
+        host: address.ip().to_string(),
+        url: None,
+    };
     let course = tokio::select! {
         result = &mut server => {
             result.map_err(failed)?;
@@ -117,7 +130,9 @@ pub(crate) async fn serve(
         }
         course = succession.reign(gateway, &mut shutdown) => course,
         () = &mut reloads => return Err(Failure::new(exit::FAILURE, "no more signals")),
+        never = feed_watchdog(|| probe.look()) => match never {},
     };
+    readiness.lost();
     let mut served = false;
     let mut _standing = None;
     let (lock, mut predecessor) = match course {

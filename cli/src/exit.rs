@@ -1,6 +1,6 @@
 //! Exit codes. They are part of the interface: see the README.
 
-/// Done. For `status --port`: the port is guarded by a live server.
+/// Done. For `status --port`: the port is guarded by a server that runs.
 pub(crate) const OK: u8 = 0;
 /// Refused or failed; the reason is on stderr.
 pub(crate) const FAILURE: u8 = 1;
@@ -10,6 +10,8 @@ pub(crate) const USAGE: u8 = 2;
 pub(crate) const NOT_RUNNING: u8 = 3;
 /// `status --port`: can't tell (LSB: "status is unknown").
 pub(crate) const UNKNOWN: u8 = 4;
+/// `status --port`: the port is guarded, and nobody serves there yet.
+pub(crate) const STARTING: u8 = 5;
 /// `serve -- COMMAND`: the command exists and can't be executed.
 pub(crate) const NOT_EXECUTABLE: u8 = 126;
 /// `serve -- COMMAND`: there is no such command.

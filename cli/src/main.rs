@@ -3,14 +3,18 @@
 mod args;
 mod backends;
 mod built_in;
+#[cfg(unix)]
+mod detach;
 mod exit;
 mod guard;
 mod hangup;
 mod hints;
+mod listening;
 mod manual;
 mod output;
 mod own_address;
 mod pool;
+mod ready;
 mod serve;
 mod signals;
 mod status;
@@ -46,11 +50,7 @@ fn main() -> ExitCode {
             None => e.exit(),
         },
     };
-    if let Some(option) = args::without_effect(&matches) {
-        let message = format!(
-            "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs \
-             to the COMMAND itself"
-        );
+    if let Some(message) = args::without_effect(&matches) {
         return output::report(Failure::new(exit::USAGE, message));
     }
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
@@ -66,15 +66,15 @@ fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Serve(args) => {
-            log(LevelFilter::INFO);
+            log(LevelFilter::INFO, !args.detach);
             serve::run(*args)
         }
         Command::Stop(args) => {
-            log(LevelFilter::WARN);
+            log(LevelFilter::WARN, true);
             stop::run(&args.named())
         }
         Command::Status(args) => {
-            log(LevelFilter::WARN);
+            log(LevelFilter::WARN, true);
             status::run(&args.named())
         }
         Command::Completions { shell } => {
@@ -93,8 +93,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Logs to stderr: what `LLMLB_LOG` asks for, else what the command needs.
-fn log(default: LevelFilter) {
+/// Logs to stderr, in colours where that is a terminal and stays one: what `LLMLB_LOG` asks for, else what the command needs.
+fn log(default: LevelFilter, may_colour: bool) {
     let wanted = env::var("LLMLB_LOG").ok().filter(|text| !text.is_empty());
     // A bare word is a level; as a target, which it could be too, it would silence all others.
     let level = |text: &str| {
@@ -111,7 +111,9 @@ fn log(default: LevelFilter) {
         Err(e) => (None, Some(e)),
     };
     let filter = filter.unwrap_or_else(|| Targets::new().with_default(default));
-    let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let colour = may_colour
+        && io::stderr().is_terminal()
+        && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let is_access = |metadata: &Metadata<'_>| metadata.target() == ACCESS_LOG;
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)

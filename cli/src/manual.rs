@@ -23,11 +23,7 @@ const EXIT_STATUS: &[Told] = &[
         "0",
         "Done, also where there was nothing to stop.",
     ),
-    (
-        &["status"],
-        "0",
-        "Done; with a port: it is guarded by a live server.",
-    ),
+    (&["status"], "0", "Done; with a port: its server runs."),
     (
         ALL,
         "1",
@@ -43,6 +39,11 @@ const EXIT_STATUS: &[Told] = &[
         &["llmlb", "status"],
         "4",
         "Of status with a port: it cannot be told.",
+    ),
+    (
+        &["llmlb", "status"],
+        "5",
+        "Of status with a port: it is guarded, and its server does not accept connections yet.",
     ),
     (
         &["llmlb", "serve"],
@@ -93,7 +94,12 @@ const ENVIRONMENT: &[Told] = &[
     (
         &["serve"],
         "NOTIFY_SOCKET",
-        "Where systemd is told that the server runs; systemd sets it.",
+        "Where systemd is told that the server is ready; systemd sets it.",
+    ),
+    (
+        &["serve"],
+        "WATCHDOG_USEC",
+        "How often systemd wants to be told that the server is healthy; systemd sets it.",
     ),
 ];
 

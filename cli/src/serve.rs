@@ -10,7 +10,10 @@ use std::time::Duration;
 use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 
 use crate::args::ServeArgs;
+#[cfg(unix)]
+use crate::detach::{self, Detached, Side};
 use crate::exit::{self, Failure};
+use crate::ready::Readiness;
 use crate::signals::{Shutdown, die_of};
 use crate::{built_in, output, supervise};
 #[cfg(unix)]
@@ -24,17 +27,43 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     if args.command.is_empty() && std::env::args_os().any(|arg| arg == "--") {
         return Err(Failure::new(exit::USAGE, "no command behind the --"));
     }
+    #[cfg(windows)]
+    if args.detach {
+        let message = "--detach is not there on Windows: run it as a service, or with start /b";
+        return Err(Failure::new(exit::USAGE, message));
+    }
+    #[cfg(windows)]
+    if args.supervision.restart == crate::args::Restart::OnFailure {
+        let message = "--restart is not there on Windows: run it as a service that is";
+        return Err(Failure::new(exit::USAGE, message));
+    }
+    #[cfg(unix)]
+    let detached = match args.detach {
+        true => match detach::detach(args.log_file.as_deref())? {
+            Side::Background(detached) => Some(detached),
+            Side::Foreground(result) => return result,
+        },
+        false => None,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::new(exit::FAILURE, format!("cannot start: {e}")))?;
-    runtime.block_on(serve(args))
+    runtime.block_on(serve(
+        args,
+        #[cfg(unix)]
+        detached,
+    ))
 }
 
-async fn serve(args: ServeArgs) -> Result<u8, Failure> {
+async fn serve(
+    args: ServeArgs,
+    #[cfg(unix)] mut detached: Option<Detached>,
+) -> Result<u8, Failure> {
     let mut shutdown = Shutdown::listen()
         .map_err(|e| Failure::new(exit::FAILURE, format!("cannot listen for signals: {e}")))?;
     let locks = LockDir::default();
+    let readiness = Readiness::new();
     // A free port is known only once it is bound; any other is bound under its lock.
     let free = match args.port {
         0 => Some(bind(&args.host, 0)?),
@@ -45,23 +74,45 @@ async fn serve(args: ServeArgs) -> Result<u8, Failure> {
         None => args.port,
     };
     let obtained = obtain(&locks, port, &args, &mut shutdown).await?;
-    let lock = match clear_left_overs(obtained, &mut shutdown).await? {
-        Obtained::Lock(lock) => lock,
-        #[cfg(unix)]
-        Obtained::Succession(prepared, succession) => {
-            return built_in::serve(*prepared, *succession, &args, shutdown).await;
-        }
-        Obtained::Interrupted(signal) => return Ok(die_of(signal)),
-    };
-    if !args.command.is_empty() {
-        drop(free);
-        return supervise::run(lock, &args, shutdown).await;
+    let obtained = clear_left_overs(obtained, &mut shutdown).await?;
+    #[cfg(unix)]
+    if let (Some(detached), Some(lock)) = (&mut detached, obtained.lock()) {
+        detached.open_log(lock.path())?;
     }
-    let listener = match free {
-        Some(listener) => listener,
-        None => bind(&args.host, port)?,
+    #[cfg(unix)]
+    let attended = match (detached, obtained.lock()) {
+        (Some(detached), Some(lock)) => {
+            Some(detached.attend(readiness.watch(), lock.info().clone()))
+        }
+        _ => None,
     };
-    built_in::run(lock, listener, &args, shutdown).await
+    let serving = async {
+        let lock = match obtained {
+            Obtained::Lock(lock) => lock,
+            #[cfg(unix)]
+            Obtained::Succession(prepared, succession) => {
+                return built_in::serve(*prepared, *succession, &args, &readiness, shutdown).await;
+            }
+            Obtained::Interrupted(signal) => return Ok(die_of(signal)),
+        };
+        if !args.command.is_empty() {
+            drop(free);
+            return supervise::run(lock, &args, &readiness, shutdown).await;
+        }
+        let listener = match free {
+            Some(listener) => listener,
+            None => bind(&args.host, port)?,
+        };
+        built_in::run(lock, listener, &args, &readiness, shutdown).await
+    };
+    #[cfg(unix)]
+    if let Some(attended) = attended {
+        return tokio::select! {
+            result = serving => result,
+            failed = attended => failed,
+        };
+    }
+    serving.await
 }
 
 /// The addresses that a host's name stands for, and how to write them.
@@ -118,6 +169,17 @@ enum Obtained {
     Succession(Box<Prepared>, Box<Succession>),
     /// By this signal, while waiting.
     Interrupted(i32),
+}
+
+#[cfg(unix)]
+impl Obtained {
+    fn lock(&self) -> Option<&ServerLock> {
+        match self {
+            Self::Lock(lock) => Some(lock),
+            Self::Succession(_, succession) => Some(succession.lock()),
+            Self::Interrupted(_) => None,
+        }
+    }
 }
 
 /// Takes the lock, as patiently or forcefully as the arguments say.

@@ -72,6 +72,11 @@ mod unix {
             Self::listen_anyway(number)
         }
 
+        /// One that nothing comes from.
+        pub(crate) fn none() -> Self {
+            Self(None)
+        }
+
         /// Also where it was ignored.
         pub(crate) fn listen_anyway(number: Signal) -> io::Result<Self> {
             // What is to be restored has to be known before it is changed.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::LazyLock;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{Table, presets};
@@ -14,17 +14,26 @@ use serde::Serialize;
 
 use crate::args::{Format, StatusArgs};
 use crate::exit::{self, Failure};
+use crate::listening::{Listening, holder_listens};
 use crate::{output, pool};
 
 /// A listening port on this machine accepts within microseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
+/// How many read at once what the system tells: that takes no waiting.
+const LOOKS: usize = 4;
 /// How many look at once whether a port accepts connections.
 const PROBES: usize = 128;
 /// How many lock files are shown. Whoever has more has not made them by starting servers.
 const SHOWN: usize = 2000;
+/// How often a server that is waited for is looked for.
+const FIRST_STEP: Duration = Duration::from_millis(10);
+const LONGEST_STEP: Duration = Duration::from_millis(250);
 const WATCH_STEP: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
+    if args.wait.is_some() && args.port.is_none() {
+        return Err(Failure::new(exit::USAGE, "--wait is for one PORT"));
+    }
     let locks = LockDir::default();
     if !locks.path().exists() {
         let directory = locks.path().display();
@@ -32,6 +41,8 @@ pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
             "There is no directory {directory}, and so no lock in it"
         ));
     }
+    let started = Instant::now();
+    let mut step = FIRST_STEP;
     loop {
         let rows = match rows(&locks, args) {
             Ok(rows) => rows,
@@ -43,6 +54,17 @@ pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
             }
             Err(failure) => return Err(failure),
         };
+        if let Some(patience) = args.wait
+            && exit_code(rows.rows.first()) != exit::OK
+        {
+            let left = patience.saturating_sub(started.elapsed());
+            if !left.is_zero() {
+                thread::sleep(step.min(left));
+                step = (step * 2).min(LONGEST_STEP);
+                continue;
+            }
+            output::note(&format!("Waited {patience:?} in vain"));
+        }
         let remark = rows.remark();
         let rows = rows.rows;
         let text = match (args.format, remark) {
@@ -91,8 +113,11 @@ fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Rows, Failure> {
     let (servers, left_out) = within_bounds(servers);
     // Looked up by the first probe, if there is one.
     let addresses = &LazyLock::new(local_addresses);
-    let listening = pool::map(&servers, PROBES, |server| {
-        server.state == ServerState::Running && accepts(server.port, addresses)
+    let seen = pool::map(&servers, LOOKS, |server| (server.port, seen(server)));
+    let listening = pool::map(&seen, PROBES, |&(port, seen)| match seen {
+        Listening::On(_) => true,
+        Listening::Not => false,
+        Listening::Unknown => connects(port, addresses),
     });
     let rows = servers.into_iter().zip(listening);
     let mut rows: Vec<Row> = rows
@@ -232,7 +257,8 @@ fn json(rows: &[Row]) -> Result<String, Failure> {
 
 fn exit_code(row: Option<&Row>) -> u8 {
     match row.map(|row| &row.status) {
-        Some(Status::Running | Status::Starting) => exit::OK,
+        Some(Status::Running) => exit::OK,
+        Some(Status::Starting) => exit::STARTING,
         None | Some(Status::Stale | Status::LeftOver) => exit::NOT_RUNNING,
         Some(Status::Held | Status::Unreadable) => exit::UNKNOWN,
     }
@@ -277,7 +303,18 @@ fn interface_addresses() -> Vec<IpAddr> {
     Vec::new()
 }
 
-fn accepts(port: u16, addresses: &[IpAddr]) -> bool {
+/// What the system tells of the server's own processes.
+fn seen(server: &Server) -> Listening {
+    match &server.info {
+        Some(info) if server.state == ServerState::Running => {
+            holder_listens(info.pid, &server.path, server.port)
+        }
+        _ => Listening::Not,
+    }
+}
+
+/// Whether anybody listens, where the system does not tell whose a port is.
+fn connects(port: u16, addresses: &[IpAddr]) -> bool {
     addresses.iter().any(|&ip| {
         match TcpStream::connect_timeout(&SocketAddr::new(ip, port), CONNECT_TIMEOUT) {
             Ok(_) => true,

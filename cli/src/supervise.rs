@@ -17,6 +17,11 @@ mod ending;
 #[cfg(unix)]
 mod left_behind;
 #[cfg(unix)]
+mod passed_through;
+mod readying;
+#[cfg(unix)]
+mod restart;
+#[cfg(unix)]
 mod terminal;
 #[cfg(unix)]
 mod unix;

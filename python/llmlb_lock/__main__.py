@@ -23,8 +23,8 @@ from llmlb_lock._records import (
     TimedOut,
 )
 
-OK, FAILURE, NOT_RUNNING, UNKNOWN = 0, 1, 3, 4
-EXIT_CODES = {"Running": OK, "Starting": OK, "Stale": NOT_RUNNING}
+OK, FAILURE, NOT_RUNNING, UNKNOWN, STARTING = 0, 1, 3, 4, 5
+EXIT_CODES = {"Running": OK, "Starting": STARTING, "Stale": NOT_RUNNING}
 # A listening port on this machine accepts within microseconds.
 CONNECT_TIMEOUT = 0.2
 

@@ -7,14 +7,20 @@ mod container;
 // FUSE, ptrace.
 #[cfg(target_os = "linux")]
 mod company;
+#[cfg(target_os = "linux")] // `/proc`, `/dev/full`
+mod detach;
 mod hostile;
 // Cgroups, sessions, `/proc`.
 #[cfg(target_os = "linux")]
 mod left_over;
 mod readme;
+#[cfg(target_os = "linux")] // whose a port is, and systemd
+mod ready;
 // Signals, process groups and interpreters.
 #[cfg(unix)]
 mod regressions;
+#[cfg(target_os = "linux")] // by PIDs
+mod restart;
 mod serve;
 #[cfg(unix)]
 mod signals;

@@ -53,7 +53,7 @@ fn locked_and_not_listening_is_starting() {
     let sandbox = Sandbox::new();
     let port = free_port();
     let _lock = LockDir::new(sandbox.path()).acquire(port).unwrap();
-    let listed = status_json(&sandbox, &["--port", &port.to_string()], 0);
+    let listed = status_json(&sandbox, &["--port", &port.to_string()], 5);
     assert_eq!(listed[0]["status"], "Starting");
     let _listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let listed = status_json(&sandbox, &["--port", &port.to_string()], 0);

@@ -19,6 +19,8 @@ pub(super) struct Ending {
     killed: bool,
     /// Whether `llmlb stop` is at work, which asks the server itself.
     stopped: bool,
+    /// Whether a signal has come for it.
+    signalled: bool,
 }
 
 impl Ending {
@@ -28,11 +30,13 @@ impl Ending {
             asked: None,
             killed: false,
             stopped: false,
+            signalled: false,
         }
     }
 
     /// A first signal asks, a second one kills.
     pub(super) fn signalled(&mut self, group: Pid, number: i32) {
+        self.signalled = true;
         if self.asked.is_some() {
             warn!("Second signal, ending at once");
             self.kill(group);
@@ -69,6 +73,11 @@ impl Ending {
     /// Whether anybody wants the server to end.
     pub(super) fn is_wanted(&self) -> bool {
         self.asked.is_some() || self.killed || self.stopped
+    }
+
+    /// Whether somebody else than llmlb wants it to end.
+    pub(super) fn is_requested(&self) -> bool {
+        self.signalled || self.stopped
     }
 
     /// Completes when those who were asked have had their time.

@@ -9,39 +9,186 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use tracing::{info, warn};
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
 
 use super::ended::Ended;
 use super::ending::{Ending, send};
 use super::left_behind::{self, LeftBehind};
+use super::passed_through::PassedThrough;
+use super::readying;
+use super::restart::{Next, Restarts};
 use super::terminal::{self, Terminal};
 use super::{cannot_run, command};
-use crate::args::ServeArgs;
+use crate::args::{Restart, ServeArgs};
 use crate::exit::{self, Failure};
-use crate::guard::{notify_ready, watch};
+use crate::guard::{announce_shutdown, watch};
+use crate::ready::{Probe, Readiness};
 use crate::signals::{Inherited, Shutdown, Stream, die_of};
 
 /// How long those may take to end that hold the lock still, when all else has ended.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long after a shell has continued llmlb that is what has woken it.
+const SAME_WAKE: Duration = Duration::from_millis(500);
+
 pub(crate) async fn run(
     mut lock: ServerLock,
     args: &ServeArgs,
-    mut shutdown: Shutdown,
+    readiness: &Readiness,
+    shutdown: Shutdown,
 ) -> Result<u8, Failure> {
-    let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot watch server: {e}"));
-    let mut child_changed = Stream::listen_anyway(Signal::SIGCHLD).map_err(failed)?;
-    let mut passed_on = PassedOn::listen().map_err(failed)?;
-    // `llmlb stop` wakes us before it asks the server.
-    let mut woken = Stream::listen_anyway(Signal::SIGCONT).map_err(failed)?;
+    let mut told = Told {
+        shutdown,
+        child_changed: Stream::listen_anyway(Signal::SIGCHLD).map_err(failed)?,
+        passed_on: PassedOn::listen(args.detach).map_err(failed)?,
+        woken: Stream::listen_anyway(Signal::SIGCONT).map_err(failed)?,
+        resumed: None,
+    };
     let terminal = Terminal::find();
-    let mut offspring = Offspring::prepare(&lock)?;
-    let server = spawn(&mut lock, args, &offspring)?;
+    let mut restarts = match args.supervision.restart {
+        Restart::No => Restarts::new(0),
+        Restart::OnFailure => Restarts::new(args.supervision.restart_max),
+    };
+    loop {
+        let life = live(&mut lock, args, readiness, &mut told, terminal.as_ref()).await?;
+        if args.supervision.restart == Restart::OnFailure && life.has_failed() {
+            match restarts.failed(Instant::now()) {
+                // The lock is ours meanwhile: nobody else gets the port.
+                Next::Pause(pause, number) => {
+                    let max = args.supervision.restart_max;
+                    warn!(
+                        "{}; it is started again in {pause:?} (restart {number} of {max} within 10 \
+                         minutes)",
+                        life.why()
+                    );
+                    if told.pause(pause).await {
+                        continue;
+                    }
+                    announce_shutdown();
+                    lock.release()?;
+                    return Ok(exit::OK);
+                }
+                Next::GiveUp => error!(
+                    "{}; it has failed too often to be started again (--restart-max {})",
+                    life.why(),
+                    args.supervision.restart_max
+                ),
+            }
+        }
+        if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
+            // The server's exit code tells its caller more than ours would.
+            warn!("{e}");
+        }
+        return life.outcome();
+    }
+}
+
+fn failed(e: io::Error) -> Failure {
+    Failure::new(exit::FAILURE, format!("cannot watch server: {e}"))
+}
+
+/// What llmlb is told while it supervises.
+struct Told {
+    shutdown: Shutdown,
+    child_changed: Stream,
+    passed_on: PassedOn,
+    /// `llmlb stop` wakes us before it asks the server.
+    woken: Stream,
+    /// When a shell has continued us, which wakes us as well.
+    resumed: Option<Instant>,
+}
+
+impl Told {
+    /// Whether a wake is that of a shell.
+    fn is_resumed(&self) -> bool {
+        self.resumed.is_some_and(|at| at.elapsed() < SAME_WAKE)
+    }
+
+    /// Whether nobody wants an end meanwhile.
+    async fn pause(&mut self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return true,
+                _ = self.shutdown.recv() => return false,
+                () = self.woken.recv() => {
+                    if !self.is_resumed() {
+                        return false;
+                    }
+                }
+                // There is nobody to pass it on to.
+                _ = self.passed_on.recv() => {}
+                // As PID 1 of a container.
+                () = self.child_changed.recv() => drop(reap(Pid::from_raw(0))),
+            }
+        }
+    }
+}
+
+/// How one start of the server went.
+struct Life {
+    status: WaitStatus,
+    left_behind: LeftBehind,
+    /// Whether anybody has asked for its end.
+    requested: bool,
+    too_late: Option<Failure>,
+}
+
+impl Life {
+    /// As systemd sees it.
+    fn has_failed(&self) -> bool {
+        let clean = match self.status {
+            WaitStatus::Exited(_, code) => code == 0,
+            WaitStatus::Signaled(_, signal, _) => {
+                asks_to_end(signal) && signal != Signal::SIGQUIT || signal == Signal::SIGPIPE
+            }
+            _ => false,
+        };
+        !self.requested
+            && !matches!(self.left_behind, LeftBehind::Alive)
+            && (!clean || self.too_late.is_some())
+    }
+
+    fn why(&self) -> String {
+        match self.status {
+            _ if self.too_late.is_some() => "Server was not ready in time".to_owned(),
+            WaitStatus::Signaled(_, signal, _) => format!("Server was ended by {signal}"),
+            WaitStatus::Exited(_, code) => format!("Server ended with exit code {code}"),
+            _ => "Server ended".to_owned(),
+        }
+    }
+
+    /// The exit code that says the same; or dies of the same signal.
+    fn outcome(self) -> Result<u8, Failure> {
+        if let Some(failure) = self.too_late {
+            return Err(failure);
+        }
+        Ok(match self.status {
+            // All seems well, and is not: who asked for a server has none.
+            WaitStatus::Exited(_, 0) if !matches!(self.left_behind, LeftBehind::Ended) => {
+                exit::FAILURE
+            }
+            WaitStatus::Exited(_, code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
+            WaitStatus::Signaled(_, signal, _) if asks_to_end(signal) => die_of(signal as i32),
+            WaitStatus::Signaled(_, signal, _) => exit::signalled(signal as i32),
+            _ => exit::FAILURE,
+        })
+    }
+}
+
+/// From the server's start until all that it has left behind is gone. The lock is ours again then.
+async fn live(
+    lock: &mut ServerLock,
+    args: &ServeArgs,
+    readiness: &Readiness,
+    told: &mut Told,
+    terminal: Option<&Terminal>,
+) -> Result<Life, Failure> {
+    let mut offspring = Offspring::prepare(lock)?;
+    let (server, output) = spawn(lock, args, &offspring)?;
     offspring.started(server.as_raw().unsigned_abs());
-    if terminal
-        .as_ref()
-        .is_some_and(|terminal| terminal.offer(server))
-    {
+    if terminal.is_some_and(|terminal| terminal.offer(server)) {
         // It may have asked to read before it was its turn.
         send(server, Signal::SIGCONT);
     }
@@ -59,16 +206,24 @@ pub(crate) async fn run(
         lock.info().port,
         args.command[0]
     );
-    notify_ready();
 
+    let probe = Probe {
+        server: server.as_raw().unsigned_abs(),
+        launcher: std::process::id(),
+        port: lock.info().port,
+        host: args.host.clone(),
+        url: args.supervision.ready_url.clone(),
+    };
+    let mut following = Box::pin(readying::follow(probe, readiness, args));
+    let mut too_late = None;
     let ended = Ended::of(server);
     let mut ending = Ending::new(args.drain_timeout);
-    let mut watching = Box::pin(watch(&lock));
+    let mut watching = Box::pin(watch(lock));
     let status = loop {
         match reap(server).map_err(failed)? {
             Some(WaitStatus::Stopped(_, by)) => {
-                let terminal = terminal.as_ref();
                 if terminal.is_some_and(|terminal| terminal.stopped(server, by)) {
+                    told.resumed = Some(Instant::now());
                     send(server, Signal::SIGCONT);
                 }
             }
@@ -78,22 +233,33 @@ pub(crate) async fn run(
         tokio::select! {
             // Before the server's end that follows it.
             biased;
-            () = woken.recv() => ending.stopped(),
-            () = child_changed.recv() => {}
+            () = told.woken.recv() => {
+                if !told.is_resumed() {
+                    ending.stopped();
+                }
+            }
+            () = told.child_changed.recv() => {}
             () = ended.wait() => {}
             never = &mut watching => match never {},
-            number = passed_on.recv() => {
+            late = &mut following, if too_late.is_none() => {
+                let failure = late.failure();
+                error!("{}", failure.message);
+                ending.ask(server, Signal::SIGTERM);
+                too_late = Some(failure);
+            }
+            number = told.passed_on.recv() => {
                 send(server, number);
                 if number == Signal::SIGTSTP {
                     // With the others of our group.
                     terminal::stop();
-                    if let Some(terminal) = &terminal {
+                    told.resumed = Some(Instant::now());
+                    if let Some(terminal) = terminal {
                         terminal.offer(server);
                     }
                     send(server, Signal::SIGCONT);
                 }
             }
-            number = shutdown.recv() => ending.signalled(server, number),
+            number = told.shutdown.recv() => ending.signalled(server, number),
             () = ending.expired() => {
                 warn!("Server still runs after {:?}, killing it", args.drain_timeout);
                 ending.kill(server);
@@ -101,12 +267,18 @@ pub(crate) async fn run(
         }
     };
     drop(watching);
+    drop(following);
+    readiness.lost();
     tokio::select! {
         biased;
-        () = woken.recv() => ending.stopped(),
+        () = told.woken.recv() => {
+            if !told.is_resumed() {
+                ending.stopped();
+            }
+        }
         () = tokio::task::yield_now() => {}
     }
-    if let Some(terminal) = &terminal {
+    if let Some(terminal) = terminal {
         terminal.take_back(server);
     }
     match status {
@@ -124,22 +296,19 @@ pub(crate) async fn run(
         &mut offspring,
         &mut ending,
         succeeded,
-        &mut shutdown,
-        &mut child_changed,
+        &mut told.shutdown,
+        &mut told.child_changed,
     )
     .await;
     drop(offspring);
-    if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
-        // The server's exit code tells its caller more than ours would.
-        warn!("{e}");
+    if let Some(output) = output {
+        output.finish();
     }
-    Ok(match status {
-        // All seems well, and is not: who asked for a server has none.
-        WaitStatus::Exited(_, 0) if !matches!(left_behind, LeftBehind::Ended) => exit::FAILURE,
-        WaitStatus::Exited(_, code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
-        WaitStatus::Signaled(_, signal, _) if asks_to_end(signal) => die_of(signal as i32),
-        WaitStatus::Signaled(_, signal, _) => exit::signalled(signal as i32),
-        _ => exit::FAILURE,
+    Ok(Life {
+        status,
+        left_behind,
+        requested: ending.is_requested(),
+        too_late,
     })
 }
 
@@ -166,8 +335,20 @@ fn reap(server: Pid) -> io::Result<Option<WaitStatus>> {
 
 /// Starts the server as the leader of a process group of its own; it inherits the lock, and is
 /// named by it from before it runs.
-fn spawn(lock: &mut ServerLock, args: &ServeArgs, offspring: &Offspring) -> Result<Pid, Failure> {
+fn spawn(
+    lock: &mut ServerLock,
+    args: &ServeArgs,
+    offspring: &Offspring,
+) -> Result<(Pid, Option<PassedThrough>), Failure> {
     let mut command = command(lock, args)?;
+    let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot pass output on: {e}"));
+    let mut output = None;
+    if args.detach {
+        let (writer, through) = PassedThrough::start().map_err(failed)?;
+        command.stdout(writer.try_clone().map_err(failed)?);
+        command.stderr(writer);
+        output = Some(through);
+    }
     command.env(SERVER_ID_ENV, offspring.id().as_str());
     command.process_group(0);
     let hook = lock.child_hook()?;
@@ -190,17 +371,21 @@ fn spawn(lock: &mut ServerLock, args: &ServeArgs, offspring: &Offspring) -> Resu
         }
     };
     // It is reaped by hand, as only that tells when it is stopped.
-    Ok(Pid::from_raw(child.id().cast_signed()))
+    Ok((Pid::from_raw(child.id().cast_signed()), output))
 }
 
 /// Signals that mean something to servers and nothing to llmlb; SIGTSTP stops both.
 struct PassedOn([(Signal, Stream); 5]);
 
 impl PassedOn {
-    fn listen() -> io::Result<Self> {
+    /// In the background SIGHUP is for the log.
+    fn listen(detached: bool) -> io::Result<Self> {
         let listen = |number| Ok::<_, io::Error>((number, Stream::listen(number)?));
         Ok(Self([
-            listen(Signal::SIGHUP)?,
+            match detached {
+                true => (Signal::SIGHUP, Stream::none()),
+                false => listen(Signal::SIGHUP)?,
+            },
             listen(Signal::SIGQUIT)?,
             listen(Signal::SIGUSR1)?,
             listen(Signal::SIGUSR2)?,

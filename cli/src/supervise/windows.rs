@@ -10,14 +10,15 @@ use process_wrap::tokio::{
     ChildWrapper, CommandWrap, CommandWrapper, CreationFlags, JobObject, KillOnDrop,
 };
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use windows::Win32::System::Console::{CTRL_BREAK_EVENT, GenerateConsoleCtrlEvent};
 use windows::Win32::System::Threading::CREATE_NEW_PROCESS_GROUP;
 
-use super::{cannot_run, command};
+use super::{cannot_run, command, readying};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::guard::{announce_shutdown, notify_ready};
+use crate::guard::announce_shutdown;
+use crate::ready::{Probe, Readiness};
 use crate::signals::Shutdown;
 
 /// How long what was killed may take to be gone, as processes inside a driver do.
@@ -29,6 +30,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 pub(crate) async fn run(
     mut lock: ServerLock,
     args: &ServeArgs,
+    readiness: &Readiness,
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot watch server: {e}"));
@@ -40,8 +42,16 @@ pub(crate) async fn run(
         lock.info().port,
         args.command[0]
     );
-    notify_ready();
 
+    let probe = Probe {
+        server,
+        launcher: std::process::id(),
+        port: lock.info().port,
+        host: args.host.clone(),
+        url: args.supervision.ready_url.clone(),
+    };
+    let mut following = Box::pin(readying::follow(probe, readiness, args));
+    let mut too_late = None;
     let mut deadline: Option<Instant> = None;
     let status = loop {
         let drained = async {
@@ -53,6 +63,15 @@ pub(crate) async fn run(
         tokio::select! {
             // The server's own end; the job's would be that of all it has started.
             status = child.inner_mut().wait() => break status.map_err(failed)?,
+            late = &mut following, if too_late.is_none() => {
+                let failure = late.failure();
+                error!("{}", failure.message);
+                too_late = Some(failure);
+                deadline = Some(Instant::now() + args.drain_timeout);
+                if ask_to_end(server).is_err() {
+                    job.terminate().map_err(failed)?;
+                }
+            }
             _ = shutdown.recv() => {
                 if deadline.is_some() {
                     warn!("Second signal, ending at once");
@@ -94,6 +113,10 @@ pub(crate) async fn run(
             warn!("PID {left} can't be killed for now, and keeps the port");
             lock.hand_over(left)?;
         }
+    }
+    readiness.lost();
+    if let Some(failure) = too_late {
+        return Err(failure);
     }
     // Codes above 255, such as those of crashes, don't fit an exit code of ours.
     let code = status.code().and_then(|code| u8::try_from(code).ok());

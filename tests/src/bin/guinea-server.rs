@@ -1,7 +1,11 @@
 //! A server to run under `llmlb serve --`, with the manners a test asks for.
 //!
 //! `guinea-server PORT [graceful=CODE] [stubborn] [exit=CODE] [worker] [bare-worker] [daemon]
-//! [count=FILE] [slow=SECONDS]`
+//! [count=FILE] [slow=SECONDS] [address=IP] [listen-when=FILE] [healthy-when=FILE]`
+//!
+//! `listen-when=FILE` listens only when the file is there, `below` in a child of its own;
+//! `healthy-when=FILE` answers with 503 until it is, and with 200 then,
+//! and prints `asked` each time.
 
 #![allow(clippy::unwrap_used, clippy::zombie_processes)]
 
@@ -19,8 +23,8 @@ fn main() {
 mod unix {
     use std::env;
     use std::fs::OpenOptions;
-    use std::io::Write;
-    use std::net::TcpListener;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
     use std::os::unix::process::CommandExt;
     use std::process::{Command, exit};
     use std::thread;
@@ -77,13 +81,30 @@ mod unix {
             println!("{name}={}", env::var(name).unwrap_or_default());
         }
         let port: u16 = args[0].parse().unwrap();
-        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                drop(stream);
+        let there = |file: &str| std::path::Path::new(file).exists();
+        if let Some(file) = value("listen-when=") {
+            println!("loading {}", std::process::id());
+            while !there(file) {
+                thread::sleep(std::time::Duration::from_millis(5));
             }
-        });
-        println!("ready {}", std::process::id());
+        }
+        if has("below") {
+            let mut child = Command::new(&own);
+            child.arg(port.to_string()).spawn().unwrap();
+        } else {
+            let address = value("address=").unwrap_or("127.0.0.1");
+            let listener = TcpListener::bind((address, port)).unwrap();
+            let healthy_when = value("healthy-when=").map(str::to_owned);
+            thread::spawn(move || {
+                for stream in listener.incoming() {
+                    match (stream, &healthy_when) {
+                        (Ok(stream), Some(file)) => answer(stream, there(file)),
+                        (stream, _) => drop(stream),
+                    }
+                }
+            });
+            println!("ready {}", std::process::id());
+        }
         loop {
             let signal = if signals.iter().next().is_some() && !has("stubborn") {
                 signals.wait().unwrap()
@@ -106,6 +127,16 @@ mod unix {
                 exit(value("graceful=").map_or(0, |code| code.parse().unwrap()));
             }
         }
+    }
+
+    /// One request, whatever it asks.
+    fn answer(mut stream: TcpStream, healthy: bool) {
+        let mut request = [0; 4096];
+        let _ = stream.read(&mut request);
+        println!("asked");
+        let status = if healthy { "200 OK" } else { "503 Loading" };
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+        let _ = stream.write_all(answer.as_bytes());
     }
 }
 

@@ -1,0 +1,192 @@
+//! A server in the background: in a session of its own, without standard input, its output in a file
+//! that is opened anew at SIGHUP. Apart from serving, which does not know where it runs.
+//!
+//! The caller waits in the foreground for one word through a pipe. Until the lock is had, the server
+//! speaks to the caller's own terminal: who is refused reads why, and the log of the one that serves
+//! is left alone.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use llmlb_lock_core::LockInfo;
+use nix::libc;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+use tracing::warn;
+
+use crate::exit::{self, Failure};
+use crate::output;
+use crate::ready::Watch;
+use crate::signals::Stream;
+
+/// How much of its log is shown of a server that has failed.
+const SHOWN_LINES: usize = 20;
+const SHOWN_BYTES: u64 = 16 * 1024;
+
+/// What the server says to the one who waits.
+const LOG: &str = "log ";
+const READY: &str = "ready ";
+
+/// The two that one process becomes.
+pub(crate) enum Side {
+    /// The caller's process, with its exit code, when the server serves or has failed.
+    Foreground(Result<u8, Failure>),
+    Background(Detached),
+}
+
+/// The server's side.
+pub(crate) struct Detached {
+    report: PipeWriter,
+    wanted: Option<PathBuf>,
+    path: PathBuf,
+}
+
+/// Splits the process in two. There must be no other thread.
+pub(crate) fn detach(log_file: Option<&Path>) -> Result<Side, Failure> {
+    let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot detach: {e}"));
+    // Relative to where the caller is, and to be found in its message from anywhere.
+    let wanted = log_file.map(std::path::absolute).transpose();
+    let wanted = wanted.map_err(failed)?;
+    let (reader, report) = io::pipe().map_err(failed)?;
+    let nothing = File::open("/dev/null").map_err(failed)?;
+    // SAFETY: no other thread can hold a lock that the child would wait for.
+    match unsafe { fork() }.map_err(|e| failed(e.into()))? {
+        ForkResult::Parent { child } => {
+            drop(report);
+            Ok(Side::Foreground(wait(reader, child)))
+        }
+        ForkResult::Child => {
+            drop(reader);
+            setsid().map_err(|e| failed(e.into()))?;
+            dup2_stdin(nothing).map_err(|e| failed(e.into()))?;
+            let path = PathBuf::new();
+            Ok(Side::Background(Detached {
+                report,
+                wanted,
+                path,
+            }))
+        }
+    }
+}
+
+impl Detached {
+    /// From here on all output goes to the log: by default beside the lock, which is held.
+    pub(crate) fn open_log(&mut self, lock: &Path) -> Result<(), Failure> {
+        self.path = match self.wanted.take() {
+            Some(path) => path,
+            None => lock.with_extension("log"),
+        };
+        let path = self.path.display();
+        let log = redirect(&self.path);
+        let log = log.map_err(|e| {
+            let hint = "name another file with --log-file";
+            Failure::new(
+                exit::FAILURE,
+                format!("cannot write to the log {path}: {e}; {hint}"),
+            )
+        })?;
+        let end = log.metadata().map_or(0, |log| log.len());
+        self.tell(&format!("{LOG}{end} {path}\n"));
+        Ok(())
+    }
+
+    /// Tells the caller when the server is ready, and opens the log anew at each SIGHUP. Completes
+    /// never.
+    pub(crate) async fn attend(mut self, mut ready: Watch, info: LockInfo) -> Result<u8, Failure> {
+        let failed = |e: io::Error| Failure::new(exit::FAILURE, e);
+        let mut hangups = Stream::listen_anyway(Signal::SIGHUP).map_err(failed)?;
+        let mut told = false;
+        loop {
+            tokio::select! {
+                () = ready.ready(), if !told => {
+                    told = true;
+                    self.tell(&format!("{READY}{}\n", info.port));
+                }
+                () = hangups.recv() => {
+                    if let Err(e) = redirect(&self.path) {
+                        warn!("Cannot open the log {} anew: {e}", self.path.display());
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, word: &str) {
+        // A caller that is gone does not want to know.
+        let _ = self.report.write_all(word.as_bytes());
+    }
+}
+
+/// Opens the file for standard output and standard error.
+fn redirect(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    // A FIFO without a reader would wait, and what is planted in a directory for all is left alone.
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC);
+    let log = options.open(path)?;
+    let metadata = log.metadata()?;
+    let kind = metadata.file_type();
+    if kind.is_file() && metadata.uid() != Uid::effective().as_raw() && !Uid::effective().is_root()
+        || kind.is_fifo()
+        || kind.is_socket()
+    {
+        return Err(io::Error::other("it is no file of this user's"));
+    }
+    dup2_stdout(log.as_fd())?;
+    dup2_stderr(log.as_fd())?;
+    Ok(log)
+}
+
+/// The caller's side: until the server serves, or has ended.
+fn wait(reader: PipeReader, child: Pid) -> Result<u8, Failure> {
+    let mut log: Option<(u64, PathBuf)> = None;
+    for line in BufReader::new(reader).lines().map_while(Result::ok) {
+        if let Some((start, path)) = line.strip_prefix(LOG).and_then(|rest| rest.split_once(' ')) {
+            log = start.parse().ok().map(|start| (start, path.into()));
+        } else if let Some(port) = line.strip_prefix(READY) {
+            let path = log.map(|(_, path)| path).unwrap_or_default();
+            output::line(&format!(
+                "Serving on port {port} in the background (PID: {child}), its log is {}",
+                path.display()
+            ))?;
+            return Ok(exit::OK);
+        }
+    }
+    let code = match waitpid(child, None) {
+        Ok(WaitStatus::Exited(_, code)) => u8::try_from(code).unwrap_or(exit::FAILURE),
+        Ok(WaitStatus::Signaled(_, signal, _)) => exit::signalled(signal as i32),
+        _ => exit::FAILURE,
+    };
+    // What went before the log has been said to the caller.
+    let Some((start, path)) = log else {
+        return Ok(code);
+    };
+    // Whoever asked for a server has none.
+    let code = if code == exit::OK {
+        exit::FAILURE
+    } else {
+        code
+    };
+    let end = last_lines(&path, start).unwrap_or_else(|e| format!("(it can't be read: {e})"));
+    let path = path.display();
+    Err(Failure::new(
+        code,
+        format!("the server ended before it was ready; the end of its log {path}:\n{end}"),
+    ))
+}
+
+/// Of what was written since the log was that long.
+fn last_lines(path: &Path, start: u64) -> io::Result<String> {
+    let mut log = File::open(path)?;
+    let from = log.metadata()?.len().saturating_sub(SHOWN_BYTES).max(start);
+    log.seek(SeekFrom::Start(from))?;
+    let mut text = Vec::new();
+    log.take(SHOWN_BYTES).read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    Ok(lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n"))
+}

@@ -1,0 +1,73 @@
+//! Follows a server until it is ready, and while it is. Apart from supervising, which goes by the
+//! server's process: this goes by what it does.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::info;
+
+use crate::args::ServeArgs;
+use crate::exit::{self, Failure};
+use crate::guard::{feed_watchdog, notify_ready_as, notify_starting};
+use crate::ready::{Probe, Readiness};
+
+/// How often systemd is told to be patient, and for how long each time.
+const EXTEND_STEP: Duration = Duration::from_secs(10);
+const EXTENSION: Duration = Duration::from_secs(60);
+
+/// It was not ready in time.
+pub(super) struct TooLate {
+    probe: Probe,
+    patience: Duration,
+}
+
+impl TooLate {
+    pub(super) fn failure(&self) -> Failure {
+        let message = format!(
+            "the server on port {} was not ready within {:?}: waited for {}; give it more time with \
+             --ready-timeout, or look at what it says",
+            self.probe.port,
+            self.patience,
+            self.probe.awaited()
+        );
+        Failure::new(exit::FAILURE, message)
+    }
+}
+
+/// Tells all who have to know when the server is ready; completes only if it is not in time.
+pub(super) async fn follow(probe: Probe, readiness: &Readiness, args: &ServeArgs) -> TooLate {
+    let started = Instant::now();
+    let too_late = async {
+        match args.supervision.ready_timeout {
+            Some(patience) => {
+                sleep(patience).await;
+                patience
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let status = format!("waiting for {}", probe.awaited());
+    let extend = async {
+        loop {
+            notify_starting(&status, EXTENSION);
+            sleep(EXTEND_STEP).await;
+        }
+    };
+    tokio::select! {
+        () = probe.wait() => {}
+        patience = too_late => return TooLate { probe, patience },
+        () = extend => {}
+    }
+    let answering = match &probe.url {
+        Some(url) => format!(" ({url} answers)"),
+        None => String::new(),
+    };
+    let status = format!(
+        "accepting connections after {:.1} s{answering}",
+        started.elapsed().as_secs_f64()
+    );
+    info!("{status}");
+    notify_ready_as(&status);
+    readiness.reached();
+    match feed_watchdog(|| probe.look()).await {}
+}
