@@ -3,6 +3,8 @@
 mod args;
 mod backends;
 mod built_in;
+#[cfg(target_os = "linux")]
+mod cluster;
 #[cfg(unix)]
 mod detach;
 mod exit;

@@ -37,8 +37,8 @@ mod _native {
 
     #[pymodule_export]
     use super::{
-        check_port, end_left_overs, is_process_running, list_all_locks, lock_dir, lock_path, read_lock_info,
-        server, servers, stop_process, stop_server,
+        check_port, end_left_overs, is_process_running, list_all_locks, lock_dir, lock_path,
+        read_lock_info, server, servers, stop_process, stop_server,
     };
 
     #[pymodule_export]
