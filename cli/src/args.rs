@@ -313,10 +313,15 @@ fn key(text: &str) -> Result<ApiKey, String> {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("which").required(true)))]
+#[command(
+    group(ArgGroup::new("which")),
+    override_usage = "llmlb stop [OPTIONS] <PORT|--port <PORT>|--all>\n       \
+                            llmlb stop --cluster [<URL>] --service <NAME> [OPTIONS]"
+)]
 pub(crate) struct StopArgs {
     /// The port whose server to stop
-    #[arg(value_name = "PORT", group = "which",
+    #[arg(value_name = "PORT", group = "which", conflicts_with = "cluster",
+          required_unless_present_any = ["port", "all", "cluster"],
           value_parser = clap::value_parser!(u16).range(1..))]
     positional: Option<u16>,
 
@@ -334,9 +339,24 @@ pub(crate) struct StopArgs {
     pub(crate) timeout: Duration,
 
     /// Kill it when the time has run out
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "cluster")]
     pub(crate) force: bool,
+
+    /// Stop servers of any host, by their service, with the etcd at URL, or at LLMLB_CLUSTER. On Linux
+    #[arg(long, value_name = "URL", num_args = 0..=1, requires = "service", help_heading = CLUSTER)]
+    pub(crate) cluster: Option<Option<String>>,
+
+    /// Of this service; of several servers only with --all, or named by --host and --port
+    #[arg(long, value_name = "NAME", requires = "cluster", help_heading = CLUSTER)]
+    pub(crate) service: Option<String>,
+
+    /// On this host
+    #[arg(long, value_name = "HOST", requires = "cluster", help_heading = CLUSTER)]
+    pub(crate) host: Option<String>,
 }
+
+/// Above the options for more than one machine.
+const CLUSTER: &str = "Cluster";
 
 impl StopArgs {
     /// The port, however it was given.
@@ -373,6 +393,11 @@ pub(crate) struct StatusArgs {
     /// Wait up to TIME until the server of the port runs
     #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with = "watch")]
     pub(crate) wait: Option<Duration>,
+
+    /// Show the servers of all hosts that the etcd at URL, or at LLMLB_CLUSTER, knows. On Linux
+    #[arg(long, value_name = "URL", num_args = 0..=1, help_heading = CLUSTER,
+          conflicts_with_all = ["positional", "port", "all", "wait"])]
+    pub(crate) cluster: Option<Option<String>>,
 }
 
 impl StatusArgs {

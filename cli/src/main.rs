@@ -3,7 +3,6 @@
 mod args;
 mod backends;
 mod built_in;
-#[cfg(target_os = "linux")]
 mod cluster;
 #[cfg(unix)]
 mod detach;
@@ -73,11 +72,17 @@ fn main() -> ExitCode {
         }
         Command::Stop(args) => {
             log(LevelFilter::WARN, true);
-            stop::run(&args.named())
+            match &args.cluster {
+                Some(url) => cluster::stop(url.as_deref(), &args),
+                None => stop::run(&args.named()),
+            }
         }
         Command::Status(args) => {
             log(LevelFilter::WARN, true);
-            status::run(&args.named())
+            match &args.cluster {
+                Some(url) => cluster::status(url.as_deref(), &args),
+                None => status::run(&args.named()),
+            }
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -92,6 +92,16 @@ const ENVIRONMENT: &[Told] = &[
         "The temporary directory, instead of /tmp.",
     ),
     (
+        &["stop", "status"],
+        "LLMLB_CLUSTER",
+        "The URL of etcd, where --cluster is given without one.",
+    ),
+    (
+        &["stop", "status"],
+        "LLMLB_CLUSTER_USER, LLMLB_CLUSTER_PASSWORD, LLMLB_CLUSTER_PASSWORD_FILE",
+        "The user of etcd, and the password, or a file with it.",
+    ),
+    (
         &["serve"],
         "NOTIFY_SOCKET",
         "Where systemd is told that the server is ready; systemd sets it.",
@@ -125,6 +135,16 @@ const EXAMPLES: &[Told] = &[
         "llmlb stop 8000 --timeout 30 --force",
     ),
     (&["stop"], "Stop all servers:", "llmlb stop --all"),
+    (
+        &["stop"],
+        "Stop a server of another host:",
+        "llmlb stop --cluster etcd://h1:2379 --service chat --host gpu1",
+    ),
+    (
+        &["status"],
+        "What runs on all hosts:",
+        "llmlb status --cluster etcd://h1:2379",
+    ),
     (
         &["completions"],
         "Complete in bash, for this user:",

@@ -1,5 +1,57 @@
 //! Beyond this machine: what the program does with etcd. Apart from the commands, which do without
 //! it where nobody asks for it. Linux alone.
 
-#[allow(dead_code, reason = "for the commands that ask etcd")]
+#[cfg(target_os = "linux")]
 pub(crate) mod connection;
+#[cfg(target_os = "linux")]
+mod foreign;
+#[cfg(target_os = "linux")]
+mod status;
+#[cfg(target_os = "linux")]
+mod stop;
+
+use crate::args::{StatusArgs, StopArgs};
+use crate::exit::Failure;
+
+/// `llmlb status --cluster`.
+#[cfg(target_os = "linux")]
+pub(crate) fn status(url: Option<&str>, args: &StatusArgs) -> Result<u8, Failure> {
+    let etcd = connection::Connection::open(url)?;
+    status::run(&etcd, args.format, args.watch)
+}
+
+/// `llmlb stop --cluster`.
+#[cfg(target_os = "linux")]
+pub(crate) fn stop(url: Option<&str>, args: &StopArgs) -> Result<u8, Failure> {
+    let etcd = connection::Connection::open(url)?;
+    let which = stop::Which {
+        service: args.service.as_deref().unwrap_or_default(),
+        host: args.host.as_deref(),
+        port: args.port,
+        all: args.all,
+    };
+    stop::run(&etcd, which, args.timeout)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn status(_: Option<&str>, _: &StatusArgs) -> Result<u8, Failure> {
+    Err(elsewhere())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn stop(_: Option<&str>, args: &StopArgs) -> Result<u8, Failure> {
+    let StopArgs {
+        service: _,
+        host: _,
+        ..
+    } = args;
+    Err(elsewhere())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn elsewhere() -> Failure {
+    Failure::new(
+        crate::exit::USAGE,
+        "--cluster is there on Linux alone, so far",
+    )
+}
