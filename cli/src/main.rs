@@ -3,7 +3,6 @@
 mod args;
 mod backends;
 mod built_in;
-#[cfg(target_os = "linux")]
 mod cluster;
 #[cfg(unix)]
 mod detach;
