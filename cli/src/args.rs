@@ -12,6 +12,7 @@ use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use llmlb_gateway::{ApiKey, ApiKeyError, BackendUrlError, Options};
 
 use crate::backends::{Backend, Place, Sources};
+use crate::cluster::options::ClusterArgs;
 use crate::ready::ReadyUrl;
 use crate::unrepeated::Unrepeated;
 
@@ -100,6 +101,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "PATH", requires = "detach")]
     #[cfg_attr(not(unix), allow(dead_code, reason = "refused together with --detach"))]
     pub(crate) log_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
 
     #[command(flatten)]
     pub(crate) supervision: SupervisionArgs,
@@ -269,6 +273,11 @@ fn host(text: &str) -> Result<String, Infallible> {
 /// COMMAND, and the other runs.
 pub(crate) fn without_effect(matches: &ArgMatches) -> Option<String> {
     let serve = matches.subcommand_matches("serve")?;
+    if serve.value_source("cluster") == Some(ValueSource::CommandLine)
+        && !serve.contains_id("service")
+    {
+        return Some("--cluster does nothing without --service NAME".to_owned());
+    }
     let has_command = serve.get_many::<OsString>("command").is_some();
     let others = match has_command {
         true => GatewayArgs::augment_args(clap::Command::new("")),
@@ -415,7 +424,7 @@ pub(crate) enum Format {
 }
 
 /// `5`, `0.5s`, `2m` or `1h`.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     let with_unit = units
         .iter()

@@ -114,8 +114,8 @@ pub(crate) async fn serve(
         warn!("No model servers to pass requests on to: see --backend");
     }
     notify_ready();
-    readiness.reached();
     let own = std::process::id();
+    readiness.reached(own);
     let probe = Probe {
         server: own,
         launcher: own,
@@ -159,7 +159,10 @@ pub(crate) async fn serve(
                 gone(&mut predecessor).await;
             };
             tokio::select! {
-                () = ended => return Ok(exit::OK),
+                () = ended => {
+                    readiness.untold().await;
+                    return Ok(exit::OK);
+                }
                 _ = shutdown.recv() => {}
                 _ = successor.fate() => {}
             }
@@ -198,6 +201,7 @@ pub(crate) async fn serve(
     }
     // It has had the same time.
     let _ = timeout_at(until + GRACE, gone(&mut predecessor)).await;
+    readiness.untold().await;
     if let Some(lock) = lock {
         lock.release()?;
     }

@@ -47,6 +47,8 @@ fn command(lock: &ServerLock, args: &ServeArgs) -> Result<Command, Failure> {
         .env("HOST", &args.host)
         .env("LLMLB_PORT", &port)
         .env("LLMLB_HOST", &args.host)
+        // It is llmlb's to log in with, and nobody else's.
+        .env_remove("LLMLB_CLUSTER_PASSWORD")
         .env(GUARDED_PORT_ENV, &port)
         // Python programs that set their process title would overwrite the above.
         .env("SPT_NOENV", "1");

@@ -5,10 +5,16 @@
 pub(crate) mod connection;
 #[cfg(target_os = "linux")]
 mod foreign;
+pub(crate) mod options;
+#[cfg(target_os = "linux")]
+mod registration;
 #[cfg(target_os = "linux")]
 mod status;
 #[cfg(target_os = "linux")]
 mod stop;
+
+#[cfg(target_os = "linux")]
+pub(crate) use registration::Membership;
 
 use crate::args::{StatusArgs, StopArgs};
 use crate::exit::Failure;

@@ -76,6 +76,7 @@ pub(crate) async fn run(
                 ),
             }
         }
+        readiness.untold().await;
         if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
             // The server's exit code tells its caller more than ours would.
             warn!("{e}");
@@ -216,11 +217,14 @@ async fn live(
     };
     let mut following = Box::pin(readying::follow(probe, readiness, args));
     let mut too_late = None;
+    readiness.begin();
     let ended = Ended::of(server);
     let mut ending = Ending::new(args.drain_timeout);
     let mut watching = Box::pin(watch(lock));
     let status = loop {
         match reap(server).map_err(failed)? {
+            // A stop that the terminal has nothing to do with is no end.
+            #[allow(clippy::collapsible_match)]
             Some(WaitStatus::Stopped(_, by)) => {
                 if terminal.is_some_and(|terminal| terminal.stopped(server, by)) {
                     told.resumed = Some(Instant::now());
@@ -244,6 +248,7 @@ async fn live(
             late = &mut following, if too_late.is_none() => {
                 let failure = late.failure();
                 error!("{}", failure.message);
+                readiness.leave();
                 ending.ask(server, Signal::SIGTERM);
                 too_late = Some(failure);
             }
@@ -259,7 +264,11 @@ async fn live(
                     send(server, Signal::SIGCONT);
                 }
             }
-            number = told.shutdown.recv() => ending.signalled(server, number),
+            number = told.shutdown.recv() => {
+                // Whoever finds it elsewhere is to look for another now.
+                readiness.leave();
+                ending.signalled(server, number);
+            }
             () = ending.expired() => {
                 warn!("Server still runs after {:?}, killing it", args.drain_timeout);
                 ending.kill(server);

@@ -1,151 +1,145 @@
-//! The program beside real etcd: what runs on other hosts, and how it is stopped from here. The
-//! servers are registered by the library.
+//! `llmlb serve` in a cluster: the program itself, against real etcd.
 #![cfg(target_os = "linux")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
-use std::thread;
-use std::time::{Duration, Instant};
+use llmlb_cluster_tests::etcd::Etcd;
+use llmlb_cluster_tests::{eventually, guinea};
+use llmlb_lock_cluster::{Cluster, Interrupt, Record};
+use llmlb_tests::{Running, Sandbox, free_port};
 
-use llmlb_cluster_tests::PATIENCE;
-use llmlb_cluster_tests::etcd::{Etcd, base64};
-use llmlb_lock_cluster::{Cluster, Interrupt, Record, Registration};
-use llmlb_tests::{Finished, Sandbox, free_port};
-
-fn register(cluster: &Cluster, record: &Record) -> Registration {
-    let registration = cluster.register(record.clone()).unwrap();
-    let registered = registration.wait_registered(PATIENCE, &Interrupt::new());
-    assert!(registered.unwrap());
-    registration
+/// `llmlb serve` of a guinea pig on this port, with these options.
+fn serve(sandbox: &Sandbox, etcd: &Etcd, prefix: &str, port: u16, options: &[&str]) -> Running {
+    let text = port.to_string();
+    let url = etcd.url(prefix).to_string();
+    let mut command = sandbox.llmlb(["serve", "--port", &text, "--cluster", &url]);
+    command.args(["--service", "chat"]).args(options);
+    command.arg("--").arg(guinea()).args(["listen", &text]);
+    Running::start(&mut command)
 }
 
-fn run(args: &[&str]) -> Finished {
-    Sandbox::new().run(args)
+fn servers(cluster: &Cluster) -> Vec<Record> {
+    let listing = cluster.servers(Some("chat"), &Interrupt::new()).unwrap();
+    let servers = listing.servers.into_iter();
+    servers.map(|server| server.record).collect()
+}
+
+fn found(cluster: &Cluster) -> Record {
+    let mut all = Vec::new();
+    eventually("the server is found", || {
+        all = servers(cluster);
+        !all.is_empty()
+    });
+    all.remove(0)
 }
 
 #[test]
-fn status_shows_every_server_and_names_what_is_none() {
+fn a_server_is_found_while_it_is_ready_through_an_outage_of_etcd_and_stopped_from_elsewhere() {
+    let mut etcd = Etcd::start(1);
+    let cluster = etcd.cluster("found");
+    let (sandbox, port) = (Sandbox::new(), free_port());
+    let options = [
+        "--advertise",
+        "http://gpu1:8000",
+        "--slots",
+        "4",
+        "--ttl",
+        "2",
+    ];
+    let mut server = serve(&sandbox, &etcd, "found", port, &options);
+    let words = server.expect_output("serving ");
+    let pid: u32 = words.split(' ').nth(1).unwrap().parse().unwrap();
+    let record = found(&cluster);
+    assert_eq!(
+        (&*record.host, record.port, record.pid),
+        ("gpu1", port, pid)
+    );
+    assert_eq!((&*record.url, record.slots), ("http://gpu1:8000", Some(4)));
+    assert_eq!((record.exclusive, record.token), (false, None));
+
+    etcd.nodes[0].kill();
+    server.expect_log("Cannot reach etcd");
+    etcd.nodes[0].start();
+    eventually("etcd is back", || {
+        cluster.servers(None, &Interrupt::new()).is_ok()
+    });
+    let record = found(&cluster);
+    assert_eq!(record.pid, pid, "it has served on");
+
+    let ticket = cluster.request_stop(&record, "gpu2", &Interrupt::new());
+    server.expect_log("Stop asked for by gpu2");
+    server.expect_log("Withdrawing service chat");
+    let ended = server.finish();
+    assert!(!ended.stderr.contains("Second signal"), "{ended:?}");
+    assert_eq!(servers(&cluster), []);
+    drop(ticket);
+}
+
+#[test]
+fn a_balancer_is_found_and_withdrawn_before_it_ends() {
     let etcd = Etcd::start(1);
-    let url = etcd.url("status").to_string();
-    let cluster = etcd.cluster("status");
-    let none = run(&["status", "--cluster", &url]).expect(0);
-    assert_eq!(none.stdout, "No servers running\n");
-
-    let record = Record::new("chat", "gpu1", 8000)
-        .with_pid(12345)
-        .with_token(7)
-        .with_models(["qwen3", "spoofed\u{202e}name"]);
-    let _chat = register(&cluster, &record);
-    let _embed = register(&cluster, &Record::new("embed", "gpu2", 8001));
-    let key = base64("/status/v1/servers/chat/evil\u{1b}[2J:1");
-    let value = base64("no record");
-    etcd.call("kv/put", &format!(r#"{{"key":"{key}","value":"{value}"}}"#));
-
-    let shown = run(&["status", "--cluster", &url]).expect(0);
-    let lines: Vec<_> = shown.stdout.lines().collect();
-    let words: Vec<Vec<&str>> = lines
-        .iter()
-        .map(|l| l.split_whitespace().collect())
-        .collect();
-    assert_eq!(
-        words[0],
-        [
-            "HOST", "SERVICE", "ADDRESS", "PID", "STARTED", "TOKEN", "STATUS", "MODELS"
-        ]
-    );
-    assert_eq!(words[1][..4], ["gpu1", "chat", "http://gpu1:8000", "12345"]);
-    assert_eq!(words[1][5..7], ["7", "Running"]);
-    assert_eq!(words[2][..3], ["gpu2", "embed", "http://gpu2:8001"]);
-    assert!(shown.stderr.starts_with("Warning: "), "{}", shown.stderr);
-    for text in [&shown.stdout, &shown.stderr] {
-        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
-    }
-
-    let json = run(&["status", "--cluster", &url, "--format", "json"]).expect(0);
-    let rows: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
-    let started = serde_json::to_value(&record).unwrap()["started_at"].clone();
-    assert_eq!(
-        rows[0],
-        serde_json::json!({
-            "service": "chat", "host": "gpu1", "port": 8000, "address": "http://gpu1:8000",
-            "pid": 12345, "started_at": started, "token": 7, "status": "Running",
-            "models": ["qwen3", "spoofed\\u{202e}name"],
-        })
-    );
-    assert!(rows[1]["token"].is_null(), "{rows}");
+    let cluster = etcd.cluster("balancer");
+    let (sandbox, port) = (Sandbox::new(), free_port());
+    let text = port.to_string();
+    let url = etcd.url("balancer").to_string();
+    let mut command = sandbox.llmlb(["serve", "--port", &text, "--service", "chat"]);
+    let balancer = Running::start(command.env("LLMLB_CLUSTER", &url));
+    let record = found(&cluster);
+    assert_eq!((record.port, record.pid), (port, balancer.pid()));
+    assert_eq!(record.url, format!("http://{}:{port}", record.host));
+    balancer.ask_to_end();
+    balancer.finish().expect(0);
+    assert_eq!(servers(&cluster), []);
 }
 
 #[test]
-fn stop_is_carried_out_by_the_guardian_and_told_as_on_one_machine() {
-    let etcd = Etcd::start(1);
-    let url = etcd.url("stop").to_string();
-    let cluster = etcd.cluster("stop");
-    let stop = |more: &[&str]| {
-        let mut args = vec!["stop", "--cluster", &url, "--service", "chat"];
-        args.extend(more);
-        run(&args)
-    };
-    let none = stop(&[]).expect(0);
-    assert_eq!(none.stdout, "No server of chat running\n");
-
-    let guard = |host: &str| {
-        let record = Record::new("chat", host, 8000).with_pid(4321);
-        let requests = cluster.stop_requests(&record).unwrap();
-        let registration = register(&cluster, &record);
-        thread::spawn(move || {
-            let request = requests.next(Some(PATIENCE), &Interrupt::new());
-            assert!(request.unwrap().is_some());
-            registration.withdraw();
-        })
-    };
-    let guards = [guard("gpu1"), guard("gpu2"), guard("gpu3")];
-    let which = stop(&[]).expect(1);
-    assert!(
-        which.stderr.contains("gpu1:8000, gpu2:8000, gpu3:8000"),
-        "{which:?}"
-    );
-    assert!(which.stderr.contains("--all"), "{which:?}");
-
-    let one = stop(&["--host", "gpu2", "--timeout", "60"]).expect(0);
-    assert_eq!(
-        one.stdout,
-        "Stopping server of chat on gpu2:8000 (PID: 4321)...\nServer stopped successfully\n"
-    );
-    let rest = stop(&["--all", "--timeout", "60"]).expect(0);
-    assert_eq!(
-        rest.stdout.matches("Server stopped successfully").count(),
-        2
-    );
-    for guard in guards {
-        guard.join().unwrap();
-    }
-
-    // Registered, and nobody listens.
-    let _silent = register(&cluster, &Record::new("chat", "gpu4", 8000));
-    let silent = stop(&["--timeout", "0.3"]).expect(1);
-    assert!(
-        silent.stderr.contains("has not answered within 300ms"),
-        "{silent:?}"
-    );
-    assert!(silent.stderr.contains("may still run"), "{silent:?}");
-}
-
-#[test]
-fn etcd_that_is_away_is_named_in_time() {
+fn a_server_starts_while_etcd_is_away() {
+    let (sandbox, port) = (Sandbox::new(), free_port());
+    let text = port.to_string();
     let away = format!("etcd://127.0.0.1:{}", free_port());
-    let begun = Instant::now();
-    for args in [
-        &["status", "--cluster", &away][..],
-        &["stop", "--cluster", &away, "--service", "chat"],
+    let mut command = sandbox.llmlb(["serve", "--port", &text, "--cluster", &away]);
+    let mut server = Running::start(command.args(["--service", "chat"]));
+    server.expect_log("listening on");
+    let line = server.expect_log("Cannot reach etcd");
+    assert!(line.contains(&away["etcd://".len()..]), "{line}");
+    server.ask_to_end();
+    server.finish().expect(0);
+}
+
+#[test]
+fn what_makes_no_sense_is_a_usage_error() {
+    let sandbox = Sandbox::new();
+    for (args, word) in [
+        (&["--service", "chat"][..], "LLMLB_CLUSTER"),
+        (&["--cluster", "etcd://h"], "--service NAME"),
+        (&["--cluster", "http://h", "--service", "chat"], "etcd://"),
+        (
+            &["--cluster", "etcd://u:p@h", "--service", "chat"],
+            "LLMLB_CLUSTER_PASSWORD",
+        ),
+        (
+            &["--cluster", "etcd://h", "--service", "a", "--ttl", "0.5"],
+            "1 s",
+        ),
+        (
+            &[
+                "--cluster",
+                "etcd://h",
+                "--service",
+                "a",
+                "--advertise",
+                "gpu1",
+            ],
+            "http://",
+        ),
+        (&["--slots", "4"], "--service"),
+        (
+            &["--cluster", "etcd://h", "--service", "a/b"],
+            "service name",
+        ),
     ] {
-        let refused = run(args).expect(1);
-        assert!(
-            refused.stderr.contains(&away["etcd://".len()..]),
-            "{refused:?}"
-        );
+        let mut all = vec!["serve", "--port", "0"];
+        all.extend(args);
+        let ended = sandbox.run(all).expect(2);
+        assert!(ended.stderr.contains(word), "{args:?}: {}", ended.stderr);
     }
-    // A machine under load gets more than the ten seconds that one command may take.
-    assert!(begun.elapsed() < Duration::from_secs(20) + PATIENCE);
-    run(&["status", "--cluster", "http://127.0.0.1"]).expect(2);
-    run(&["stop", "--cluster", &away]).expect(2);
-    run(&["status", "--cluster", &away, "--port", "8000"]).expect(2);
 }
