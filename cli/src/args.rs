@@ -164,6 +164,11 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "PATH", env = "LLMLB_BACKENDS_FILE")]
     backends_file: Option<PathBuf>,
 
+    /// Pass requests on to the servers of this service, as they come and go in the --cluster; several
+    /// are separated by commas. On Linux
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "cluster")]
+    backends_of: Vec<String>,
+
     /// The key that clients have to send, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "LLMLB_API_KEY", hide_env_values = true,
           value_parser = Unrepeated(key))]
@@ -234,12 +239,15 @@ impl GatewayArgs {
             .no_backends_hint("no backends: start llmlb serve with --backend URL")
     }
 
-    pub(crate) fn sources(&self) -> Sources {
+    /// Of the etcd at `cluster`, where it is asked.
+    pub(crate) fn sources(&self, cluster: Option<&str>) -> Sources {
         let file = self.backends_file.clone();
         Sources {
             listed: self.backend.iter().flatten().cloned().collect(),
             // An empty variable is one that is not set.
             file: file.filter(|path| !path.as_os_str().is_empty()),
+            services: self.backends_of.clone(),
+            cluster: cluster.map(str::to_owned),
         }
     }
 
@@ -275,8 +283,11 @@ pub(crate) fn without_effect(matches: &ArgMatches) -> Option<String> {
     let serve = matches.subcommand_matches("serve")?;
     if serve.value_source("cluster") == Some(ValueSource::CommandLine)
         && !serve.contains_id("service")
+        && !serve.contains_id("backends_of")
     {
-        return Some("--cluster does nothing without --service NAME".to_owned());
+        return Some(
+            "--cluster does nothing without --service NAME or --backends-of NAME".to_owned(),
+        );
     }
     let has_command = serve.get_many::<OsString>("command").is_some();
     let others = match has_command {

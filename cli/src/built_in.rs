@@ -41,7 +41,8 @@ impl Prepared {
     ) -> Result<Result<Self, i32>, Failure> {
         raise_descriptor_limit();
         let gateway = Gateway::new(args.gateway.options()).map_err(failed)?;
-        let (sources, listening) = (args.gateway.sources(), listening.to_vec());
+        let sources = args.gateway.sources(args.cluster.cluster.as_deref());
+        let listening = listening.to_vec();
         let look_around = async {
             // Files and names may take their time.
             let start = move || {

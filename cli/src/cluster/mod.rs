@@ -2,6 +2,8 @@
 //! it where nobody asks for it. Linux alone.
 
 #[cfg(target_os = "linux")]
+pub(crate) mod backends;
+#[cfg(target_os = "linux")]
 pub(crate) mod connection;
 #[cfg(target_os = "linux")]
 mod foreign;
