@@ -45,6 +45,11 @@ pub(crate) enum Command {
     Stop(StopArgs),
     /// Show what runs
     Status(StatusArgs),
+    /// Look whether the cluster can be relied on. On Linux
+    Cluster {
+        #[command(subcommand)]
+        command: ClusterCommand,
+    },
     /// Print a shell completion script
     Completions {
         /// The shell to complete in
@@ -53,8 +58,19 @@ pub(crate) enum Command {
     /// Print a manual page
     Man {
         /// Of this command
-        #[arg(value_parser = ["serve", "stop", "status", "completions", "man"])]
+        #[arg(value_parser = ["serve", "stop", "status", "cluster", "completions", "man"])]
         command: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Look at every member of etcd, and try what llmlb does there: one line each, exit code 1 when
+    /// something is not right
+    Check {
+        /// Which etcd; by default LLMLB_CLUSTER
+        #[arg(long, value_name = "URL")]
+        cluster: Option<String>,
     },
 }
 

@@ -39,7 +39,7 @@ use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use args::{Cli, Command};
+use args::{Cli, ClusterCommand, Command};
 use exit::Failure;
 
 fn main() -> ExitCode {
@@ -83,6 +83,12 @@ fn main() -> ExitCode {
                 Some(url) => cluster::status(url.as_deref(), &args),
                 None => status::run(&args.named()),
             }
+        }
+        Command::Cluster {
+            command: ClusterCommand::Check { cluster },
+        } => {
+            log(LevelFilter::ERROR, true);
+            cluster::check(cluster.as_deref())
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -11,13 +11,25 @@ const OTHER_PAGES: &str = "kill(1), flock(2), systemd.service(5)";
 
 /// The commands that have to do with locks and servers.
 const GUARDS: &[&str] = &["llmlb", "serve", "stop", "status"];
-const ALL: &[&str] = &["llmlb", "serve", "stop", "status", "completions", "man"];
+const ALL: &[&str] = &[
+    "llmlb",
+    "serve",
+    "stop",
+    "status",
+    "cluster",
+    "completions",
+    "man",
+];
 
 /// What is told about some commands alone: of which, what it is about, and the text.
 type Told = (&'static [&'static str], &'static str, &'static str);
 
 const EXIT_STATUS: &[Told] = &[
-    (&["llmlb", "serve", "completions", "man"], "0", "Done."),
+    (
+        &["llmlb", "serve", "cluster", "completions", "man"],
+        "0",
+        "Done.",
+    ),
     (
         &["stop"],
         "0",
@@ -92,12 +104,12 @@ const ENVIRONMENT: &[Told] = &[
         "The temporary directory, instead of /tmp.",
     ),
     (
-        &["stop", "status"],
+        &["stop", "status", "cluster"],
         "LLMLB_CLUSTER",
         "The URL of etcd, where --cluster is given without one.",
     ),
     (
-        &["stop", "status"],
+        &["stop", "status", "cluster"],
         "LLMLB_CLUSTER_USER, LLMLB_CLUSTER_PASSWORD, LLMLB_CLUSTER_PASSWORD_FILE",
         "The user of etcd, and the password, or a file with it.",
     ),
@@ -133,6 +145,11 @@ const EXAMPLES: &[Told] = &[
         &["llmlb", "stop"],
         "Stop the server of a port; kill it if it takes longer than 30 seconds:",
         "llmlb stop 8000 --timeout 30 --force",
+    ),
+    (
+        &["cluster"],
+        "Whether all is well:",
+        "llmlb cluster check --cluster etcd://h1:2379,h2:2379,h3:2379",
     ),
     (&["stop"], "Stop all servers:", "llmlb stop --all"),
     (

@@ -4,6 +4,8 @@
 #[cfg(target_os = "linux")]
 pub(crate) mod backends;
 #[cfg(target_os = "linux")]
+mod check;
+#[cfg(target_os = "linux")]
 pub(crate) mod connection;
 #[cfg(target_os = "linux")]
 mod foreign;
@@ -39,6 +41,17 @@ pub(crate) fn stop(url: Option<&str>, args: &StopArgs) -> Result<u8, Failure> {
         all: args.all,
     };
     stop::run(&etcd, which, args.timeout)
+}
+
+/// `llmlb cluster check`.
+#[cfg(target_os = "linux")]
+pub(crate) fn check(url: Option<&str>) -> Result<u8, Failure> {
+    check::run(&connection::Connection::open(url)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn check(_: Option<&str>) -> Result<u8, Failure> {
+    Err(elsewhere())
 }
 
 #[cfg(not(target_os = "linux"))]

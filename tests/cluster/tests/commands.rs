@@ -149,3 +149,26 @@ fn etcd_that_is_away_is_named_in_time() {
     run(&["stop", "--cluster", &away]).expect(2);
     run(&["status", "--cluster", &away, "--port", "8000"]).expect(2);
 }
+
+#[test]
+fn check_has_a_line_for_everything_and_says_what_to_do() {
+    let etcd = Etcd::start(1);
+    let url = etcd.url("check").to_string();
+    let good = run(&["cluster", "check", "--cluster", &url]).expect(0);
+    for what in ["version 3.", "clock", "quorum", "shortest TTL", "rights"] {
+        assert!(good.stdout.contains(what), "{what}: {good:?}");
+    }
+    assert!(good.stdout.lines().all(|l| l.starts_with("ok")), "{good:?}");
+
+    // One of two members is away: the rest works, and it is named.
+    let port = free_port();
+    let half = url.replace("etcd://", &format!("etcd://127.0.0.1:{port},"));
+    let bad = run(&["cluster", "check", "--cluster", &half]).expect(1);
+    let wrong: Vec<_> = bad
+        .stdout
+        .lines()
+        .filter(|l| !l.starts_with("ok"))
+        .collect();
+    assert_eq!(wrong.len(), 1, "{bad:?}");
+    assert!(wrong[0].contains(&port.to_string()), "{bad:?}");
+}
