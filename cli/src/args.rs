@@ -28,6 +28,7 @@ use crate::unrepeated::Unrepeated;
         LLMLB_LOG       What is logged: off, error, warn, info (serve's default), debug, trace\n\n\
         Exit codes: 0 done, 1 refused or failed, 2 wrong arguments;\n  \
         status --port: 3 not running, 4 cannot tell, 5 starting;\n  \
+        serve --exclusive: 6 lease lost, and the server ended in time;\n  \
         serve -- COMMAND: the command's own, 126 not executable, 127 not found,\n  \
         128 + N when signal N ended it.\n\n\
         Times are in seconds, or with a unit: 5, 0.5s, 2m, 1h."
@@ -93,8 +94,10 @@ pub(crate) struct ServeArgs {
     #[arg(short = 'H', long, default_value = DEFAULT_HOST, env = "LLMLB_HOST", value_parser = host)]
     pub(crate) host: String,
 
-    /// Wait up to TIME for the present holder of the port to leave
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    /// Wait up to TIME for the present holder of the port to leave, and with --exclusive that of the
+    /// service; without TIME, for ever
+    #[arg(long, value_name = "TIME", value_parser = seconds, num_args = 0..=1,
+          default_missing_value = "4294967295")]
     pub(crate) wait: Option<Duration>,
 
     /// Take the present holder's place: from a load balancer to a load balancer without closing the
@@ -276,6 +279,9 @@ impl GatewayArgs {
         self.api_key.is_some()
     }
 }
+
+/// What a wait without a time is.
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 const DEFAULT_PORT: &str = "32768";
 const DEFAULT_HOST: &str = "127.0.0.1";

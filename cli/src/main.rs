@@ -43,6 +43,13 @@ use args::{Cli, ClusterCommand, Command};
 use exit::Failure;
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    if let Some(result) = cluster::hidden_subcommand() {
+        return match result {
+            Ok(code) => code.into(),
+            Err(failure) => output::report(failure),
+        };
+    }
     let arguments = args::with_default_command(env::args_os());
     let matches = match Cli::command().try_get_matches_from(&arguments) {
         Ok(matches) => matches,

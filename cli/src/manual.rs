@@ -59,6 +59,11 @@ const EXIT_STATUS: &[Told] = &[
     ),
     (
         &["llmlb", "serve"],
+        "6",
+        "Of serve with --exclusive: the lease was lost, and the server was ended in time.",
+    ),
+    (
+        &["llmlb", "serve"],
         "126",
         "Of serve: the COMMAND cannot be executed.",
     ),
@@ -112,6 +117,16 @@ const ENVIRONMENT: &[Told] = &[
         &["stop", "status", "cluster"],
         "LLMLB_CLUSTER_USER, LLMLB_CLUSTER_PASSWORD, LLMLB_CLUSTER_PASSWORD_FILE",
         "The user of etcd, and the password, or a file with it.",
+    ),
+    (
+        &["serve"],
+        "LLMLB_CLUSTER_USER, LLMLB_CLUSTER_PASSWORD",
+        "Who logs in to etcd. The server does not get the password.",
+    ),
+    (
+        &["serve"],
+        "LLMLB_CLUSTER_PASSWORD_FILE",
+        "A file that has the password.",
     ),
     (
         &["serve"],

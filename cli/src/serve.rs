@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 
-use crate::args::ServeArgs;
+use crate::args::{FOR_EVER, ServeArgs};
 #[cfg(target_os = "linux")]
 use crate::cluster::Membership;
 #[cfg(unix)]
@@ -121,7 +121,23 @@ async fn serve(
         };
         if !args.command.is_empty() {
             drop(free);
-            return supervise::run(lock, &args, &readiness, shutdown).await;
+            #[cfg(target_os = "linux")]
+            let active = match membership.map(|membership| (membership, membership.timing)) {
+                Some((membership, Some(timing))) => {
+                    supervise::check_command(&args.command[0])?;
+                    match membership.acquire(&args, timing, &mut shutdown).await? {
+                        Ok(active) => Some(active),
+                        Err(signal) => {
+                            lock.release()?;
+                            return Ok(die_of(signal));
+                        }
+                    }
+                }
+                _ => None,
+            };
+            #[cfg(not(target_os = "linux"))]
+            let active = None;
+            return supervise::run(lock, &args, &readiness, active, shutdown).await;
         }
         let listener = match free {
             Some(listener) => listener,
@@ -284,8 +300,12 @@ async fn obtain(
     let Some(patience) = args.wait else {
         return Err(refused.into());
     };
+    let limit = match patience {
+        FOR_EVER => "for ever".to_owned(),
+        patience => format!("up to {patience:?}"),
+    };
     output::note(&format!(
-        "Waiting up to {patience:?} for server on port {port} {holder} to leave..."
+        "Waiting {limit} for server on port {port} {holder} to leave..."
     ));
     let locks = locks.clone();
     let wait = move |interrupted: &AtomicBool| {

@@ -2,11 +2,15 @@
 //! it where nobody asks for it. Linux alone.
 
 #[cfg(target_os = "linux")]
+mod active;
+#[cfg(target_os = "linux")]
 pub(crate) mod backends;
 #[cfg(target_os = "linux")]
 mod check;
 #[cfg(target_os = "linux")]
 pub(crate) mod connection;
+#[cfg(not(target_os = "linux"))]
+mod elsewhere;
 #[cfg(target_os = "linux")]
 mod foreign;
 pub(crate) mod options;
@@ -17,6 +21,10 @@ mod status;
 #[cfg(target_os = "linux")]
 mod stop;
 
+#[cfg(target_os = "linux")]
+pub(crate) use active::{Active, hidden_subcommand};
+#[cfg(not(target_os = "linux"))]
+pub(crate) use elsewhere::Active;
 #[cfg(target_os = "linux")]
 pub(crate) use registration::Membership;
 
@@ -51,12 +59,12 @@ pub(crate) fn check(url: Option<&str>) -> Result<u8, Failure> {
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn check(_: Option<&str>) -> Result<u8, Failure> {
-    Err(elsewhere())
+    Err(not_here())
 }
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn status(_: Option<&str>, _: &StatusArgs) -> Result<u8, Failure> {
-    Err(elsewhere())
+    Err(not_here())
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -66,11 +74,11 @@ pub(crate) fn stop(_: Option<&str>, args: &StopArgs) -> Result<u8, Failure> {
         host: _,
         ..
     } = args;
-    Err(elsewhere())
+    Err(not_here())
 }
 
 #[cfg(not(target_os = "linux"))]
-fn elsewhere() -> Failure {
+fn not_here() -> Failure {
     Failure::new(
         crate::exit::USAGE,
         "--cluster is there on Linux alone, so far",

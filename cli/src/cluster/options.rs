@@ -28,7 +28,18 @@ pub(crate) struct ClusterArgs {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) slots: Option<u32>,
 
-    /// How long it is known after it was killed
+    /// One active server of the service in the cluster, at most: refused while there is another,
+    /// unless --wait makes it a standby; ended before another may start. For a COMMAND
+    #[arg(long, requires = "service")]
+    pub(crate) exclusive: bool,
+
+    /// How much longer to wait after an active server that vanished, for what can't check
+    /// LLMLB_FENCING_TOKEN
+    #[arg(long, value_name = "TIME", requires = "exclusive", default_value = "0",
+          value_parser = crate::args::seconds)]
+    pub(crate) lock_delay: Duration,
+
+    /// How long it is known after it was killed; with --exclusive: how soon another takes its place
     #[arg(long, value_name = "TIME", requires = "service", default_value = "15", value_parser = ttl)]
     pub(crate) ttl: Duration,
 }

@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use std::thread;
 
 use hyper::Uri;
-use llmlb_lock_cluster::{Interrupt, Record, Registration};
+use llmlb_lock_cluster::{Interrupt, Record, Registration, Timing};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use super::active::Token;
 use super::connection::{Connection, failure};
 use super::options::ClusterArgs;
 use crate::args::ServeArgs;
@@ -24,6 +25,9 @@ pub(crate) struct Membership {
     pub(super) record: Record,
     ttl: std::time::Duration,
     listening_stop: Option<Interrupt>,
+    /// Where at most one is active.
+    pub(crate) timing: Option<Timing>,
+    pub(super) token: Token,
 }
 
 impl Membership {
@@ -33,6 +37,14 @@ impl Membership {
         let Some(service) = service else {
             return Ok(None);
         };
+        let timing = match args.cluster.exclusive {
+            true if args.command.is_empty() => {
+                let message = "--exclusive is for a COMMAND: load balancers may be many";
+                return Err(Failure::new(exit::USAGE, message));
+            }
+            true => Some(Timing::new(args.cluster.ttl, args.drain_timeout).map_err(failure)?),
+            false => None,
+        };
         let connection = Connection::open(args.cluster.cluster.as_deref())?;
         let record = record(service, args, port)?;
         Ok(Some(Self {
@@ -40,6 +52,8 @@ impl Membership {
             record,
             ttl: args.cluster.ttl,
             listening_stop: None,
+            timing,
+            token: Token::new(),
         }))
     }
 
@@ -69,7 +83,10 @@ impl Membership {
     pub(crate) async fn follow(&self, mut readiness: Watch) {
         loop {
             let (pid, standing) = readiness.ready().await;
-            let record = self.record.clone().with_pid(pid);
+            let mut record = self.record.clone().with_pid(pid);
+            if let Some(&token) = self.token.get() {
+                record = record.with_token(token);
+            }
             let registration = self.connection.cluster.register_with_ttl(record, self.ttl);
             match registration {
                 Ok(registration) => {
