@@ -33,7 +33,7 @@ LLMLB_PROGRAM := $(TARGET)/release/llmlb
 install-program wheels: program
 endif
 
-PROGRAM_COMMANDS := serve stop status completions man
+PROGRAM_COMMANDS := serve stop status cluster completions man
 PROGRAM_PAGES := $(addprefix share/man/man1/,llmlb.1 $(PROGRAM_COMMANDS:%=llmlb-%.1))
 PROGRAM_BASH := share/bash-completion/completions/llmlb
 PROGRAM_ZSH := share/zsh/site-functions/_llmlb

@@ -13,6 +13,7 @@ use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use llmlb_gateway::{ApiKey, ApiKeyError, BackendUrlError, Options};
 
 use crate::backends::{Backend, Place, Sources};
+use crate::cluster::options::ClusterArgs;
 use crate::ready::ReadyUrl;
 use crate::unrepeated::Unrepeated;
 
@@ -28,6 +29,7 @@ use crate::unrepeated::Unrepeated;
         LLMLB_LOG       What is logged: off, error, warn, info (serve's default), debug, trace\n\n\
         Exit codes: 0 done, 1 refused or failed, 2 wrong arguments;\n  \
         status --port: 3 not running, 4 cannot tell, 5 starting;\n  \
+        serve --exclusive: 6 lease lost, and the server ended in time;\n  \
         serve -- COMMAND: the command's own, 126 not executable, 127 not found,\n  \
         128 + N when signal N ended it.\n\n\
         Times are in seconds, or with a unit: 5, 0.5s, 2m, 1h."
@@ -45,6 +47,11 @@ pub(crate) enum Command {
     Stop(StopArgs),
     /// Show what runs
     Status(StatusArgs),
+    /// Look whether the cluster can be relied on. On Linux
+    Cluster {
+        #[command(subcommand)]
+        command: ClusterCommand,
+    },
     /// Print a shell completion script
     Completions {
         /// The shell to complete in
@@ -53,8 +60,19 @@ pub(crate) enum Command {
     /// Print a manual page
     Man {
         /// Of this command
-        #[arg(value_parser = ["serve", "stop", "status", "completions", "man"])]
+        #[arg(value_parser = ["serve", "stop", "status", "cluster", "completions", "man"])]
         command: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Look at every member of etcd, and try what llmlb does there: one line each, exit code 1 when
+    /// something is not right
+    Check {
+        /// Which etcd; by default LLMLB_CLUSTER
+        #[arg(long, value_name = "URL")]
+        cluster: Option<String>,
     },
 }
 
@@ -77,8 +95,10 @@ pub(crate) struct ServeArgs {
     #[arg(short = 'H', long, default_value = DEFAULT_HOST, env = "LLMLB_HOST", value_parser = host)]
     pub(crate) host: String,
 
-    /// Wait up to TIME for the present holder of the port to leave
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    /// Wait up to TIME for the present holder of the port to leave, and with --exclusive that of the
+    /// service; without TIME, for ever
+    #[arg(long, value_name = "TIME", value_parser = seconds, num_args = 0..=1,
+          default_missing_value = "4294967295")]
     pub(crate) wait: Option<Duration>,
 
     /// Take the present holder's place: from a load balancer to a load balancer without closing the
@@ -101,6 +121,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "PATH", requires = "detach")]
     #[cfg_attr(not(unix), allow(dead_code, reason = "refused together with --detach"))]
     pub(crate) log_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
 
     #[command(flatten)]
     pub(crate) supervision: SupervisionArgs,
@@ -160,6 +183,11 @@ pub(crate) struct GatewayArgs {
     /// A file of model servers, one URL a line; read again when it changes, and on SIGHUP
     #[arg(long, value_name = "PATH", env = "LLMLB_BACKENDS_FILE")]
     backends_file: Option<PathBuf>,
+
+    /// Pass requests on to the servers of this service, as they come and go in the --cluster; several
+    /// are separated by commas. On Linux
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "cluster")]
+    backends_of: Vec<String>,
 
     /// The key that clients have to send, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "LLMLB_API_KEY", hide_env_values = true,
@@ -236,12 +264,15 @@ impl GatewayArgs {
             .no_backends_hint("no backends: start llmlb serve with --backend URL")
     }
 
-    pub(crate) fn sources(&self) -> Sources {
+    /// Of the etcd at `cluster`, where it is asked.
+    pub(crate) fn sources(&self, cluster: Option<&str>) -> Sources {
         let file = self.backends_file.clone();
         Sources {
             listed: self.backend.iter().flatten().cloned().collect(),
             // An empty variable is one that is not set.
             file: file.filter(|path| !path.as_os_str().is_empty()),
+            services: self.backends_of.clone(),
+            cluster: cluster.map(str::to_owned),
         }
     }
 
@@ -263,6 +294,9 @@ impl GatewayArgs {
     }
 }
 
+/// What a wait without a time is.
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
 const DEFAULT_PORT: &str = "32768";
 const DEFAULT_HOST: &str = "127.0.0.1";
 
@@ -283,6 +317,14 @@ fn host(text: &str) -> Result<String, Infallible> {
 /// COMMAND, and the other runs.
 pub(crate) fn without_effect(matches: &ArgMatches) -> Option<String> {
     let serve = matches.subcommand_matches("serve")?;
+    if serve.value_source("cluster") == Some(ValueSource::CommandLine)
+        && !serve.contains_id("service")
+        && !serve.contains_id("backends_of")
+    {
+        return Some(
+            "--cluster does nothing without --service NAME or --backends-of NAME".to_owned(),
+        );
+    }
     let has_command = serve.get_many::<OsString>("command").is_some();
     let others = match has_command {
         true => GatewayArgs::augment_args(clap::Command::new("")),
@@ -327,10 +369,15 @@ fn key(text: &str) -> Result<ApiKey, String> {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("which").required(true)))]
+#[command(
+    group(ArgGroup::new("which")),
+    override_usage = "llmlb stop [OPTIONS] <PORT|--port <PORT>|--all>\n       \
+                            llmlb stop --cluster [<URL>] --service <NAME> [OPTIONS]"
+)]
 pub(crate) struct StopArgs {
     /// The port whose server to stop
-    #[arg(value_name = "PORT", group = "which",
+    #[arg(value_name = "PORT", group = "which", conflicts_with = "cluster",
+          required_unless_present_any = ["port", "all", "cluster"],
           value_parser = clap::value_parser!(u16).range(1..))]
     positional: Option<u16>,
 
@@ -348,9 +395,24 @@ pub(crate) struct StopArgs {
     pub(crate) timeout: Duration,
 
     /// Kill it when the time has run out
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "cluster")]
     pub(crate) force: bool,
+
+    /// Stop servers of any host, by their service, with the etcd at URL, or at LLMLB_CLUSTER. On Linux
+    #[arg(long, value_name = "URL", num_args = 0..=1, requires = "service", help_heading = CLUSTER)]
+    pub(crate) cluster: Option<Option<String>>,
+
+    /// Of this service; of several servers only with --all, or named by --host and --port
+    #[arg(long, value_name = "NAME", requires = "cluster", help_heading = CLUSTER)]
+    pub(crate) service: Option<String>,
+
+    /// On this host
+    #[arg(long, value_name = "HOST", requires = "cluster", help_heading = CLUSTER)]
+    pub(crate) host: Option<String>,
 }
+
+/// Above the options for more than one machine.
+const CLUSTER: &str = "Cluster";
 
 impl StopArgs {
     /// The port, however it was given.
@@ -387,6 +449,11 @@ pub(crate) struct StatusArgs {
     /// Wait up to TIME until the server of the port runs
     #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with = "watch")]
     pub(crate) wait: Option<Duration>,
+
+    /// Show the servers of all hosts that the etcd at URL, or at LLMLB_CLUSTER, knows. On Linux
+    #[arg(long, value_name = "URL", num_args = 0..=1, help_heading = CLUSTER,
+          conflicts_with_all = ["positional", "port", "all", "wait"])]
+    pub(crate) cluster: Option<Option<String>>,
 }
 
 impl StatusArgs {
@@ -406,7 +473,7 @@ pub(crate) enum Format {
 }
 
 /// `5`, `0.5s`, `2m` or `1h`.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     let with_unit = units
         .iter()

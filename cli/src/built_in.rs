@@ -41,7 +41,8 @@ impl Prepared {
     ) -> Result<Result<Self, i32>, Failure> {
         raise_descriptor_limit();
         let gateway = Gateway::new(args.gateway.options()).map_err(failed)?;
-        let (sources, listening) = (args.gateway.sources(), listening.to_vec());
+        let sources = args.gateway.sources(args.cluster.cluster.as_deref());
+        let listening = listening.to_vec();
         let look_around = async {
             // Files and names may take their time.
             let start = move || {
@@ -114,8 +115,8 @@ pub(crate) async fn serve(
         warn!("No model servers to pass requests on to: see --backend");
     }
     notify_ready();
-    readiness.reached();
     let own = std::process::id();
+    readiness.reached(own);
     let probe = Probe {
         server: own,
         launcher: own,
@@ -159,7 +160,10 @@ pub(crate) async fn serve(
                 gone(&mut predecessor).await;
             };
             tokio::select! {
-                () = ended => return Ok(exit::OK),
+                () = ended => {
+                    readiness.untold().await;
+                    return Ok(exit::OK);
+                }
                 _ = shutdown.recv() => {}
                 _ = successor.fate() => {}
             }
@@ -198,6 +202,7 @@ pub(crate) async fn serve(
     }
     // It has had the same time.
     let _ = timeout_at(until + GRACE, gone(&mut predecessor)).await;
+    readiness.untold().await;
     if let Some(lock) = lock {
         lock.release()?;
     }

@@ -102,7 +102,7 @@ impl Detached {
         let mut told = false;
         loop {
             tokio::select! {
-                () = ready.ready(), if !told => {
+                _ = ready.ready(), if !told => {
                     told = true;
                     self.tell(&format!("{READY}{}\n", info.port));
                 }

@@ -12,6 +12,9 @@ pub(crate) const NOT_RUNNING: u8 = 3;
 pub(crate) const UNKNOWN: u8 = 4;
 /// `status --port`: the port is guarded, and nobody serves there yet.
 pub(crate) const STARTING: u8 = 5;
+/// `serve --exclusive`: another server may be active, and this one was ended in time.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+pub(crate) const LEASE_LOST: u8 = 6;
 /// `serve -- COMMAND`: the command exists and can't be executed.
 pub(crate) const NOT_EXECUTABLE: u8 = 126;
 /// `serve -- COMMAND`: there is no such command.

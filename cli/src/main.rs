@@ -3,6 +3,7 @@
 mod args;
 mod backends;
 mod built_in;
+mod cluster;
 #[cfg(unix)]
 mod detach;
 mod details;
@@ -39,10 +40,17 @@ use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use args::{Cli, Command};
+use args::{Cli, ClusterCommand, Command};
 use exit::Failure;
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    if let Some(result) = cluster::hidden_subcommand() {
+        return match result {
+            Ok(code) => code.into(),
+            Err(failure) => output::report(failure),
+        };
+    }
     let arguments = args::with_default_command(env::args_os());
     let matches = match Cli::command().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
@@ -72,11 +80,23 @@ fn main() -> ExitCode {
         }
         Command::Stop(args) => {
             log(LevelFilter::WARN, true);
-            stop::run(&args.named())
+            match &args.cluster {
+                Some(url) => cluster::stop(url.as_deref(), &args),
+                None => stop::run(&args.named()),
+            }
         }
         Command::Status(args) => {
             log(LevelFilter::WARN, true);
-            status::run(&args.named())
+            match &args.cluster {
+                Some(url) => cluster::status(url.as_deref(), &args),
+                None => status::run(&args.named()),
+            }
+        }
+        Command::Cluster {
+            command: ClusterCommand::Check { cluster },
+        } => {
+            log(LevelFilter::ERROR, true);
+            cluster::check(cluster.as_deref())
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -11,13 +11,25 @@ const OTHER_PAGES: &str = "kill(1), flock(2), systemd.service(5)";
 
 /// The commands that have to do with locks and servers.
 const GUARDS: &[&str] = &["llmlb", "serve", "stop", "status"];
-const ALL: &[&str] = &["llmlb", "serve", "stop", "status", "completions", "man"];
+const ALL: &[&str] = &[
+    "llmlb",
+    "serve",
+    "stop",
+    "status",
+    "cluster",
+    "completions",
+    "man",
+];
 
 /// What is told about some commands alone: of which, what it is about, and the text.
 type Told = (&'static [&'static str], &'static str, &'static str);
 
 const EXIT_STATUS: &[Told] = &[
-    (&["llmlb", "serve", "completions", "man"], "0", "Done."),
+    (
+        &["llmlb", "serve", "cluster", "completions", "man"],
+        "0",
+        "Done.",
+    ),
     (
         &["stop"],
         "0",
@@ -44,6 +56,11 @@ const EXIT_STATUS: &[Told] = &[
         &["llmlb", "status"],
         "5",
         "Of status with a port: it is guarded, and its server does not accept connections yet.",
+    ),
+    (
+        &["llmlb", "serve"],
+        "6",
+        "Of serve with --exclusive: the lease was lost, and the server was ended in time.",
     ),
     (
         &["llmlb", "serve"],
@@ -92,6 +109,26 @@ const ENVIRONMENT: &[Told] = &[
         "The temporary directory, instead of /tmp.",
     ),
     (
+        &["stop", "status", "cluster"],
+        "LLMLB_CLUSTER",
+        "The URL of etcd, where --cluster is given without one.",
+    ),
+    (
+        &["stop", "status", "cluster"],
+        "LLMLB_CLUSTER_USER, LLMLB_CLUSTER_PASSWORD, LLMLB_CLUSTER_PASSWORD_FILE",
+        "The user of etcd, and the password, or a file with it.",
+    ),
+    (
+        &["serve"],
+        "LLMLB_CLUSTER_USER, LLMLB_CLUSTER_PASSWORD",
+        "Who logs in to etcd. The server does not get the password.",
+    ),
+    (
+        &["serve"],
+        "LLMLB_CLUSTER_PASSWORD_FILE",
+        "A file that has the password.",
+    ),
+    (
         &["serve"],
         "NOTIFY_SOCKET",
         "Where systemd is told that the server is ready; systemd sets it.",
@@ -124,7 +161,22 @@ const EXAMPLES: &[Told] = &[
         "Stop the server of a port; kill it if it takes longer than 30 seconds:",
         "llmlb stop 8000 --timeout 30 --force",
     ),
+    (
+        &["cluster"],
+        "Whether all is well:",
+        "llmlb cluster check --cluster etcd://h1:2379,h2:2379,h3:2379",
+    ),
     (&["stop"], "Stop all servers:", "llmlb stop --all"),
+    (
+        &["stop"],
+        "Stop a server of another host:",
+        "llmlb stop --cluster etcd://h1:2379 --service chat --host gpu1",
+    ),
+    (
+        &["status"],
+        "What runs on all hosts:",
+        "llmlb status --cluster etcd://h1:2379",
+    ),
     (
         &["completions"],
         "Complete in bash, for this user:",

@@ -9,7 +9,14 @@ use llmlb_gateway::{BackendSet, BackendUrl};
 /// Refuses those of the backends that are reached at one of these addresses, which are to be listened
 /// on.
 pub(crate) fn refuse(backends: &BackendSet, listening: &[SocketAddr]) -> Result<(), String> {
-    let urls = backends.iter().map(|spec| &spec.url);
+    // What others have registered is no reason not to start.
+    let registered = |origin: &Option<String>| {
+        origin
+            .as_deref()
+            .is_some_and(|origin| origin.starts_with("service "))
+    };
+    let named = backends.iter().filter(|spec| !registered(&spec.origin));
+    let urls = named.map(|spec| &spec.url);
     match urls.into_iter().find(|url| leads_to(url, listening)) {
         None => Ok(()),
         Some(url) => Err(format!(

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -28,41 +29,106 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// What is known of it.
 #[derive(Debug)]
-pub(crate) struct Readiness(watch::Sender<bool>);
+pub(crate) struct Readiness {
+    /// The server's PID.
+    ready: watch::Sender<Option<u32>>,
+    /// Whether it was asked to end: what answers still is not to be counted on.
+    leaving: AtomicBool,
+    /// Those who have told others of it.
+    told: watch::Sender<usize>,
+}
 
 /// Of those who wait for it.
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "for those who register a server")]
-pub(crate) struct Watch(watch::Receiver<bool>);
+pub(crate) struct Watch {
+    ready: watch::Receiver<Option<u32>>,
+    told: watch::Sender<usize>,
+}
+
+/// Stands for others that were told of a server: it may end when they know of that too.
+#[derive(Debug)]
+pub(crate) struct Standing(watch::Sender<usize>);
+
+impl Standing {
+    fn new(told: &watch::Sender<usize>) -> Self {
+        told.send_modify(|count| *count += 1);
+        Self(told.clone())
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
 
 impl Readiness {
     pub(crate) fn new() -> Self {
-        Self(watch::Sender::new(false))
+        Self {
+            ready: watch::Sender::new(None),
+            leaving: AtomicBool::new(false),
+            told: watch::Sender::new(0),
+        }
     }
 
-    /// It serves.
-    pub(crate) fn reached(&self) {
-        self.0.send_replace(true);
+    /// The server with this PID serves.
+    pub(crate) fn reached(&self, server: u32) {
+        if !self.leaving.load(Ordering::Relaxed) {
+            self.ready.send_replace(Some(server));
+        }
     }
 
     /// It serves no longer.
     pub(crate) fn lost(&self) {
-        self.0.send_replace(false);
+        self.ready.send_replace(None);
     }
 
-    #[allow(dead_code, reason = "for those who register a server")]
+    /// It was asked to end.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "it ends at once there"))]
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        self.lost();
+    }
+
+    /// It was started anew.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "it is started once there"))]
+    pub(crate) fn begin(&self) {
+        self.leaving.store(false, Ordering::Relaxed);
+    }
+
     pub(crate) fn watch(&self) -> Watch {
-        Watch(self.0.subscribe())
+        Watch {
+            ready: self.ready.subscribe(),
+            told: self.told.clone(),
+        }
+    }
+
+    /// Completes when nobody elsewhere takes it for ready any more.
+    pub(crate) async fn untold(&self) {
+        self.lost();
+        // Let those who watch see it.
+        tokio::task::yield_now().await;
+        let _ = self.told.subscribe().wait_for(|count| *count == 0).await;
     }
 }
 
-#[allow(dead_code, reason = "for those who register a server")]
 impl Watch {
-    /// Completes when it serves; never, once it can't any more.
-    pub(crate) async fn ready(&mut self) {
-        if self.0.wait_for(|ready| *ready).await.is_err() {
-            std::future::pending().await
+    /// Completes when it serves, with its PID; never, once it can't any more.
+    pub(crate) async fn ready(&mut self) -> (u32, Standing) {
+        let ready = match self.ready.wait_for(Option::is_some).await {
+            Ok(ready) => *ready,
+            Err(_) => None,
+        };
+        match ready {
+            Some(pid) => (pid, Standing::new(&self.told)),
+            None => std::future::pending().await,
         }
+    }
+
+    /// Completes when it serves no longer.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+    pub(crate) async fn lost(&mut self) {
+        let _ = self.ready.wait_for(Option::is_none).await;
     }
 }
 
@@ -258,12 +324,12 @@ mod tests {
     async fn those_who_wait_are_told_each_time_it_becomes_ready() {
         let readiness = Readiness::new();
         let mut watch = readiness.watch();
-        readiness.reached();
-        watch.ready().await;
+        readiness.reached(7);
+        assert_eq!(watch.ready().await.0, 7);
         readiness.lost();
         let early = timeout(Duration::ZERO, watch.ready()).await;
         assert!(early.is_err());
-        readiness.reached();
-        watch.ready().await;
+        readiness.reached(7);
+        assert_eq!(watch.ready().await.0, 7);
     }
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
 
-use crate::args::ServeArgs;
+use crate::args::{FOR_EVER, ServeArgs};
+#[cfg(target_os = "linux")]
+use crate::cluster::Membership;
 #[cfg(unix)]
 use crate::detach::{self, Detached, Side};
 use crate::exit::{self, Failure};
@@ -26,6 +28,11 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     // An empty variable where the command was meant to be must not become another server.
     if args.command.is_empty() && std::env::args_os().any(|arg| arg == "--") {
         return Err(Failure::new(exit::USAGE, "no command behind the --"));
+    }
+    #[cfg(not(target_os = "linux"))]
+    if args.cluster.is_wanted() {
+        let message = "--service is there on Linux alone: clusters need its boot clock and pidfd";
+        return Err(Failure::new(exit::USAGE, message));
     }
     #[cfg(windows)]
     if args.detach {
@@ -73,6 +80,8 @@ async fn serve(
         Some(listener) => local_port(listener)?,
         None => args.port,
     };
+    #[cfg(target_os = "linux")]
+    let mut membership = Membership::new(&args, port)?;
     let obtained = obtain(&locks, port, &args, &mut shutdown).await?;
     let obtained = clear_left_overs(obtained, &mut shutdown).await?;
     #[cfg(unix)]
@@ -86,6 +95,21 @@ async fn serve(
         }
         _ => None,
     };
+    #[cfg(target_os = "linux")]
+    if let Some(membership) = &mut membership {
+        membership.hear_stops()?;
+    }
+    #[cfg(target_os = "linux")]
+    let (watch, membership) = (readiness.watch(), membership.as_ref());
+    #[cfg(target_os = "linux")]
+    let registering = async {
+        match membership {
+            Some(membership) => membership.follow(watch).await,
+            None => std::future::pending().await,
+        }
+    };
+    #[cfg(not(target_os = "linux"))]
+    let registering = std::future::pending::<()>();
     let serving = async {
         let lock = match obtained {
             Obtained::Lock(lock) => lock,
@@ -97,13 +121,35 @@ async fn serve(
         };
         if !args.command.is_empty() {
             drop(free);
-            return supervise::run(lock, &args, &readiness, shutdown).await;
+            #[cfg(target_os = "linux")]
+            let active = match membership.map(|membership| (membership, membership.timing)) {
+                Some((membership, Some(timing))) => {
+                    supervise::check_command(&args.command[0])?;
+                    match membership.acquire(&args, timing, &mut shutdown).await? {
+                        Ok(active) => Some(active),
+                        Err(signal) => {
+                            lock.release()?;
+                            return Ok(die_of(signal));
+                        }
+                    }
+                }
+                _ => None,
+            };
+            #[cfg(not(target_os = "linux"))]
+            let active = None;
+            return supervise::run(lock, &args, &readiness, active, shutdown).await;
         }
         let listener = match free {
             Some(listener) => listener,
             None => bind(&args.host, port)?,
         };
         built_in::run(lock, listener, &args, &readiness, shutdown).await
+    };
+    let serving = async {
+        tokio::select! {
+            result = serving => result,
+            () = registering => Err(Failure::new(exit::FAILURE, "the registration ended")),
+        }
     };
     #[cfg(unix)]
     if let Some(attended) = attended {
@@ -254,8 +300,12 @@ async fn obtain(
     let Some(patience) = args.wait else {
         return Err(refused.into());
     };
+    let limit = match patience {
+        FOR_EVER => "for ever".to_owned(),
+        patience => format!("up to {patience:?}"),
+    };
     output::note(&format!(
-        "Waiting up to {patience:?} for server on port {port} {holder} to leave..."
+        "Waiting {limit} for server on port {port} {holder} to leave..."
     ));
     let locks = locks.clone();
     let wait = move |interrupted: &AtomicBool| {

@@ -8,6 +8,7 @@ use std::process::Command;
 use llmlb_lock_core::{GUARDED_PORT_ENV, ServerLock};
 
 use crate::args::ServeArgs;
+use crate::cluster::Active;
 use crate::exit::{self, Failure};
 
 #[cfg(unix)]
@@ -34,19 +35,32 @@ mod windows;
 pub(crate) use windows::run;
 
 /// The server's command, told where to serve.
-fn command(lock: &ServerLock, args: &ServeArgs) -> Result<Command, Failure> {
+fn command(
+    lock: &ServerLock,
+    args: &ServeArgs,
+    active: Option<&Active>,
+) -> Result<Command, Failure> {
     let port = lock.info().port.to_string();
     let (program, arguments) = args
         .command
         .split_first()
         .ok_or_else(|| Failure::new(exit::USAGE, "no command to run"))?;
-    let mut command = Command::new(program);
+    let mut command = match active {
+        Some(active) => {
+            let mut launcher = active.launcher();
+            launcher.arg(program);
+            launcher
+        }
+        None => Command::new(program),
+    };
     command
         .args(arguments.iter().map(|arg| fill(arg, &port, &args.host)))
         .env("PORT", &port)
         .env("HOST", &args.host)
         .env("LLMLB_PORT", &port)
         .env("LLMLB_HOST", &args.host)
+        // It is llmlb's to log in with, and nobody else's.
+        .env_remove("LLMLB_CLUSTER_PASSWORD")
         .env(GUARDED_PORT_ENV, &port)
         // Python programs that set their process title would overwrite the above.
         .env("SPT_NOENV", "1");
@@ -67,8 +81,8 @@ pub(crate) fn check_command(program: &OsStr) -> Result<(), Failure> {
     }
 }
 
-fn cannot_run(args: &ServeArgs, e: &io::Error) -> Failure {
-    let path = args.command.first().map_or(Path::new(""), Path::new);
+pub(crate) fn cannot_run(program: &OsStr, e: &io::Error) -> Failure {
+    let path = Path::new(program);
     let program = path.display();
     if e.kind() == io::ErrorKind::NotFound {
         if cfg!(unix) && path.components().count() > 1 && path.exists() {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use serde_json::json;
 
 use crate::error::ClusterError;
@@ -37,6 +38,9 @@ pub struct EndpointCheck {
     pub version: String,
     /// How long it took to answer.
     pub latency: Duration,
+    /// How far its clock is ahead of ours, in whole seconds; `None` where it does not tell. Leases
+    /// do not depend on it, what is written of start times does.
+    pub clock_ahead: Option<i64>,
     /// Which cluster it is in: two addresses of one URL must not differ.
     pub cluster_id: u64,
     /// Whether it leads.
@@ -78,6 +82,7 @@ fn member(http: &Http, index: usize) -> Result<EndpointCheck, ClusterError> {
     let start = Instant::now();
     let answer = http.call_at(index, "/v3/maintenance/status", &json!({}))?;
     let latency = start.elapsed();
+    let clock_ahead = answer.date.map(|date| (date - Utc::now()).num_seconds());
     let body = &answer.body;
     let Some(version) = body["version"].as_str() else {
         return Err(ClusterError::NotEtcd {
@@ -89,6 +94,7 @@ fn member(http: &Http, index: usize) -> Result<EndpointCheck, ClusterError> {
     Ok(EndpointCheck {
         version: version.to_owned(),
         latency,
+        clock_ahead,
         cluster_id: number(&body["header"]["cluster_id"]),
         is_leader: leader != 0 && leader == number(&body["header"]["member_id"]),
         has_leader: leader != 0,

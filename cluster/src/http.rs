@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use tracing::debug;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
@@ -66,6 +67,8 @@ pub(crate) struct Answer {
     pub(crate) body: Value,
     pub(crate) sent: BootTime,
     pub(crate) address: String,
+    /// What time it was there, in whole seconds.
+    pub(crate) date: Option<DateTime<Utc>>,
 }
 
 /// Why one member gave no answer.
@@ -239,6 +242,10 @@ impl Http {
         if answer.status() != 200 {
             return Err(self.refusal(endpoint, answer));
         }
+        let date = answer.headers().get("date").and_then(|date| {
+            let date = DateTime::parse_from_rfc2822(date.to_str().ok()?).ok()?;
+            Some(date.to_utc())
+        });
         let bytes = answer
             .body_mut()
             .with_config()
@@ -251,6 +258,7 @@ impl Http {
             body,
             sent,
             address: endpoint.to_string(),
+            date,
         })
     }
 

@@ -120,6 +120,15 @@ impl Record {
         format!("{}:{}", self.host, self.port)
     }
 
+    /// Whether it may be kept in etcd.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::InvalidRecord`], which says what may not.
+    pub fn validate(&self) -> Result<(), ClusterError> {
+        self.to_json().map(drop)
+    }
+
     pub(crate) fn to_json(&self) -> Result<String, ClusterError> {
         self.check()
             .map_err(|(what, reason)| ClusterError::InvalidRecord { what, reason })?;

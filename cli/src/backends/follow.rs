@@ -25,6 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Sources {
     pub(crate) listed: Vec<Backend>,
     pub(crate) file: Option<PathBuf>,
+    /// Whose servers are backends.
+    pub(crate) services: Vec<String>,
+    /// The etcd that knows them.
+    pub(crate) cluster: Option<String>,
 }
 
 /// What happens to the sources.
@@ -35,6 +39,12 @@ pub(super) enum News {
     Addresses(String, Found),
     /// A name was looked up, and stands for what it did.
     Same,
+    /// The servers of a service.
+    #[cfg_attr(
+        not(target_os = "linux"),
+        allow(dead_code, reason = "nobody follows them")
+    )]
+    Servers(String, Vec<BackendSpec>),
 }
 
 /// Follows them for as long as it lives.
@@ -87,6 +97,8 @@ struct State {
     in_file: Vec<Backend>,
     /// What each name stands for; nothing yet where it was never answered.
     names: BTreeMap<String, Option<BTreeSet<String>>>,
+    /// The servers of each service; nothing yet where etcd has not answered.
+    servers: BTreeMap<String, Option<Vec<BackendSpec>>>,
     news: Sender<News>,
 }
 
@@ -102,9 +114,13 @@ impl State {
             stamp,
             in_file: in_file.unwrap_or_default(),
             names: BTreeMap::new(),
+            servers: BTreeMap::new(),
             news,
         };
         state.watch_names().map_err(|e| e.to_string())?;
+        if !sources.services.is_empty() {
+            state.watch_services(sources.cluster.as_deref(), sources.services)?;
+        }
         Ok(state)
     }
 
@@ -121,12 +137,32 @@ impl State {
         Ok(())
     }
 
+    #[cfg(target_os = "linux")]
+    fn watch_services(&mut self, url: Option<&str>, services: Vec<String>) -> Result<(), String> {
+        use crate::cluster::{backends, connection::Connection};
+        let etcd = Connection::open(url).map_err(|failure| failure.message)?;
+        for service in services {
+            let (news, name) = (self.news.clone(), service.clone());
+            let tell = move |servers| news.send(News::Servers(name.clone(), servers)).is_ok();
+            let following = backends::follow(&etcd.cluster, service.clone(), tell);
+            following.map_err(|e| e.to_string())?;
+            self.servers.insert(service, None);
+        }
+        Ok(())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn watch_services(&mut self, _: Option<&str>, _: Vec<String>) -> Result<(), String> {
+        Err("--backends-of is there on Linux alone, so far".to_owned())
+    }
+
     fn wait_for_names(&mut self, received: &Receiver<News>) {
         let until = Instant::now() + PATIENCE;
-        while self.names.values().any(Option::is_none) {
+        while self.names.values().any(Option::is_none) || self.servers.values().any(Option::is_none)
+        {
             let left = until.saturating_duration_since(Instant::now());
             let Ok(news) = received.recv_timeout(left) else {
-                warn!("Names of backends are not answered yet");
+                warn!("Not all names and services of backends are known yet");
                 return;
             };
             self.take(news);
@@ -154,6 +190,11 @@ impl State {
         match news {
             News::Reload => self.read_file(),
             News::Same => self.look_at_file(),
+            News::Servers(service, servers) => {
+                info!("Service {service} has {} servers", servers.len());
+                self.servers.insert(service, Some(servers));
+                true
+            }
             News::Addresses(name, Ok(addresses)) => {
                 if addresses.is_empty() {
                     warn!("{name} stands for no address, its backends stay as they are");
@@ -212,6 +253,7 @@ impl State {
         let path = path.map(Path::display).map(|path| path.to_string());
         let mut all = from(&self.listed, "command line");
         all.extend(from(&self.in_file, &path.unwrap_or_default()));
+        all.extend(self.servers.values().flatten().flatten().cloned());
         all.into_iter().collect()
     }
 

@@ -53,6 +53,15 @@ impl Ending {
         send(group, Signal::SIGCONT);
     }
 
+    /// Asks it, and leaves it no more than this time.
+    pub(super) fn ask_within(&mut self, group: Pid, time: Duration) {
+        let asked = self.asked.unwrap_or_else(Instant::now);
+        self.drain_timeout = self.drain_timeout.min(asked.elapsed() + time);
+        if self.asked.is_none() {
+            self.ask(group, Signal::SIGTERM);
+        }
+    }
+
     pub(super) fn kill(&mut self, group: Pid) {
         self.killed = true;
         send(group, Signal::SIGKILL);

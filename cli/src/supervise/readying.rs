@@ -68,6 +68,6 @@ pub(super) async fn follow(probe: Probe, readiness: &Readiness, args: &ServeArgs
     );
     info!("{status}");
     notify_ready_as(&status);
-    readiness.reached();
+    readiness.reached(probe.server);
     match feed_watchdog(|| probe.look()).await {}
 }

@@ -21,6 +21,7 @@ use super::restart::{Next, Restarts};
 use super::terminal::{self, Terminal};
 use super::{cannot_run, command};
 use crate::args::{Restart, ServeArgs};
+use crate::cluster::Active;
 use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, watch};
 use crate::ready::{Probe, Readiness};
@@ -36,6 +37,7 @@ pub(crate) async fn run(
     mut lock: ServerLock,
     args: &ServeArgs,
     readiness: &Readiness,
+    active: Option<Active>,
     shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     let mut told = Told {
@@ -51,8 +53,17 @@ pub(crate) async fn run(
         Restart::OnFailure => Restarts::new(args.supervision.restart_max),
     };
     loop {
-        let life = live(&mut lock, args, readiness, &mut told, terminal.as_ref()).await?;
-        if args.supervision.restart == Restart::OnFailure && life.has_failed() {
+        let life = live(
+            &mut lock,
+            args,
+            readiness,
+            active.as_ref(),
+            &mut told,
+            terminal.as_ref(),
+        )
+        .await?;
+        let lost = active.as_ref().and_then(Active::failure);
+        if args.supervision.restart == Restart::OnFailure && life.has_failed() && lost.is_none() {
             match restarts.failed(Instant::now()) {
                 // The lock is ours meanwhile: nobody else gets the port.
                 Next::Pause(pause, number) => {
@@ -63,6 +74,10 @@ pub(crate) async fn run(
                         life.why()
                     );
                     if told.pause(pause).await {
+                        if let Some(lost) = active.as_ref().and_then(Active::failure) {
+                            lock.release()?;
+                            return Err(lost);
+                        }
                         continue;
                     }
                     announce_shutdown();
@@ -76,11 +91,19 @@ pub(crate) async fn run(
                 ),
             }
         }
+        readiness.untold().await;
         if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
             // The server's exit code tells its caller more than ours would.
             warn!("{e}");
         }
-        return life.outcome();
+        if let Some(active) = active {
+            let has_ended = !matches!(life.left_behind, LeftBehind::Alive);
+            active.release(has_ended).await;
+        }
+        return match lost {
+            Some(lost) => Err(lost),
+            None => life.outcome(),
+        };
     }
 }
 
@@ -182,11 +205,12 @@ async fn live(
     lock: &mut ServerLock,
     args: &ServeArgs,
     readiness: &Readiness,
+    active: Option<&Active>,
     told: &mut Told,
     terminal: Option<&Terminal>,
 ) -> Result<Life, Failure> {
     let mut offspring = Offspring::prepare(lock)?;
-    let (server, output) = spawn(lock, args, &offspring)?;
+    let (server, output) = spawn(lock, args, &offspring, active)?;
     offspring.started(server.as_raw().unsigned_abs());
     if terminal.is_some_and(|terminal| terminal.offer(server)) {
         // It may have asked to read before it was its turn.
@@ -216,11 +240,15 @@ async fn live(
     };
     let mut following = Box::pin(readying::follow(probe, readiness, args));
     let mut too_late = None;
+    readiness.begin();
     let ended = Ended::of(server);
     let mut ending = Ending::new(args.drain_timeout);
+    let mut is_lost = false;
     let mut watching = Box::pin(watch(lock));
     let status = loop {
         match reap(server).map_err(failed)? {
+            // A stop that the terminal has nothing to do with is no end.
+            #[allow(clippy::collapsible_match)]
             Some(WaitStatus::Stopped(_, by)) => {
                 let continues = terminal.is_some_and(|terminal| terminal.stopped(server, by));
                 if continues {
@@ -245,6 +273,7 @@ async fn live(
             late = &mut following, if too_late.is_none() => {
                 let failure = late.failure();
                 error!("{}", failure.message);
+                readiness.leave();
                 ending.ask(server, Signal::SIGTERM);
                 too_late = Some(failure);
             }
@@ -260,7 +289,16 @@ async fn live(
                     send(server, Signal::SIGCONT);
                 }
             }
-            number = told.shutdown.recv() => ending.signalled(server, number),
+            time = lost(active), if !is_lost => {
+                is_lost = true;
+                readiness.leave();
+                ending.ask_within(server, time);
+            }
+            number = told.shutdown.recv() => {
+                // Whoever finds it elsewhere is to look for another now.
+                readiness.leave();
+                ending.signalled(server, number);
+            }
             () = ending.expired() => {
                 warn!("Server still runs after {:?}, killing it", args.drain_timeout);
                 ending.kill(server);
@@ -313,6 +351,14 @@ async fn live(
     })
 }
 
+/// Completes when the server has to end for another's sake, with the time that it has.
+async fn lost(active: Option<&Active>) -> Duration {
+    match active {
+        Some(active) => active.lost().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Those that end a program at somebody's request; the others tell of a fault.
 fn asks_to_end(signal: Signal) -> bool {
     matches!(
@@ -340,8 +386,9 @@ fn spawn(
     lock: &mut ServerLock,
     args: &ServeArgs,
     offspring: &Offspring,
+    active: Option<&Active>,
 ) -> Result<(Pid, Option<PassedThrough>), Failure> {
-    let mut command = command(lock, args)?;
+    let mut command = command(lock, args, active)?;
     let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot pass output on: {e}"));
     let mut output = None;
     if args.detach {
@@ -363,12 +410,16 @@ fn spawn(
             hook.run()
         });
     }
-    let child = match command.spawn() {
+    let spawned = match active {
+        Some(active) => active.spawn(&mut command)?,
+        None => command.spawn(),
+    };
+    let child = match spawned {
         Ok(child) => child,
         Err(e) => {
             // The file may name the child that could not become the server.
             lock.adopt()?;
-            return Err(cannot_run(args, &e));
+            return Err(cannot_run(&args.command[0], &e));
         }
     };
     // It is reaped by hand, as only that tells when it is stopped.

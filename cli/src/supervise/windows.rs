@@ -16,6 +16,7 @@ use windows::Win32::System::Threading::CREATE_NEW_PROCESS_GROUP;
 
 use super::{cannot_run, command, readying};
 use crate::args::ServeArgs;
+use crate::cluster::Active;
 use crate::exit::{self, Failure};
 use crate::guard::announce_shutdown;
 use crate::ready::{Probe, Readiness};
@@ -31,11 +32,12 @@ pub(crate) async fn run(
     mut lock: ServerLock,
     args: &ServeArgs,
     readiness: &Readiness,
+    _: Option<Active>,
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot watch server: {e}"));
     let job = Arc::new(ServerJob::create().map_err(failed)?);
-    let mut child = spawn(&lock, &job, command(&lock, args)?, args)?;
+    let mut child = spawn(&lock, &job, command(&lock, args, None)?, args)?;
     let server = child.id().unwrap_or_default();
     info!(
         "Guarding port {} for {:?} (PID: {server})",
@@ -182,7 +184,7 @@ fn spawn(
     lock.set_inheritable(true)?;
     let spawned = command.spawn();
     lock.set_inheritable(false)?;
-    spawned.map_err(|e| cannot_run(args, &e))
+    spawned.map_err(|e| cannot_run(&args.command[0], &e))
 }
 
 /// By its stop event if it listens there, else by Ctrl-Break, which needs a console.

@@ -37,6 +37,7 @@ mod linux {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).expect("Linux");
                 panic!("{}", Command::new(&args[0]).args(&args[1..]).exec());
             }
+            Some("listen") => listen(&args),
             Some("server") => server(&args),
             Some("guardian") => guardian(&args),
             Some("candidate") => candidate(&args),
@@ -60,6 +61,18 @@ mod linux {
         // One write is one line.
         file.write_all(format!("{line}\n").as_bytes())
             .expect("the history can be written");
+    }
+
+    /// `PORT`: accepts connections there, and says who it is and what token it has.
+    fn listen(args: &[OsString]) {
+        let port: u16 = args[0]
+            .to_str()
+            .and_then(|port| port.parse().ok())
+            .expect("a port");
+        let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("it is free");
+        let token = std::env::var("LLMLB_FENCING_TOKEN").unwrap_or_default();
+        say(format!("serving {} {token}", std::process::id()));
+        while listener.accept().is_ok() {}
     }
 
     /// `DIR TOKEN polite|stubborn`: is active until it is ended. A kernel lock, which goes exactly

@@ -1,0 +1,33 @@
+//! Where there are no clusters, nobody is active in one.
+
+use std::convert::Infallible;
+use std::io;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use crate::exit::Failure;
+
+pub(crate) struct Active(Infallible);
+
+#[cfg_attr(not(unix), allow(dead_code, reason = "there is none"))]
+impl Active {
+    pub(crate) fn launcher(&self) -> Command {
+        match self.0 {}
+    }
+
+    pub(crate) fn spawn(&self, _: &mut Command) -> Result<io::Result<Child>, Failure> {
+        match self.0 {}
+    }
+
+    pub(crate) async fn lost(&self) -> Duration {
+        match self.0 {}
+    }
+
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match self.0 {}
+    }
+
+    pub(crate) async fn release(self, _: bool) {
+        match self.0 {}
+    }
+}
