@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -34,6 +34,8 @@ pub(crate) struct Readiness {
     ready: watch::Sender<Option<u32>>,
     /// Whether it was asked to end: what answers still is not to be counted on.
     leaving: AtomicBool,
+    /// Who was ready then; 0: nobody.
+    left: AtomicU32,
     /// Those who have told others of it.
     told: watch::Sender<usize>,
 }
@@ -67,13 +69,16 @@ impl Readiness {
         Self {
             ready: watch::Sender::new(None),
             leaving: AtomicBool::new(false),
+            left: AtomicU32::new(0),
             told: watch::Sender::new(0),
         }
     }
 
     /// The server with this PID serves.
     pub(crate) fn reached(&self, server: u32) {
-        if !self.leaving.load(Ordering::Relaxed) {
+        if self.leaving.load(Ordering::Relaxed) {
+            self.left.store(server, Ordering::Relaxed);
+        } else {
             self.ready.send_replace(Some(server));
         }
     }
@@ -87,13 +92,26 @@ impl Readiness {
     #[cfg_attr(not(unix), allow(dead_code, reason = "it ends at once there"))]
     pub(crate) fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
-        self.lost();
+        if let Some(server) = self.ready.send_replace(None) {
+            self.left.store(server, Ordering::Relaxed);
+        }
+    }
+
+    /// It was not asked to end after all.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "it ends at once there"))]
+    pub(crate) fn rejoin(&self) {
+        self.leaving.store(false, Ordering::Relaxed);
+        let server = self.left.swap(0, Ordering::Relaxed);
+        if server != 0 {
+            self.reached(server);
+        }
     }
 
     /// It was started anew.
     #[cfg_attr(not(unix), allow(dead_code, reason = "it is started once there"))]
     pub(crate) fn begin(&self) {
         self.leaving.store(false, Ordering::Relaxed);
+        self.left.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn watch(&self) -> Watch {
