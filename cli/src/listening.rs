@@ -11,6 +11,7 @@ use std::path::Path;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Listening {
     /// The server does, or somebody of whom it can't be told that he is not of the server's.
+    #[cfg_attr(windows, allow(dead_code, reason = "it is not told there"))]
     On(SocketAddr),
     /// Nobody, or strangers alone.
     Not,

@@ -41,6 +41,7 @@ pub(crate) struct Readiness {
 }
 
 /// Of those who wait for it.
+#[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
 #[derive(Debug, Clone)]
 pub(crate) struct Watch {
     ready: watch::Receiver<Option<u32>>,
@@ -48,9 +49,11 @@ pub(crate) struct Watch {
 }
 
 /// Stands for others that were told of a server: it may end when they know of that too.
+#[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
 #[derive(Debug)]
 pub(crate) struct Standing(watch::Sender<usize>);
 
+#[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
 impl Standing {
     fn new(told: &watch::Sender<usize>) -> Self {
         told.send_modify(|count| *count += 1);
@@ -114,6 +117,7 @@ impl Readiness {
         self.left.store(0, Ordering::Relaxed);
     }
 
+    #[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
     pub(crate) fn watch(&self) -> Watch {
         Watch {
             ready: self.ready.subscribe(),
@@ -130,6 +134,7 @@ impl Readiness {
     }
 }
 
+#[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
 impl Watch {
     /// Completes when it serves, with its PID; never, once it can't any more.
     pub(crate) async fn ready(&mut self) -> (u32, Standing) {
