@@ -12,6 +12,7 @@ use std::path::Path;
 #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 pub(crate) enum Listening {
     /// The server does, or somebody of whom it can't be told that he is not of the server's.
+    #[cfg_attr(windows, allow(dead_code, reason = "it is not told there"))]
     On(SocketAddr),
     /// Nobody, or strangers alone.
     Not,

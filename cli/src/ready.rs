@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -34,11 +34,14 @@ pub(crate) struct Readiness {
     ready: watch::Sender<Option<u32>>,
     /// Whether it was asked to end: what answers still is not to be counted on.
     leaving: AtomicBool,
+    /// Who was ready then; 0: nobody.
+    left: AtomicU32,
     /// Those who have told others of it.
     told: watch::Sender<usize>,
 }
 
 /// Of those who wait for it.
+#[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
 #[derive(Debug, Clone)]
 pub(crate) struct Watch {
     ready: watch::Receiver<Option<u32>>,
@@ -46,9 +49,11 @@ pub(crate) struct Watch {
 }
 
 /// Stands for others that were told of a server: it may end when they know of that too.
+#[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
 #[derive(Debug)]
 pub(crate) struct Standing(watch::Sender<usize>);
 
+#[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
 impl Standing {
     fn new(told: &watch::Sender<usize>) -> Self {
         told.send_modify(|count| *count += 1);
@@ -67,13 +72,16 @@ impl Readiness {
         Self {
             ready: watch::Sender::new(None),
             leaving: AtomicBool::new(false),
+            left: AtomicU32::new(0),
             told: watch::Sender::new(0),
         }
     }
 
     /// The server with this PID serves.
     pub(crate) fn reached(&self, server: u32) {
-        if !self.leaving.load(Ordering::Relaxed) {
+        if self.leaving.load(Ordering::Relaxed) {
+            self.left.store(server, Ordering::Relaxed);
+        } else {
             self.ready.send_replace(Some(server));
         }
     }
@@ -87,15 +95,29 @@ impl Readiness {
     #[cfg_attr(not(unix), allow(dead_code, reason = "it ends at once there"))]
     pub(crate) fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
-        self.lost();
+        if let Some(server) = self.ready.send_replace(None) {
+            self.left.store(server, Ordering::Relaxed);
+        }
+    }
+
+    /// It was not asked to end after all.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "it ends at once there"))]
+    pub(crate) fn rejoin(&self) {
+        self.leaving.store(false, Ordering::Relaxed);
+        let server = self.left.swap(0, Ordering::Relaxed);
+        if server != 0 {
+            self.reached(server);
+        }
     }
 
     /// It was started anew.
     #[cfg_attr(not(unix), allow(dead_code, reason = "it is started once there"))]
     pub(crate) fn begin(&self) {
         self.leaving.store(false, Ordering::Relaxed);
+        self.left.store(0, Ordering::Relaxed);
     }
 
+    #[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
     pub(crate) fn watch(&self) -> Watch {
         Watch {
             ready: self.ready.subscribe(),
@@ -112,6 +134,7 @@ impl Readiness {
     }
 }
 
+#[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
 impl Watch {
     /// Completes when it serves, with its PID; never, once it can't any more.
     pub(crate) async fn ready(&mut self) -> (u32, Standing) {

@@ -30,6 +30,9 @@ use crate::signals::{Inherited, Shutdown, Stream, die_of};
 /// How long those may take to end that hold the lock still, when all else has ended.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long a server may take to end that somebody else may have asked to.
+const REJOIN: Duration = Duration::from_secs(10);
+
 /// How long after a shell has continued llmlb that is what has woken it.
 const SAME_WAKE: Duration = Duration::from_millis(500);
 
@@ -244,6 +247,7 @@ async fn live(
     let ended = Ended::of(server);
     let mut ending = Ending::new(args.drain_timeout);
     let mut is_lost = false;
+    let (mut rejoin, never) = (None, Instant::now());
     let mut watching = Box::pin(watch(lock));
     let status = loop {
         match reap(server).map_err(failed)? {
@@ -265,6 +269,15 @@ async fn live(
             () = told.woken.recv() => {
                 if !told.is_resumed() {
                     ending.stopped();
+                    readiness.leave();
+                    // Should it be somebody else's SIGCONT, the server serves on.
+                    rejoin = Some(Instant::now() + args.drain_timeout.max(REJOIN));
+                }
+            }
+            () = sleep_until(rejoin.unwrap_or(never)), if rejoin.is_some() => {
+                rejoin = None;
+                if !ending.is_asked() && !ending.is_killed() {
+                    readiness.rejoin();
                 }
             }
             () = told.child_changed.recv() => {}

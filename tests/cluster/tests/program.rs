@@ -5,7 +5,7 @@
 use llmlb_cluster_tests::etcd::Etcd;
 use llmlb_cluster_tests::{eventually, guinea};
 use llmlb_lock_cluster::{Cluster, Interrupt, Record};
-use llmlb_tests::{Running, Sandbox, free_port, is_alive};
+use llmlb_tests::{Running, Sandbox, free_port, is_alive, signal_pid};
 use nix::sys::signal::Signal;
 
 /// `llmlb serve` of a guinea pig on this port, with these options.
@@ -90,6 +90,30 @@ fn a_balancer_is_found_and_withdrawn_before_it_ends() {
     balancer.ask_to_end();
     balancer.finish().expect(0);
     assert_eq!(servers(&cluster), []);
+}
+
+#[test]
+fn one_that_is_stopped_on_its_own_machine_is_withdrawn_while_it_drains() {
+    let etcd = Etcd::start(1);
+    let cluster = etcd.cluster("drains");
+    let (sandbox, port) = (Sandbox::new(), free_port());
+    let url = etcd.url("drains").to_string();
+    let text = port.to_string();
+    let args = ["serve", "-p", &text, "--cluster", &url, "--service", "chat"];
+    // It takes its time for ever.
+    let deaf = "trap '' TERM; exec \"$0\" listen \"$1\"";
+    let mut command = sandbox.llmlb(args);
+    command
+        .args(["--", "sh", "-c", deaf])
+        .arg(guinea())
+        .arg(&text);
+    let _server = Running::start(&mut command);
+    let pid = found(&cluster).pid;
+    let stop = sandbox.llmlb(["stop", &text, "--timeout", "60"]);
+    let _stop = Running::start(&mut { stop });
+    eventually("it is withdrawn", || servers(&cluster).is_empty());
+    assert!(is_running(pid), "it was withdrawn too late");
+    signal_pid(pid, Signal::SIGKILL);
 }
 
 #[test]
