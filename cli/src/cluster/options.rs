@@ -9,7 +9,7 @@ use clap::Args;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Cluster (on Linux)")]
 pub(crate) struct ClusterArgs {
-    /// The etcd that servers of many hosts know each other by: etcd://HOST:PORT[,...][/PREFIX], or
+    /// The etcd that servers of many hosts know each other by: `etcd://HOST:PORT[,...][/PREFIX]`, or
     /// etcds:// for TLS
     #[arg(long, value_name = "URL", env = "LLMLB_CLUSTER")]
     pub(crate) cluster: Option<String>,
