@@ -163,6 +163,16 @@ func text(ask func(*C.char, C.size_t, *C.size_t) C.llmlb_result_t) (string, C.ll
 	}
 }
 
+// callText is call for what answers with a string.
+func callText(ask func(*C.char, C.size_t, *C.size_t) C.llmlb_result_t) (string, error) {
+	var answer string
+	err := call(func() (result C.llmlb_result_t) {
+		answer, result = text(ask)
+		return result
+	})
+	return answer, err
+}
+
 // flag is set when a context is done; the library looks at it while it waits.
 func flag(ctx context.Context) (c *C.int, release func()) {
 	c = (*C.int)(C.calloc(1, C.size_t(unsafe.Sizeof(C.int(0)))))
@@ -253,26 +263,16 @@ func (l *Lock) Info() (Info, error) {
 // ServerID is what a launcher puts into its server's environment as [ServerIDEnv], another with
 // each call: what the server leaves behind is known by it, whatever becomes of server and launcher.
 func (l *Lock) ServerID() (string, error) {
-	var id string
-	err := call(func() (result C.llmlb_result_t) {
-		id, result = text(func(b *C.char, size C.size_t, needed *C.size_t) C.llmlb_result_t {
-			return C.llmlb_lock_server_id(l.c, b, size, needed)
-		})
-		return result
+	return callText(func(b *C.char, size C.size_t, needed *C.size_t) C.llmlb_result_t {
+		return C.llmlb_lock_server_id(l.c, b, size, needed)
 	})
-	return id, err
 }
 
 // Path is where the lock file is.
 func (l *Lock) Path() (string, error) {
-	var path string
-	err := call(func() (result C.llmlb_result_t) {
-		path, result = text(func(b *C.char, size C.size_t, needed *C.size_t) C.llmlb_result_t {
-			return C.llmlb_lock_file(l.c, b, size, needed)
-		})
-		return result
+	return callText(func(b *C.char, size C.size_t, needed *C.size_t) C.llmlb_result_t {
+		return C.llmlb_lock_file(l.c, b, size, needed)
 	})
-	return path, err
 }
 
 // Verify fails with [ErrLost] if the lock file was removed or replaced: another server can start.
@@ -489,12 +489,8 @@ func (d Dir) path() (*C.char, error) {
 	if d != "" {
 		return C.CString(string(d)), nil
 	}
-	var path string
-	err := call(func() (result C.llmlb_result_t) {
-		path, result = text(func(b *C.char, size C.size_t, needed *C.size_t) C.llmlb_result_t {
-			return C.llmlb_lock_dir(b, size, needed)
-		})
-		return result
+	path, err := callText(func(b *C.char, size C.size_t, needed *C.size_t) C.llmlb_result_t {
+		return C.llmlb_lock_dir(b, size, needed)
 	})
 	if err != nil {
 		return nil, err
