@@ -34,6 +34,17 @@ impl TooLate {
     }
 }
 
+/// How to see whether the server that this process has started is ready.
+pub(super) fn probe(server: u32, port: u16, args: &ServeArgs) -> Probe {
+    Probe {
+        server,
+        launcher: std::process::id(),
+        port,
+        host: args.host.clone(),
+        url: args.supervision.ready_url.clone(),
+    }
+}
+
 /// Tells all who have to know when the server is ready; completes only if it is not in time.
 pub(super) async fn follow(probe: Probe, readiness: &Readiness, args: &ServeArgs) -> TooLate {
     let started = Instant::now();

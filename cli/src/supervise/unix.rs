@@ -24,7 +24,7 @@ use crate::args::{Restart, ServeArgs};
 use crate::cluster::Active;
 use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, watch};
-use crate::ready::{Probe, Readiness};
+use crate::ready::Readiness;
 use crate::signals::{Inherited, Shutdown, Stream, die_of};
 
 /// How long those may take to end that hold the lock still, when all else has ended.
@@ -234,13 +234,7 @@ async fn live(
         args.command[0]
     );
 
-    let probe = Probe {
-        server: server.as_raw().unsigned_abs(),
-        launcher: std::process::id(),
-        port: lock.info().port,
-        host: args.host.clone(),
-        url: args.supervision.ready_url.clone(),
-    };
+    let probe = readying::probe(server.as_raw().unsigned_abs(), lock.info().port, args);
     let mut following = Box::pin(readying::follow(probe, readiness, args));
     let mut too_late = None;
     readiness.begin();

@@ -19,7 +19,7 @@ use crate::args::ServeArgs;
 use crate::cluster::Active;
 use crate::exit::{self, Failure};
 use crate::guard::announce_shutdown;
-use crate::ready::{Probe, Readiness};
+use crate::ready::Readiness;
 use crate::signals::Shutdown;
 
 /// How long what was killed may take to be gone, as processes inside a driver do.
@@ -45,13 +45,7 @@ pub(crate) async fn run(
         args.command[0]
     );
 
-    let probe = Probe {
-        server,
-        launcher: std::process::id(),
-        port: lock.info().port,
-        host: args.host.clone(),
-        url: args.supervision.ready_url.clone(),
-    };
+    let probe = readying::probe(server, lock.info().port, args);
     let mut following = Box::pin(readying::follow(probe, readiness, args));
     let mut too_late = None;
     let mut deadline: Option<Instant> = None;
