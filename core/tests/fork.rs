@@ -32,7 +32,7 @@ fn parent(stage: &Stage) {
         "hand_over" => stage.say(done(&copy.hand_over(std::process::id()))),
         "stay" => {
             stage.say(std::process::id());
-            stage.hear();
+            stage.stay();
         }
         _ => panic!("no order {order}"),
     });

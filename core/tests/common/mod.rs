@@ -11,6 +11,7 @@
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use llmlb_lock_core::{LockDir, LockError, ServerLock};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{ForkResult, Pid};
 use tempfile::TempDir;
@@ -97,6 +99,13 @@ impl Stage {
             line.push(byte[0]);
         }
         process::exit(0);
+    }
+
+    /// Waits for the test's end and reads nothing: what it says is for the process beside this one.
+    pub(crate) fn stay(&self) {
+        let stdin = io::stdin();
+        let mut end = [PollFd::new(stdin.as_fd(), PollFlags::empty())];
+        while poll(&mut end, PollTimeout::NONE).is_err() {}
     }
 
     /// Acquires and tells how it went, see [`outcome`].
