@@ -1,6 +1,7 @@
 //! Nothing survives the stop: whatever a server has started is gone with it. And nothing else is.
 
 mod scene;
+mod set_uid;
 
 use std::fs;
 use std::os::unix::process::CommandExt;

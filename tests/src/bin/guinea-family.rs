@@ -7,6 +7,8 @@
 //! - `renamed`: the same, and has overwritten its environment, as setproctitle does
 //! - `let-go`: in a session of its own, and without the variable that says whose it is
 //! - `twice=N`, `dying-twice=N`: N times forked twice, at the start or at SIGTERM
+//! - `set-uid=PATH`: that program, a set-uid copy of this one, as its owner in all respects; keeps its
+//!   descriptors
 //! - `chain=N`: forks without end, N times: each one leaves when it has started the next
 
 #![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
@@ -66,6 +68,14 @@ mod unix {
                     itself(&["hop", "0"]).spawn().unwrap();
                 }
             }
+            Some(("set-uid", path)) => {
+                drop(
+                    Command::new(path)
+                        .args(["member", "set-uid"])
+                        .spawn()
+                        .unwrap(),
+                );
+            }
             Some(("chain", times)) => drop(itself(&["hop", times]).spawn().unwrap()),
             _ if kind == "daemonize" => {}
             _ => drop(itself(&["member", kind]).spawn().unwrap()),
@@ -102,8 +112,13 @@ mod unix {
         if kind == "renamed" {
             overwrite_environment();
         }
+        if kind == "set-uid" {
+            let owner = nix::unistd::geteuid();
+            nix::unistd::setresuid(owner, owner, owner).unwrap();
+        }
         println!("member {}", std::process::id());
-        for fd in 0..256 {
+        let last = if kind == "set-uid" { 3 } else { 256 };
+        for fd in 0..last {
             let _ = nix::unistd::close(fd);
         }
         if kind == "stopped" {
