@@ -2,9 +2,9 @@
 
 mod scene;
 mod set_uid;
+mod zombies;
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use llmlb_tests::{Running, free_port, is_alive, signal_pid, wait_until};
@@ -176,25 +176,8 @@ fn what_was_let_go_is_spared() {
 fn what_llmlb_was_given_by_whoever_started_it_is_spared() {
     for scene in scenes() {
         // A shell's background job, whose own child becomes an orphan: llmlb is its parent then.
-        let llmlb = scene.command(&["session"]);
-        let args = llmlb.get_args();
         let job = r#"sh -c 'sleep 1000 & echo "given $!"; exec sleep 1000' & echo "given $!"; exec "$0" "$@""#;
-        let mut shell = scene.llmlb(&[]);
-        let program = shell.get_program().to_owned();
-        let environment: Vec<_> = shell
-            .get_envs()
-            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
-            .collect();
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", job])
-            .arg(program)
-            .args(args)
-            .envs(environment);
-        if let Some(user) = scene.user {
-            command.uid(user).gid(user);
-        }
-        shell = command;
+        let mut shell = scene.started_by(&["sh", "-c", job], &scene.command(&["session"]));
         let mut llmlb = Running::start(&mut shell);
         let given: Vec<u32> = (0..2)
             .map(|_| {

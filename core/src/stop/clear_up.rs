@@ -47,9 +47,10 @@ impl Stop<'_> {
     ) -> Result<usize, LockError> {
         let left = Utc::now();
         let started = Instant::now();
+        // At once: a keeper has begun to end them.
+        let left_by_family = alive(family).map_err(LockError::StopFailed)?;
         self.resume_keeper(target)?;
         let own = process::id();
-        let left_by_family = alive(family).map_err(LockError::StopFailed)?;
         let mut left_behind = LeftBehind::default();
         let mut searched: Option<Instant> = None;
         let mut kept: Option<Instant> = None;

@@ -57,6 +57,22 @@ impl Scene {
         llmlb
     }
 
+    /// The same, started by another program, which gets it as its last arguments.
+    pub(super) fn started_by(&self, starter: &[&str], command: &Command) -> Command {
+        let mut starting = Command::new(starter[0]);
+        starting.args(&starter[1..]);
+        starting.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            if let Some(value) = value {
+                starting.env(name, value);
+            }
+        }
+        if let Some(user) = self.user {
+            starting.uid(user).gid(user);
+        }
+        starting
+    }
+
     /// Serves, and tells the members of the family when there are so many.
     pub(super) fn serve(&self, kinds: &[&str], members: usize) -> (Running, Vec<u32>) {
         let mut llmlb = Running::start(&mut self.command(kinds));
