@@ -15,6 +15,7 @@ pub use options::{StopOptions, StopOutcome};
 use crate::dir::{LockDir, check_port, file_name};
 use crate::error::LockError;
 use crate::left_behind::KILL_WAIT;
+use crate::sys::Marked;
 use attempt::Stop;
 use clear_up::GRACE;
 use target::{Found, Target};
@@ -79,6 +80,7 @@ impl LockDir {
                 directory,
                 port,
                 name: file_name(port),
+                marked: Marked::default(),
                 interrupted,
             },
             None => return Ok(StopOutcome::NotRunning),

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use llmlb_tests::{Finished, Running, Sandbox, free_port, is_alive, signal_pid, wait_until};
 use nix::sys::signal::Signal;
@@ -109,12 +110,24 @@ impl Scene {
         pids.filter(ours).collect()
     }
 
+    #[track_caller]
     pub(super) fn expect_nobody_left(&self) {
+        self.expect_left(&[]);
+    }
+
+    /// The lock is given back, and nothing else is left than llmlb, which is about to end.
+    #[track_caller]
+    pub(super) fn expect_nobody_left_but(&self, llmlb: &Running) {
+        self.expect_left(&[llmlb.pid()]);
+    }
+
+    #[track_caller]
+    fn expect_left(&self, spared: &[u32]) {
         // Ended, if not yet reaped.
         let alive: Vec<u32> = self
             .processes()
             .into_iter()
-            .filter(|&pid| is_alive(pid))
+            .filter(|&pid| is_alive(pid) && !spared.contains(&pid))
             .collect();
         assert!(alive.is_empty(), "{alive:?} are alive");
         assert!(!self.sandbox.lock_file(self.port).exists());
@@ -154,23 +167,35 @@ pub(super) fn scenes() -> [Scene; 2] {
     [Scene::new(), Scene::without_cgroup()]
 }
 
-/// The cgroup of a server, where it has one of its own.
+/// The cgroup (v2) of a server, where it has one of its own.
 pub(super) fn leaf(pid: u32) -> Option<PathBuf> {
+    let path = cgroup(&pid.to_string())?;
+    path.to_str()?.contains("/llmlb-").then_some(path)
+}
+
+/// That of any process, where there is one.
+pub(super) fn cgroup(pid: &str) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(cgroup_mount()?.join(path.trim_start_matches('/')))
+}
+
+pub(super) fn cgroup_mount() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
-    let at = PathBuf::from(mount.split(' ').nth(4)?);
-    path.contains("/llmlb-")
-        .then(|| at.join(path.trim_start_matches('/')))
+    Some(PathBuf::from(mount.split(' ').nth(4)?))
 }
 
 /// Whether root may create a cgroup here.
 pub(super) fn has_cgroup() -> bool {
-    let scene = Scene::new();
-    let (mut llmlb, _) = scene.serve(&[], 0);
-    let has = leaf(scene.server()).is_some();
-    scene.stop().expect(0);
-    llmlb.wait();
-    has
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let name = format!("test-{}", std::process::id());
+        let path = cgroup("self").map(|own| own.join(name));
+        path.is_some_and(|path| {
+            fs::create_dir(&path)
+                .and_then(|()| fs::remove_dir(&path))
+                .is_ok()
+        })
+    })
 }

@@ -19,6 +19,6 @@ pub(crate) use holders::{
     holders, holds, is_straggler, leads_group, owned_alike, stragglers, taker,
 };
 pub(crate) use identity::{forked_identity, identity, own_identity};
-pub(crate) use marked::{Marked, marked, server_id, server_id_of};
+pub(crate) use marked::{Marked, server_id, server_id_of};
 pub(crate) use process::{is_anothers, process, process_started_at};
 pub(crate) use watch::Watch;
