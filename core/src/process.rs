@@ -85,10 +85,12 @@ fn named(record: &Record) -> io::Result<Option<Process>> {
     }
 }
 
-/// Whether the very process that wrote the record, or was handed the lock in it, is alive.
+/// Whether the very process that wrote the record, or was handed the lock in it, is alive, though it
+/// does not hold it: it closed its descriptors, as daemonizers do. Never on Windows, where the lock
+/// does not end with a descriptor that others have closed.
 pub(crate) fn is_alive(record: &Record) -> io::Result<bool> {
     // Without an identity nobody can tell; most records that are asked about have ended ones.
-    if record.identity.is_none() {
+    if cfg!(windows) || record.identity.is_none() {
         return Ok(false);
     }
     match named(record)? {
@@ -122,7 +124,7 @@ pub(crate) fn is_holder(record: &Record, file: &LockFile) -> io::Result<bool> {
 
 /// The same for a lock that may be free: only an identity tells.
 pub(crate) fn is_live_holder(record: &Record, file: &LockFile) -> io::Result<bool> {
-    Ok(record.identity.is_some() && is_holder(record, file)?)
+    Ok(!cfg!(windows) && record.identity.is_some() && is_holder(record, file)?)
 }
 
 fn is_owned_alike(process: &Process, record: &Record, file: &LockFile) -> io::Result<bool> {

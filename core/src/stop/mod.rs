@@ -45,7 +45,8 @@ impl LockDir {
     /// - [`LockError::NotHolder`]: the named process is not, or not provably, the holder.
     /// - [`LockError::HeldByUnknown`]: the holder can't be found, or the lock is still held after
     ///   the server has ended.
-    /// - [`LockError::StopFailed`]: it may not be signalled, or is the calling process itself.
+    /// - [`LockError::StopFailed`]: it may not be signalled, is the calling process itself, or has
+    ///   given the port back without ending, and is not killed.
     /// - [`LockError::InvalidPort`], [`LockError::ReadFailed`].
     pub fn stop_server(&self, port: u16, options: &StopOptions) -> Result<StopOutcome, LockError> {
         self.stop(port, options, None)

@@ -234,9 +234,12 @@ impl Stop<'_> {
 
     /// An error if those who were asked to end no longer guard the port: another may do that by now.
     pub(super) fn check_guards(&self, target: &Target) -> Result<(), LockError> {
-        // There a server's job is ended with it, and may outlive it: its handle stands for both.
-        if cfg!(windows) {
-            return Ok(());
+        // What it ran is ended with it there, and may outlive it: its handle stands for both.
+        #[cfg(windows)]
+        for handle in &target.handles {
+            if handle.has_ended_itself().map_err(LockError::StopFailed)? {
+                return Ok(());
+            }
         }
         let file = self.directory.open_lock(&self.name);
         let file = file.map_err(LockError::ReadFailed)?;
@@ -254,12 +257,10 @@ impl Stop<'_> {
         if guards {
             return Ok(());
         }
-        Err(LockError::NotHolder {
-            port: self.port,
-            pid: target.info.pid,
-            path: self.locks.lock_path(self.port),
-            reason: "it has given the port back since, and runs on",
-        })
+        let pid = target.info.pid;
+        let what = "it has given the port back since it was asked to end, and runs on: it was not \
+                    killed; end it by its PID if it is yours";
+        Err(self.failed(pid, io::Error::other(what)))
     }
 
     /// Handles of all processes that hold the lock, as `taken_by` took it, and belong to the
