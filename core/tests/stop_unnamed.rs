@@ -6,13 +6,16 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use common::{Actor, PORT, Stage, fork, lock_file, temp_dir};
 use llmlb_lock_core::{LockDir, LockError, StopOptions, StopOutcome, is_process_running};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-common::roles!(alone, shared);
+common::roles!(alone, shared, obliging);
 
 /// Holds a lock that names nobody, lets go of it when told to, and stays.
 fn alone(stage: &Stage) {
@@ -27,6 +30,32 @@ fn shared(stage: &Stage) {
     let child = fork(|| stage.stay());
     stage.say(child);
     let_go(stage, lock);
+}
+
+static ASKED: OnceLock<OwnedFd> = OnceLock::new();
+
+extern "C" fn on_term(_: i32) {
+    let _ = nix::unistd::write(ASKED.get().expect("set before the handler").as_fd(), b"!");
+}
+
+/// Lets go of a lock that names nobody when asked to end, and stays; its child does neither.
+fn obliging(stage: &Stage) {
+    let lock = unnamed(stage);
+    let (read, write) = nix::unistd::pipe().unwrap();
+    ASKED.set(write).unwrap();
+    let action = |handler| SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: nothing is called.
+    unsafe { sigaction(Signal::SIGTERM, &action(SigHandler::SigIgn)) }.unwrap();
+    let child = fork(|| stage.stay());
+    // SAFETY: the handler only writes to a pipe.
+    unsafe { sigaction(Signal::SIGTERM, &action(SigHandler::Handler(on_term))) }.unwrap();
+    stage.say(child);
+    nix::unistd::read(&read, &mut [0]).unwrap();
+    drop(lock);
+    stage.say("let go");
+    loop {
+        stage.say(stage.hear());
+    }
 }
 
 fn unnamed(stage: &Stage) -> File {
@@ -96,5 +125,24 @@ fn also_where_another_holds_it_still() {
     assert_eq!((info.pid, forced), (child, false));
     assert!(!is_process_running(child));
     assert_eq!(holder.ask("still here"), "still here");
+    assert!(!lock_file(dir.path()).exists());
+}
+
+#[test]
+fn by_force_only_those_are_killed_that_hold_it_still() {
+    let dir = temp_dir();
+    let mut holder = Actor::new("obliging", dir.path());
+    let child: u32 = holder.hear().parse().unwrap();
+    let options = StopOptions::default()
+        .timeout(Duration::from_secs(1))
+        .force(true);
+    let outcome = LockDir::new(dir.path()).stop_server(PORT, &options);
+    assert_eq!(holder.hear(), "let go");
+    assert_eq!(holder.ask("still here"), "still here");
+    let StopOutcome::Stopped { info, forced, .. } = outcome.unwrap() else {
+        panic!("not stopped");
+    };
+    assert_eq!((info.pid, forced), (child, true));
+    assert!(!is_process_running(child));
     assert!(!lock_file(dir.path()).exists());
 }
