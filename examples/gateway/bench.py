@@ -23,6 +23,8 @@ from pathlib import Path
 ROUNDS = int(os.environ.get("ROUNDS", 5))
 WORKERS = int(os.environ.get("WORKERS", os.cpu_count()))
 IDLE = 1000
+# Seconds after which what has come or gone is seen to have.
+SETTLED = 0.5
 SMALL = '{"model":"none","messages":[{"role":"user","content":"Say hello."}]}'
 STREAM = '{"model":"none","stream":true,"messages":[{"role":"user","content":"Say hello."}]}'
 CHUNKS = 200
@@ -132,18 +134,21 @@ def ask(client, body):
             return len(answer)
 
 
-def idle_memory(port, pid):
-    """What connections cost that have been served once and idle since."""
+def idle_memory(port, pid, asks):
+    """What connections cost that idle: having been served once, if it `asks`, or since they came."""
 
     def connect():
         client = socket.create_connection(("127.0.0.1", port), 10)
-        ask(client, SMALL)
+        if asks:
+            ask(client, SMALL)
         return client
 
     for _ in range(10):
         connect().close()
+    time.sleep(SETTLED)
     before = memory(pid)
     clients = [connect() for _ in range(IDLE)]
+    time.sleep(SETTLED)
     after = memory(pid)
     for client in clients:
         client.close()
@@ -232,8 +237,9 @@ def run(ports, pids, seconds, directory):
     print("| load | figure | direct | " + " | ".join(pids) + " | llmlb / nginx |")
     print("| --- | --- | --- | " + "--- | " * len(pids) + "--- |")
     # First, while nothing is there yet to be used again.
-    idle = {name: idle_memory(ports[name], pid) / 1e6 for name, pid in pids.items()}
-    row(f"{IDLE:,} idle connections", "memory", "MB", idle, digits=1)
+    for load, asks in [("that have asked nothing", False), ("kept alive", True)]:
+        idle = {name: idle_memory(ports[name], pid, asks) / 1e6 for name, pid in pids.items()}
+        row(f"{IDLE:,} idle connections, {load}", "memory", "MB", idle, digits=1)
     with socket.create_connection(("127.0.0.1", ports["direct"]), 10) as client:
         chunk = ask(client, STREAM) / CHUNKS
     for port in ports.values():

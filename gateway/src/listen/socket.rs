@@ -59,6 +59,12 @@ impl Socket {
         self.blocked.load(Ordering::Relaxed)
     }
 
+    /// Waits until there is something to read, the end included.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        let ready = self.stream()?.ready(tokio::io::Interest::READABLE);
+        ready.await.map(drop)
+    }
+
     /// Waits until the client has closed its end. What it sent before need not have been read:
     /// hyper reads nothing while it has a request that waits its turn.
     pub(crate) async fn left(&self) {

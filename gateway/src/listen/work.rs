@@ -6,9 +6,10 @@ use axum::Router;
 use tokio::task::JoinSet;
 
 use super::clients::Clients;
-use super::conversation::{App, converse, server};
+use super::conversation::converse;
 use super::crew::Inbox;
 use super::socket::Socket;
+use super::talk::App;
 use crate::life::Phase;
 use crate::peer::Peer;
 use crate::shared::Shared;
@@ -21,7 +22,6 @@ pub(super) async fn work(mut inbox: Inbox, router: Router, shared: &Arc<Shared>)
         shared: Some(Arc::clone(shared)),
     };
     let mut phase = shared.life.phases();
-    let http = server();
     let mut connections = JoinSet::new();
     loop {
         let newcomer = tokio::select! {
@@ -44,7 +44,7 @@ pub(super) async fn work(mut inbox: Inbox, router: Router, shared: &Arc<Shared>)
         let socket = Socket::new(stream);
         let client = Clients::enter(&shared.entrance.clients, &peer.busy, &socket.0);
         let phase = shared.life.phases();
-        let conversation = converse(socket, peer, app.clone(), http.clone(), phase, client);
+        let conversation = converse(socket, peer, app.clone(), phase, client);
         connections.spawn(async move {
             let _counted = counted;
             conversation.await;
