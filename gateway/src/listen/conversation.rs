@@ -13,6 +13,7 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::activity::Activity;
 use super::clients::{Client, Entry};
+use super::crew::Counted;
 use super::lent::Home;
 use super::signal;
 use super::socket::{Shared, Socket};
@@ -31,18 +32,17 @@ const STALLED: Duration = Duration::from_secs(60);
 
 pub(super) async fn converse(
     (socket, stream): (Arc<Socket>, Shared),
-    peer: Peer,
+    peer: Arc<Peer>,
     app: App,
     phase: Receiver<Phase>,
-    entry: Entry,
+    (entry, _counted): (Entry, Counted),
 ) {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(STALLED));
     let activity = Arc::new(Activity::default());
     let stream = Strict::new(Box::pin(stream), Arc::clone(&activity));
     let home = Home::of(stream);
-    let broken = Arc::clone(&peer.broken);
-    let host = Arc::new(Host::new(peer, app, phase.clone(), activity));
+    let host = Arc::new(Host::new(Arc::clone(&peer), app, phase.clone(), activity));
     while asks(&entry.client, phase.clone()).await {
         let Some(stream) = home.lend() else {
             break;
@@ -54,7 +54,7 @@ pub(super) async fn converse(
         }
     }
     // Where the end of the connection is the end of the answer, this one must look different.
-    if broken.load(Ordering::Relaxed) {
+    if peer.broken.load(Ordering::Relaxed) {
         socket.abort_at_end();
     }
 }
@@ -94,21 +94,17 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (client, accepted) = tokio::join!(client, listener.accept());
         let (stream, address) = accepted.unwrap();
-        let peer = Peer {
-            address: Some(address),
-            busy: Arc::default(),
-            broken: Arc::default(),
-            _permit: None,
-        };
+        let peer = Arc::new(Peer::new(Some(address), None));
         let socket = Socket::new(stream);
-        let entry = Clients::enter(&Arc::default(), &peer.busy, &socket.0);
+        let entry = Clients::enter(&Arc::default(), &peer, &socket.0);
         tokio::spawn(async move {
             let (_sender, phase) = tokio::sync::watch::channel(Phase::Serving);
             let app = App {
                 router: app,
                 shared: None,
             };
-            converse(socket, peer, app, phase, entry).await;
+            let counted = Counted::among(&Arc::default());
+            converse(socket, peer, app, phase, (entry, counted)).await;
         });
         client.unwrap()
     }

@@ -1,6 +1,5 @@
 //! What may be said to a client's connection from elsewhere, whatever it is about.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch::Receiver;
@@ -8,7 +7,6 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::clients::Client;
-use super::socket::Socket;
 use crate::life::Phase;
 
 /// How long a client of a server that has given up its port may idle. It asks elsewhere when the next
@@ -44,17 +42,17 @@ pub(super) async fn next(client: &Client, mut phase: Receiver<Phase>, is_let_go:
     };
     tokio::select! {
         biased;
-        () = abandoned(&client.socket, &client.busy) => Signal::Left,
+        () = abandoned(client) => Signal::Left,
         _ = phase.wait_for(|phase| *phase == Phase::Closing) => Signal::Closing,
         () = let_go, if !is_let_go => Signal::LetGo,
         () = make_room => Signal::MakeRoom,
     }
 }
 
-async fn abandoned(socket: &Socket, busy: &AtomicUsize) {
-    socket.left().await;
+async fn abandoned(client: &Client) {
+    client.socket.left().await;
     // Where none is, hyper reads on, and sees it.
-    while busy.load(Ordering::Acquire) == 0 {
+    while !client.is_busy() {
         sleep(HURRY).await;
     }
 }

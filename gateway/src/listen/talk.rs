@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn, ready};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -27,6 +26,7 @@ use super::aside::Aside;
 use super::clients::Client;
 use super::lent::Lent;
 use super::signal::{self, HURRY, Signal};
+use super::socket::Socket;
 use crate::life::Phase;
 use crate::pages::is_for_backends;
 use crate::peer::Peer;
@@ -45,7 +45,7 @@ pub(super) struct App {
 
 /// Answers the requests of one client.
 pub(super) struct Host {
-    peer: Peer,
+    peer: Arc<Peer>,
     router: TowerToHyperService<Router>,
     shared: Option<Arc<Gateway>>,
     phase: Receiver<Phase>,
@@ -57,7 +57,7 @@ type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 impl Host {
     pub(super) fn new(
-        peer: Peer,
+        peer: Arc<Peer>,
         app: App,
         phase: Receiver<Phase>,
         activity: Arc<Activity>,
@@ -78,11 +78,11 @@ impl Host {
         let mut request = request.map(Body::new);
         match &self.shared {
             Some(shared) if is_for_backends(&request) => {
-                let (shared, peer) = (Arc::clone(shared), self.peer.clone());
+                let (shared, peer) = (Arc::clone(shared), Arc::clone(&self.peer));
                 Box::pin(proxy::direct(shared, peer, request))
             }
             _ => {
-                request.extensions_mut().insert(self.peer.clone());
+                request.extensions_mut().insert(Arc::clone(&self.peer));
                 let answer = self.router.call(request);
                 Box::pin(async move {
                     let Ok(answer) = answer.await;
@@ -121,7 +121,9 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     // Whose length does not matter.
     let deadline = Duration::from_secs(1);
     http.timer(Clock::new(&host.activity))
-        .header_read_timeout(deadline);
+        .header_read_timeout(deadline)
+        // Else it reads on while a request is in flight, into a new buffer.
+        .half_close(Socket::TELLS_THE_END);
     let connection = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection.with_upgrades());
     let mut is_let_go = false;
@@ -149,7 +151,7 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
                     connection.as_mut().graceful_shutdown();
                 }
                 Signal::MakeRoom => {
-                    if client.busy.load(Ordering::Acquire) == 0 {
+                    if !client.is_busy() {
                         return false;
                     }
                 }
@@ -159,7 +161,7 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     connection.as_mut().graceful_shutdown();
     // An answer that is still going out is waited for, the rest of a request is not.
     while timeout(HURRY, connection.as_mut()).await.is_err() {
-        if client.busy.load(Ordering::Acquire) == 0 && !client.socket.is_blocked() {
+        if !client.is_busy() && !client.socket.is_blocked() {
             return false;
         }
     }
@@ -176,7 +178,6 @@ mod tests {
 
     use super::super::clients::Clients;
     use super::super::lent::Home;
-    use super::super::socket::Socket;
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -185,8 +186,8 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (client, accepted) = tokio::join!(client, listener.accept());
         let (mut client, (socket, stream)) = (client.unwrap(), Socket::new(accepted.unwrap().0));
-        let peer = Peer::default();
-        let entry = Clients::enter(&Arc::default(), &peer.busy, &socket);
+        let peer = Arc::new(Peer::default());
+        let entry = Clients::enter(&Arc::default(), &peer, &socket);
         let (_sender, phase) = watch::channel(Phase::Serving);
         let gate = Arc::new(Notify::new());
         let opened = Arc::clone(&gate);
