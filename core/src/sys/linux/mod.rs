@@ -3,6 +3,7 @@
 mod cgroup;
 mod descent;
 mod environment;
+mod flocks;
 mod generation;
 mod handle;
 mod holders;
@@ -13,6 +14,7 @@ mod watch;
 
 pub(crate) use descent::{Entrance, Family};
 pub(crate) use environment::command_line;
+pub(crate) use flocks::Flocks;
 pub(crate) use generation::generation;
 pub(crate) use handle::ProcessHandle;
 pub(crate) use holders::{
