@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use llmlb_lock_cluster::watchdog::{self, Watchdog};
+use llmlb_lock_cluster::watchdog::{self, ServerKin, Watchdog};
 use llmlb_lock_cluster::{ClusterError, Exclusive, Interrupt, Lost, Options, Timing};
+use llmlb_lock_core::Offspring;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
@@ -151,8 +152,17 @@ impl Active {
         command
     }
 
+    /// A child of ours that is no server's.
+    pub(crate) fn watchdog(&self) -> Option<u32> {
+        self.exclusive.watchdog().and_then(Watchdog::pid)
+    }
+
     /// Starts a [`launcher`](Self::launcher); inside, that it could not be.
-    pub(crate) fn spawn(&self, command: &mut Command) -> Result<io::Result<Child>, Failure> {
+    pub(crate) fn spawn(
+        &self,
+        command: &mut Command,
+        offspring: &Offspring,
+    ) -> Result<io::Result<Child>, Failure> {
         let watchdog = self.exclusive.watchdog();
         let watchdog =
             watchdog.ok_or_else(|| Failure::new(exit::FAILURE, "the watchdog is gone"))?;
@@ -162,7 +172,11 @@ impl Active {
             Ok(child) => child,
             Err(e) => return Ok(Err(e)),
         };
-        if let Err(e) = gate.open(child.id(), None) {
+        let kin = ServerKin {
+            id: offspring.id().as_str().to_owned(),
+            told_by_descent: offspring.is_told_by_descent(),
+        };
+        if let Err(e) = gate.open(child.id(), Some(kin)) {
             let _ = child.kill();
             let _ = child.wait();
             return Err(failure(e));

@@ -212,7 +212,8 @@ async fn live(
     told: &mut Told,
     terminal: Option<&Terminal>,
 ) -> Result<Life, Failure> {
-    let mut offspring = Offspring::prepare(lock)?;
+    let watchdog = || active.and_then(Active::watchdog);
+    let mut offspring = Offspring::prepare_beside(lock, watchdog().as_slice())?;
     let (server, output) = spawn(lock, args, &offspring, active)?;
     offspring.started(server.as_raw().unsigned_abs());
     if terminal.is_some_and(|terminal| terminal.offer(server)) {
@@ -340,6 +341,7 @@ async fn live(
     let left_behind = left_behind::end(
         server,
         &mut offspring,
+        &watchdog,
         &mut ending,
         succeeded,
         &mut told.shutdown,
@@ -418,7 +420,7 @@ fn spawn(
         });
     }
     let spawned = match active {
-        Some(active) => active.spawn(&mut command)?,
+        Some(active) => active.spawn(&mut command, offspring)?,
         None => command.spawn(),
     };
     let child = match spawned {

@@ -3,7 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
 use llmlb_cluster_tests::etcd::Etcd;
-use llmlb_cluster_tests::{eventually, guinea};
+use llmlb_cluster_tests::{eventually, guinea, is_running};
 use llmlb_lock_cluster::{Cluster, Interrupt, Record};
 use llmlb_tests::{Running, Sandbox, free_port, is_alive, signal_pid};
 use nix::sys::signal::Signal;
@@ -313,11 +313,4 @@ fn what_can_not_be_run_is_told_before_and_behind_the_gate() {
             .expect(code);
         assert!(ended.stderr.contains("cannot run"), "{ended:?}");
     }
-}
-
-/// Not a zombie either.
-fn is_running(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
-    state.is_some_and(|state| state != b'Z')
 }
