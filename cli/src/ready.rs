@@ -38,6 +38,8 @@ pub(crate) struct Readiness {
     left: AtomicU32,
     /// Those who have told others of it.
     told: watch::Sender<usize>,
+    /// Whether nothing of it runs any more.
+    ended: watch::Sender<bool>,
 }
 
 /// Of those who wait for it.
@@ -46,6 +48,7 @@ pub(crate) struct Readiness {
 pub(crate) struct Watch {
     ready: watch::Receiver<Option<u32>>,
     told: watch::Sender<usize>,
+    ended: watch::Receiver<bool>,
 }
 
 /// Stands for others that were told of a server: it may end when they know of that too.
@@ -74,6 +77,7 @@ impl Readiness {
             leaving: AtomicBool::new(false),
             left: AtomicU32::new(0),
             told: watch::Sender::new(0),
+            ended: watch::Sender::new(false),
         }
     }
 
@@ -115,6 +119,14 @@ impl Readiness {
     pub(crate) fn begin(&self) {
         self.leaving.store(false, Ordering::Relaxed);
         self.left.store(0, Ordering::Relaxed);
+        self.ended.send_replace(false);
+    }
+
+    /// Nothing of it runs any more.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "it ends at once there"))]
+    pub(crate) fn ended(&self) {
+        self.lost();
+        self.ended.send_replace(true);
     }
 
     #[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
@@ -122,12 +134,13 @@ impl Readiness {
         Watch {
             ready: self.ready.subscribe(),
             told: self.told.clone(),
+            ended: self.ended.subscribe(),
         }
     }
 
-    /// Completes when nobody elsewhere takes it for ready any more.
+    /// It has ended; completes when nobody elsewhere takes it for anything else any more.
     pub(crate) async fn untold(&self) {
-        self.lost();
+        self.ended();
         // Let those who watch see it.
         tokio::task::yield_now().await;
         let _ = self.told.subscribe().wait_for(|count| *count == 0).await;
@@ -152,6 +165,15 @@ impl Watch {
     #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
     pub(crate) async fn lost(&mut self) {
         let _ = self.ready.wait_for(Option::is_none).await;
+    }
+
+    /// Completes when nothing of it runs any more, or it serves again.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+    pub(crate) async fn ended(&mut self) {
+        tokio::select! {
+            _ = self.ended.wait_for(|ended| *ended) => {}
+            _ = self.ready.wait_for(Option::is_some) => {}
+        }
     }
 }
 

@@ -66,9 +66,14 @@ impl Membership {
         thread::Builder::new()
             .name("llmlb-stops".into())
             .spawn(move || {
-                if let Ok(Some(request)) = requests.next(None, &interrupt) {
+                let mut is_asked = false;
+                while let Ok(Some(request)) = requests.next(None, &interrupt) {
                     info!("Stop asked for by {}", request.from);
-                    // As if `kill` had been typed here: there is one way to end.
+                    // As if `kill` had been typed here: there is one way to end. Twice would be more
+                    // than anybody who asks elsewhere has said.
+                    if std::mem::replace(&mut is_asked, true) {
+                        continue;
+                    }
                     if let Err(e) = kill(Pid::this(), Signal::SIGTERM) {
                         warn!("Cannot carry it out: {e}");
                     }
@@ -97,6 +102,8 @@ impl Membership {
                     let known = Known(Some((registration, standing)));
                     readiness.lost().await;
                     info!("Withdrawing service {}", self.record.service);
+                    known.leave();
+                    readiness.ended().await;
                     drop(known);
                 }
                 Err(e) => {
@@ -118,6 +125,14 @@ impl Drop for Membership {
 
 /// Withdrawing waits for etcd for a moment, beside what else is to be done.
 struct Known(Option<(Registration, Standing)>);
+
+impl Known {
+    fn leave(&self) {
+        if let Some((registration, _)) = &self.0 {
+            registration.leave();
+        }
+    }
+}
 
 impl Drop for Known {
     fn drop(&mut self) {

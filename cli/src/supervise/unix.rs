@@ -349,6 +349,7 @@ async fn live(
     )
     .await;
     drop(offspring);
+    readiness.ended();
     if let Some(output) = output {
         output.finish();
     }

@@ -117,6 +117,49 @@ fn one_that_is_stopped_on_its_own_machine_is_withdrawn_while_it_drains() {
 }
 
 #[test]
+fn a_stop_from_elsewhere_waits_for_the_end_of_a_server_that_is_withdrawn_before() {
+    let etcd = Etcd::start(1);
+    let cluster = etcd.cluster("waits");
+    let (sandbox, port) = (Sandbox::new(), free_port());
+    let url = etcd.url("waits").to_string();
+    let text = port.to_string();
+    let mut server = sandbox.llmlb(["serve", "-p", &text, "--cluster", &url]);
+    server.args(["--service", "chat", "--drain-timeout", "600", "--", "sh"]);
+    server.args(["-c", "trap '' TERM; exec \"$0\" listen \"$1\""]);
+    let server = Running::start(server.arg(guinea()).arg(&text));
+    let pid = found(&cluster).pid;
+    let stop = |timeout| {
+        let args = ["stop", "--cluster", &url, "--service", "chat", "--timeout"];
+        Running::start(sandbox.llmlb(args).arg(timeout))
+    };
+    let patient = stop("600");
+    eventually("it is withdrawn", || {
+        let listing = cluster.servers(None, &Interrupt::new()).unwrap();
+        listing.servers.iter().all(|server| !server.registered)
+    });
+    let late = stop("0.5").finish().expect(1);
+    assert!(late.stderr.contains("still runs after 500ms"), "{late:?}");
+    let shown = sandbox.run(["status", "--cluster", &url]).expect(0).stdout;
+    assert!(shown.contains("Stopping"), "{shown}");
+    assert!(is_running(pid), "it has time");
+    signal_pid(pid, Signal::SIGKILL);
+    let stopped = patient.finish().expect(0);
+    assert!(!is_running(pid));
+    assert!(
+        stopped.stdout.contains("Server stopped successfully"),
+        "{stopped:?}"
+    );
+    let told = server.finish();
+    assert_eq!(
+        told.stderr.matches("Stop asked for by").count(),
+        2,
+        "{told:?}"
+    );
+    assert!(!told.stderr.contains("Second signal"), "{told:?}");
+    assert_eq!(servers(&cluster), []);
+}
+
+#[test]
 fn a_server_starts_while_etcd_is_away() {
     let (sandbox, port) = (Sandbox::new(), free_port());
     let text = port.to_string();
