@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use llmlb_lock_cluster::{ClusterError, Exclusive, Interrupt, Lost, Options, Timi
 use llmlb_lock_core::Offspring;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::connection::failure;
 use super::registration::Membership;
@@ -55,6 +55,8 @@ pub(crate) struct Active {
     lost: watch::Receiver<Option<Lost>>,
     interrupt: Interrupt,
     waiter: Option<JoinHandle<()>>,
+    /// Those who tell etcd of the server.
+    tellers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Membership {
@@ -142,6 +144,7 @@ impl Active {
             lost,
             interrupt,
             waiter: Some(waiter),
+            tellers: Mutex::default(),
         })
     }
 
@@ -181,7 +184,28 @@ impl Active {
             let _ = child.wait();
             return Err(failure(e));
         }
+        self.tell(child.id());
         Ok(Ok(child))
+    }
+
+    /// Who is refused is to be told of the server, not of us. Nobody waits for that.
+    fn tell(&self, server: u32) {
+        let exclusive = Arc::clone(&self.exclusive);
+        let tell = move || {
+            let record = exclusive.record().clone().with_pid(server);
+            if let Err(e) = exclusive.update(record) {
+                debug!("The record of the active server was not updated: {e}");
+            }
+        };
+        let thread = thread::Builder::new().name("llmlb-tell".to_owned());
+        match thread.spawn(tell) {
+            Ok(teller) => self.lock_tellers().push(teller),
+            Err(e) => debug!("The record of the active server was not updated: {e}"),
+        }
+    }
+
+    fn lock_tellers(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.tellers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Completes when the server has to end, with the time that it has before it is killed.
@@ -216,8 +240,9 @@ impl Active {
     pub(crate) async fn release(mut self, has_ended: bool) {
         self.interrupt.interrupt();
         let given = spawn_blocking(move || {
-            if let Some(waiter) = self.waiter.take() {
-                let _ = waiter.join();
+            let tellers = std::mem::take(&mut *self.lock_tellers());
+            for thread in self.waiter.take().into_iter().chain(tellers) {
+                let _ = thread.join();
             }
             match Arc::into_inner(self.exclusive) {
                 Some(exclusive) if has_ended => exclusive.release(),

@@ -18,9 +18,11 @@ fn serve(sandbox: &Sandbox, etcd: &Etcd, prefix: &str, port: u16, options: &[&st
     Running::start(&mut command)
 }
 
+/// Those that are to be found.
 fn servers(cluster: &Cluster) -> Vec<Record> {
     let listing = cluster.servers(Some("chat"), &Interrupt::new()).unwrap();
     let servers = listing.servers.into_iter();
+    let servers = servers.filter(|server| server.registered);
     servers.map(|server| server.record).collect()
 }
 
@@ -262,6 +264,11 @@ fn a_second_active_server_is_refused_and_a_standby_takes_over_from_one_that_ends
     eventually("it is registered", || {
         servers(&cluster).iter().any(|record| record.pid == pid)
     });
+    let named = format!("(PID: {pid}, started: ");
+    eventually("the refusal names the server", || {
+        let refused = serve(&sandbox, &etcd, "two", free_port(), &EXCLUSIVE).finish();
+        refused.expect(1).stderr.contains(&named)
+    });
     let options = [&EXCLUSIVE[..], &["--wait", "0.2"]].concat();
     for options in [&EXCLUSIVE[..], &options] {
         let refused = serve(&sandbox, &etcd, "two", free_port(), options).finish();
@@ -269,7 +276,7 @@ fn a_second_active_server_is_refused_and_a_standby_takes_over_from_one_that_ends
         let words = "Error: Service chat is active on gpu1:";
         let line = refused.lines().find(|line| line.starts_with(words));
         let line = line.unwrap_or_else(|| panic!("{refused}"));
-        assert!(line.contains(", started: 20"), "{line}");
+        assert!(line.contains(&format!("{named}20")), "{line}");
         assert!(line.ends_with(&format!("Z, token {token})")), "{line}");
         let stop = format!(
             "\n\nTo stop: llmlb stop --cluster {} --service chat\n",
