@@ -51,7 +51,11 @@ fn main() -> ExitCode {
             Err(failure) => output::report(failure),
         };
     }
-    let arguments = args::with_default_command(env::args_os());
+    #[cfg(target_os = "linux")]
+    let (arguments, guarded_port) = cluster::guarded::arguments(env::args_os());
+    #[cfg(not(target_os = "linux"))]
+    let arguments = env::args_os();
+    let arguments = args::with_default_command(arguments);
     let matches = match Cli::command().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(e) => match hints::hint(&arguments, &e) {
@@ -76,7 +80,14 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => {
             log(LevelFilter::INFO, !args.detach);
-            serve::run(*args)
+            #[cfg(target_os = "linux")]
+            let result = match guarded_port {
+                Some(port) => cluster::guarded::run(*args, port),
+                None => serve::run(*args),
+            };
+            #[cfg(not(target_os = "linux"))]
+            let result = serve::run(*args);
+            result
         }
         Command::Stop(args) => {
             log(LevelFilter::WARN, true);

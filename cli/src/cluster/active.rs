@@ -25,7 +25,7 @@ use crate::output;
 use crate::signals::Shutdown;
 
 /// This very program, also when its file was replaced since.
-const OWN: &str = "/proc/self/exe";
+pub(super) const OWN: &str = "/proc/self/exe";
 const WATCHDOG: &str = "@watchdog";
 const GATE: &str = "@gate";
 const TOKEN_ENV: &str = "LLMLB_FENCING_TOKEN";
@@ -45,7 +45,11 @@ pub(crate) fn hidden_subcommand() -> Option<Result<u8, Failure>> {
         return None;
     }
     let program = args.next()?;
-    let error = watchdog::pass_gate(Command::new(&program).args(args));
+    let mut command = Command::new(&program);
+    if program == OWN {
+        command.arg0("llmlb");
+    }
+    let error = watchdog::pass_gate(command.args(args));
     Some(Err(crate::supervise::cannot_run(&program, &error)))
 }
 

@@ -13,6 +13,8 @@ pub(crate) mod connection;
 mod elsewhere;
 #[cfg(target_os = "linux")]
 mod foreign;
+#[cfg(target_os = "linux")]
+pub(crate) mod guarded;
 pub(crate) mod options;
 #[cfg(target_os = "linux")]
 mod registration;

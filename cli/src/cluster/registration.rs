@@ -38,10 +38,6 @@ impl Membership {
             return Ok(None);
         };
         let timing = match args.cluster.exclusive {
-            true if args.command.is_empty() => {
-                let message = "--exclusive is for a COMMAND: load balancers may be many";
-                return Err(Failure::new(exit::USAGE, message));
-            }
             true => Some(Timing::new(args.cluster.ttl, args.drain_timeout).map_err(failure)?),
             false => None,
         };
@@ -55,6 +51,11 @@ impl Membership {
             timing,
             token: Token::new(),
         }))
+    }
+
+    /// Whether at most one server of its service is active.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.timing.is_some()
     }
 
     /// Hears of requests to stop it, from now until this is dropped.

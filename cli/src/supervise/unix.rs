@@ -19,7 +19,7 @@ use super::passed_through::PassedThrough;
 use super::readying;
 use super::restart::{Next, Restarts};
 use super::terminal::{self, Terminal};
-use super::{cannot_run, command};
+use super::{cannot_run, command, name};
 use crate::args::{Restart, ServeArgs};
 use crate::cluster::Active;
 use crate::exit::{self, Failure};
@@ -230,9 +230,9 @@ async fn live(
         }
     }
     info!(
-        "Guarding port {} for {:?} (PID: {server})",
+        "Guarding port {} for {} (PID: {server})",
         lock.info().port,
-        args.command[0]
+        name(args)
     );
 
     let probe = readying::probe(server.as_raw().unsigned_abs(), lock.info().port, args);

@@ -5,6 +5,9 @@
 use llmlb_cluster_tests::etcd::Etcd;
 use llmlb_cluster_tests::{eventually, guinea, is_running};
 use llmlb_lock_cluster::{Cluster, Interrupt, Record};
+use llmlb_tests::front::Front;
+use llmlb_tests::model_server::{Backend, Next};
+use llmlb_tests::wire::answer;
 use llmlb_tests::{Running, Sandbox, free_port, is_alive, signal_pid};
 use nix::sys::signal::Signal;
 
@@ -203,8 +206,15 @@ fn what_makes_no_sense_is_a_usage_error() {
         ),
         (&["--slots", "4"], "--service"),
         (
-            &["--cluster", "etcd://h", "--service", "a", "--exclusive"],
-            "COMMAND",
+            &[
+                "--cluster",
+                "etcd://h",
+                "--service",
+                "a",
+                "--exclusive",
+                "--drain-delay=4",
+            ],
+            "--drain-delay 4s",
         ),
         (
             &[
@@ -319,6 +329,49 @@ fn a_stopped_llmlb_leaves_no_exclusive_server_and_says_so_when_it_goes_on() {
     let ended = first.finish().expect(6);
     assert!(ended.stderr.contains("lease of service chat"), "{ended:?}");
     assert!(is_running(other));
+}
+
+#[test]
+fn a_balancer_may_be_the_only_one_of_its_service() {
+    let etcd = Etcd::start(1);
+    let sandbox = Sandbox::new();
+    let model = Backend::start(&["m"], |_, wire| {
+        wire.send(answer("200 OK", "", "{}"));
+        Next::Read
+    });
+    let url = etcd.url("balancers").to_string();
+    let balance = |port: u16, more: &[&str]| {
+        let port = port.to_string();
+        let mut command = sandbox.llmlb(["serve", "--port", &port, "--cluster", &url]);
+        command.args(["--service", "front", "--backend", &model.url()]);
+        Running::start(command.args(EXCLUSIVE).args(more))
+    };
+    let (port, other) = (free_port(), free_port());
+    let mut first = balance(port, &[]);
+    first.expect_log("listening on");
+    assert_eq!(Front { port }.chat("m").status(), 200);
+    let cluster = etcd.cluster("balancers");
+    let pid = sandbox.named_pid(port);
+    eventually("it is found", || {
+        let listing = cluster.servers(None, &Interrupt::new()).unwrap();
+        let mut servers = listing.servers.iter();
+        servers.any(|server| server.registered && server.record.pid == pid)
+    });
+    let refused = balance(other, &[]).finish().expect(1);
+    assert!(
+        refused.stderr.contains(&format!("PID: {pid}")),
+        "{refused:?}"
+    );
+
+    let mut standby = balance(other, &["--wait"]);
+    standby.expect_log("Waiting: Service front is active");
+    first.kill();
+    standby.expect_log("listening on");
+    assert!(!is_running(pid), "two are active");
+    assert_eq!(Front { port: other }.chat("m").status(), 200);
+    standby.ask_to_end();
+    let ended = standby.finish().expect(0);
+    assert!(!ended.stderr.contains("killing it"), "{ended:?}");
 }
 
 #[test]
