@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Collected, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
@@ -266,6 +266,19 @@ impl Probe {
         }
     }
 
+    /// What it answers with 200 to a GET of this path on its own port, if that is no longer than
+    /// `most`.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+    pub(crate) async fn get(&self, path: &str, most: usize) -> Option<Bytes> {
+        let place = self.address()?;
+        let authority = format!("localhost:{}", self.port);
+        let answer = async {
+            let (code, body) = ask(place.connect(), &authority, path, most).await?;
+            body.filter(|_| code == 200)
+        };
+        timeout(ANSWER, answer).await.ok()?
+    }
+
     fn address(&self) -> Option<Place> {
         match listening(self.server, self.launcher, self.port) {
             Listening::On(address) => Some(Place::Seen(address)),
@@ -312,15 +325,17 @@ async fn answers(
     authority: &str,
     path: &str,
 ) -> bool {
-    matches!(timeout(ANSWER, ask(connecting, authority, path)).await, Ok(Some(code)) if code < 400)
+    let answer = timeout(ANSWER, ask(connecting, authority, path, 0)).await;
+    matches!(answer, Ok(Some((code, _))) if code < 400)
 }
 
-/// The status of one answer.
+/// The status of one answer, and what it says if that is no longer than `most`.
 async fn ask(
     connecting: impl Future<Output = std::io::Result<TcpStream>>,
     authority: &str,
     path: &str,
-) -> Option<u16> {
+    most: usize,
+) -> Option<(u16, Option<Bytes>)> {
     let stream = TokioIo::new(connecting.await.ok()?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.ok()?;
     let request = Request::get(path)
@@ -329,14 +344,21 @@ async fn ask(
         .header("user-agent", concat!("llmlb/", env!("CARGO_PKG_VERSION")))
         .body(Empty::<Bytes>::new())
         .ok()?;
-    let answer = sender.send_request(request);
+    let answer = async {
+        let answer = sender.send_request(request).await.ok()?;
+        let status = answer.status().as_u16();
+        if most == 0 {
+            return Some((status, None));
+        }
+        let body = Limited::new(answer.into_body(), most).collect().await;
+        Some((status, body.ok().map(Collected::to_bytes)))
+    };
     let mut answer = std::pin::pin!(answer);
-    let answer = tokio::select! {
+    tokio::select! {
         answer = &mut answer => answer,
         // It may have brought the answer, and been closed.
         _ = connection => answer.await,
-    };
-    answer.ok().map(|answer| answer.status().as_u16())
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ mod elsewhere;
 mod foreign;
 #[cfg(target_os = "linux")]
 pub(crate) mod guarded;
+#[cfg(target_os = "linux")]
+mod models;
 pub(crate) mod options;
 #[cfg(target_os = "linux")]
 mod registration;

@@ -14,16 +14,20 @@ use tracing::{info, warn};
 
 use super::active::Token;
 use super::connection::{Connection, failure};
+use super::models;
 use super::options::ClusterArgs;
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::ready::{Standing, Watch};
+use crate::ready::{Probe, Standing, Watch};
 
 /// A server's place in its cluster.
 pub(crate) struct Membership {
     pub(super) connection: Connection,
     pub(super) record: Record,
     ttl: std::time::Duration,
+    /// Where it was told to listen.
+    host: String,
+    is_balancer: bool,
     listening_stop: Option<Interrupt>,
     /// Where at most one is active.
     pub(crate) timing: Option<Timing>,
@@ -47,10 +51,23 @@ impl Membership {
             connection,
             record,
             ttl: args.cluster.ttl,
+            host: args.host.clone(),
+            is_balancer: args.command.is_empty(),
             listening_stop: None,
             timing,
             token: Token::new(),
         }))
+    }
+
+    /// How to ask the server with this PID.
+    fn probe(&self, server: u32) -> Probe {
+        Probe {
+            server,
+            launcher: std::process::id(),
+            port: self.record.port,
+            host: self.host.clone(),
+            url: None,
+        }
     }
 
     /// Whether at most one server of its service is active.
@@ -93,6 +110,7 @@ impl Membership {
             if let Some(&token) = self.token.get() {
                 record = record.with_token(token);
             }
+            let registered = record.clone();
             let registration = self.connection.cluster.register_with_ttl(record, self.ttl);
             match registration {
                 Ok(registration) => {
@@ -101,7 +119,17 @@ impl Membership {
                         self.record.service, self.record.url
                     );
                     let known = Known(Some((registration, standing)));
-                    readiness.lost().await;
+                    let telling = async {
+                        if let Some((registration, _)) = &known.0 {
+                            let (probe, changes) = (self.probe(pid), self.is_balancer);
+                            models::tell(registration, registered, &probe, changes).await;
+                        }
+                        pending::<()>().await;
+                    };
+                    tokio::select! {
+                        () = readiness.lost() => {}
+                        () = telling => {}
+                    }
                     info!("Withdrawing service {}", self.record.service);
                     known.leave();
                     readiness.ended().await;

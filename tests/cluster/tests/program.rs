@@ -355,7 +355,9 @@ fn a_balancer_may_be_the_only_one_of_its_service() {
     eventually("it is found", || {
         let listing = cluster.servers(None, &Interrupt::new()).unwrap();
         let mut servers = listing.servers.iter();
-        servers.any(|server| server.registered && server.record.pid == pid)
+        servers.any(|server| {
+            server.registered && server.record.pid == pid && server.record.models == ["m"]
+        })
     });
     let refused = balance(other, &[]).finish().expect(1);
     assert!(
