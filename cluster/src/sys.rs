@@ -3,14 +3,13 @@
 
 use std::io;
 
-/// Real-time priority for this thread, above all that is not real-time. Needs CAP_SYS_NICE or
+/// Real-time priority for this thread and those it starts, above all that is not real-time. Needs CAP_SYS_NICE or
 /// RLIMIT_RTPRIO.
 pub(crate) fn real_time() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
+    // Threads that it starts have it as well: they are waited for.
     // SAFETY: the pointer is to a live local; 0 is the calling thread.
-    let result = unsafe {
-        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameters)
-    };
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
     if result == 0 {
         Ok(())
     } else {
