@@ -37,9 +37,12 @@ python-peers: cli
 	$(CARGO) build -p llmlb-lock-core --example hold
 	$(if $(LLMLB_LOCK_LIB),$(CARGO) build -p llmlb-lock-ffi)
 
-test-python: python-wheel python-peers
+# The cluster's are on Linux, and there is etcd below target by then.
+PYTHON_ETCD := $(if $(filter Linux,$(shell uname -s)),$(TARGET)/etcd/etcd)
+
+test-python: python-wheel python-peers $(PYTHON_ETCD)
 	cd python && LLMLB_BIN=$(LLMLB_BIN) LLMLB_HOLD=$(LLMLB_HOLD) LLMLB_LOCK_LIB=$(LLMLB_LOCK_LIB) \
-	    $(PYTHON_BIN)/pytest -p no:cacheprovider
+	    LLMLB_ETCD=$(PYTHON_ETCD) $(PYTHON_BIN)/pytest -p no:cacheprovider
 
 # Stubs are compared with the module they describe, so it is built.
 check-python: python-wheel

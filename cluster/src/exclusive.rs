@@ -269,6 +269,13 @@ impl Exclusive {
         self.give_back(most)
     }
 
+    /// Renews no longer, and leaves the lease to end by itself, within its TTL: where it is not known
+    /// whether the server has ended. A watchdog ends it.
+    pub fn abandon(mut self) {
+        self.released = true;
+        self.stop_renewing();
+    }
+
     fn give_back(&mut self, most: Duration) -> Result<(), ClusterError> {
         self.released = true;
         self.stop_renewing();
