@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use tracing::debug;
+
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::error::ClusterError;
@@ -355,11 +357,31 @@ impl Candidate {
             }
             Ok(Some(held)) => Ok(Some(held)),
             Err(error) => {
-                // What may still be on its way finds no lease.
-                let _ = Http::new(&self.config, timing.request(), None).revoke(lease);
+                if let Err(error) = self.take_back(lease) {
+                    debug!(%error, "others wait until its time is over");
+                }
                 Err(error)
             }
         }
+    }
+
+    /// After a try of which nothing is known.
+    fn take_back(&self, lease: u64) -> Result<(), ClusterError> {
+        let timing = self.options.timing;
+        let http = Http::new(&self.config, timing.request(), None);
+        // What may still be on its way finds no lease.
+        http.revoke(lease)?;
+        // What has arrived is given back, as nobody has served by it.
+        let ours = Fence::held(&self.options.record.nonce, timing.ttl(), 0);
+        let Some(kv) = http.get(&self.fence)? else {
+            return Ok(());
+        };
+        if Fence::read(&kv.value).as_ref() == Ok(&ours) {
+            let unchanged = If::Modified(&self.fence, kv.mod_revision);
+            let free = ours.freed().to_json();
+            http.txn(&[unchanged], &[Do::Put(&self.fence, &free, 0)], &[])?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, lease: u64) -> Result<Option<Held>, ClusterError> {

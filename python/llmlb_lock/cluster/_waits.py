@@ -29,6 +29,9 @@ async def in_thread(
         if discard is not None:
             discard(value)
 
+    def deliver_to_nobody(value: _T) -> None:
+        _in_background(lambda: throw_away(value))
+
     def deliver(value: Any, error: BaseException | None) -> None:
         if not future.cancelled():
             if error is None:
@@ -36,7 +39,7 @@ async def in_thread(
             else:
                 future.set_exception(error)
         elif error is None:
-            _in_background(lambda: throw_away(value))
+            deliver_to_nobody(value)
 
     def work() -> None:
         value: Any = None
@@ -56,4 +59,7 @@ async def in_thread(
         return await future
     except asyncio.CancelledError:
         interrupt.set()
+        # It came in the same moment, and nobody gets it.
+        if future.done() and not future.cancelled() and future.exception() is None:
+            deliver_to_nobody(future.result())
         raise

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use llmlb_lock_cluster::BootTime;
+use llmlb_lock_cluster::{BootTime, Record};
 use pyo3::prelude::*;
 
 use crate::arguments::Seconds;
@@ -15,12 +15,14 @@ use crate::cluster::records::given;
 pub(crate) struct Exclusive {
     handle: Handle<llmlb_lock_cluster::Exclusive>,
     token: u64,
+    record: Record,
 }
 
 impl Exclusive {
     pub(crate) fn new(exclusive: llmlb_lock_cluster::Exclusive) -> Self {
         Self {
             token: exclusive.token(),
+            record: exclusive.record().clone(),
             // Whoever has lost sight of it may still serve.
             handle: Handle::new("lease", exclusive, |it| it.abandon()),
         }
@@ -46,7 +48,7 @@ impl Exclusive {
 
     #[getter]
     fn record<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        given(py, self.handle.get()?.record())
+        given(py, &self.record)
     }
 
     #[getter]
