@@ -1,5 +1,5 @@
-//! The interpreter's end: whoever comes back to it after that, from a thread that Python does not
-//! wait for, would crash the process.
+//! The interpreter's end: a thread that comes back to it after that is ended in the midst of Rust,
+//! which may take the process with it.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;

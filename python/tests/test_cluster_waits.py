@@ -303,7 +303,7 @@ def test_long_waits_take_no_thread_of_the_loop(cluster: Cluster) -> None:
 
 
 ENDS = """
-import asyncio, logging, sys, threading
+import asyncio, logging, sys, threading, time
 from llmlb_lock.cluster import Cluster, Record
 logging.getLogger("llmlb_lock").addHandler(logging.StreamHandler(sys.stdout))
 logging.getLogger("llmlb_lock").setLevel(logging.DEBUG)
@@ -314,6 +314,13 @@ registration = cluster.register(active.record)
 registration.wait_registered()
 watch = cluster.watch()
 watch.next()
+
+class Slow:
+    # Ends when the interpreter does, and lets others run meanwhile.
+    def __del__(self, sleep=time.sleep):
+        sleep(0.3)
+
+sys.slow = Slow()
 def wait(call):
     threading.Thread(target=call, daemon=True).start()
 for _ in range(4):
