@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import socket
 from collections.abc import Callable
 from os import PathLike
 from typing import TypeAlias
@@ -123,6 +121,8 @@ class Cluster:
         on_wait: _OnWait | None = None,
     ) -> Exclusive:
         """`acquire` that lets the event loop run. Cancelling it ends the wait and takes nothing."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
 
         def tell(reason: ClusterError) -> None:
@@ -158,12 +158,12 @@ class Cluster:
 
         `from_host` is this host's name, for the other's log.
         """
-        host = from_host or socket.gethostname()
+        host = from_host or os.uname().nodename
         return StopTicket(self._native.request_stop(server, host, None))
 
     async def request_stop_async(self, server: Record, from_host: str | None = None) -> StopTicket:
         """`request_stop` that lets the event loop run. Cancelling it takes the request back."""
-        host = from_host or socket.gethostname()
+        host = from_host or os.uname().nodename
         return StopTicket(
             await in_thread(
                 lambda stop: self._native.request_stop(server, host, stop),

@@ -3,12 +3,15 @@ them, and some of these waits last for days."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from llmlb_lock import _native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
 
 _T = TypeVar("_T")
 
@@ -21,6 +24,8 @@ async def in_thread(
     call: Callable[[_native.Interrupt], _T], discard: Callable[[_T], object] | None = None
 ) -> _T:
     """What `call` returns. Cancelling this interrupts it; what it has got is discarded then."""
+    import asyncio  # takes longer than all the rest of an import
+
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
     interrupt = _native.Interrupt()
