@@ -12,8 +12,9 @@ use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::error::ClusterError;
 use crate::etcd::{Do, If, Kv, lease_id};
-use crate::exclusive::{Exclusive, Held};
+use crate::exclusive::{Exclusive, Guards, Held};
 use crate::fence::Fence;
+use crate::fuse::Fuse;
 use crate::http::{Config, Http};
 use crate::interrupt::{Hooked, Interrupt};
 use crate::keys::Keys;
@@ -35,6 +36,7 @@ pub struct Options {
     interrupt: Interrupt,
     on_wait: Option<OnWait>,
     watchdog: Option<Watchdog>,
+    fuse: Option<Fuse>,
 }
 
 impl Options {
@@ -47,6 +49,7 @@ impl Options {
             interrupt: Interrupt::new(),
             on_wait: None,
             watchdog: None,
+            fuse: None,
         }
     }
 
@@ -77,6 +80,19 @@ impl Options {
     pub fn with_watchdog(mut self, watchdog: Watchdog) -> Self {
         self.watchdog = Some(watchdog);
         self
+    }
+
+    /// For a server that is this process: the kernel kills it (SIGKILL) at
+    /// [`Exclusive::kill_at`], however stopped or hung it is, unless a renewal succeeds or the lease
+    /// is released before. What it has started is not killed.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Watchdog`] where this process is the first of its container, which the kernel
+    /// does not kill, or the system has no timer left.
+    pub fn with_self_fencing(mut self) -> Result<Self, ClusterError> {
+        self.fuse = Some(Fuse::new().map_err(ClusterError::Watchdog)?);
+        Ok(self)
     }
 }
 
@@ -439,7 +455,10 @@ impl Candidate {
             self.options.record,
             self.options.timing,
             held,
-            self.options.watchdog,
+            Guards {
+                watchdog: self.options.watchdog,
+                fuse: self.options.fuse,
+            },
         )
     }
 

@@ -3,7 +3,8 @@
     active_standby.py ETCD_URL SERVICE HOST PORT
 
 Whoever asks it gets its fencing token. The server is this process: when the lease is lost it ends
-at once, long before another may start. SIGTERM and `llmlb stop --cluster` end it in good order.
+at once, long before another may start, and if it can't, as it is stopped or hung, the kernel kills
+it. SIGTERM and `llmlb stop --cluster` end it in good order.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ async def main(url: str, service: str, host: str, port: str) -> None:
         record,
         ttl=5,
         drain=1,
+        self_fencing=True,
         timeout=math.inf,
         on_wait=lambda reason: say(f"standby: {reason}"),
     )

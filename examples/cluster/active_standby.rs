@@ -3,7 +3,8 @@
 //!     active_standby ETCD_URL SERVICE HOST PORT
 //!
 //! Whoever asks it gets its fencing token. The server is this process: when the lease is lost it
-//! ends at once, long before another may start. `llmlb stop --cluster` ends it in good order.
+//! ends at once, long before another may start, and if it can't, as it is stopped or hung, the
+//! kernel kills it. `llmlb stop --cluster` ends it in good order.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -27,7 +28,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let record = Record::new(service, host, port.parse()?).with_url(format!("http://{address}"));
 
     let timing = Timing::new(Duration::from_secs(5), Duration::from_secs(1))?;
-    let options = Options::new(record, timing).on_wait(|reason| println!("standby: {reason}"));
+    let options = Options::new(record, timing)
+        .with_self_fencing()?
+        .on_wait(|reason| println!("standby: {reason}"));
     let active = cluster.acquire_timeout(service, options, None)?;
 
     let listener = TcpListener::bind(&address)?;

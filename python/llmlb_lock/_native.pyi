@@ -137,6 +137,7 @@ if sys.platform == "linux":
             ttl: float,
             drain: float,
             lock_delay: float,
+            self_fencing: bool,
             timeout: float | None,
             on_wait: Callable[[Any], object] | None,
             interrupt: Interrupt | None,

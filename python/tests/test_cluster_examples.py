@@ -95,6 +95,23 @@ def test_what_is_killed_is_followed_by_the_standby(program: list[str | Path], ur
 
 
 @both
+def test_what_is_stopped_is_dead_before_the_standby_starts(
+    program: list[str | Path], url: str
+) -> None:
+    ports = free_port(), free_port()
+    with start(program, url, "gpu1", ports[0]) as first:
+        token = token_of(first.line())
+        with start(PYTHON_EXAMPLE, url, "gpu2", ports[1]) as second:
+            assert second.line().startswith("standby: ")
+            first.process.send_signal(signal.SIGSTOP)
+            line = second.line()
+            while line.startswith("standby: "):
+                line = second.line()
+            assert first.process.poll() == -signal.SIGKILL
+            assert token_of(line) > token
+
+
+@both
 def test_it_ends_when_the_lease_is_lost(program: list[str | Path]) -> None:
     with (
         Etcd() as etcd,

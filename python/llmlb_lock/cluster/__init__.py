@@ -15,8 +15,8 @@ Waiting lets other threads run, and Ctrl-C ends it; each wait has a twin for eve
 ends with `_async`. Times are in seconds. What happens is logged as `llmlb_lock` in `logging`.
 
 A lease and a registration are renewed by threads that Python code can't hold up. To end the server
-when the lease is lost is this program's task. A server that has to be dead in time whatever becomes
-of the program, stopped or hung, is run by `llmlb serve --exclusive`.
+when the lease is lost is this program's task; `self_fencing` has the kernel end it where the server
+is this process, stopped or hung. A server that is a child is run by `llmlb serve --exclusive`.
 
 What a process has acquired and registered stays its own: forked children, such as those of
 `os.fork` and `multiprocessing`, can neither use nor end it, and may go on with the `Cluster`.
@@ -50,6 +50,7 @@ from llmlb_lock.cluster._errors import (
     Refused,
     ThreadError,
     Unreachable,
+    WatchdogError,
 )
 from llmlb_lock.cluster._handles import Exclusive, Registration, StopRequests, StopTicket, Watch
 from llmlb_lock.cluster._records import (
@@ -105,6 +106,7 @@ __all__ = [
     "Unreachable",
     "Up",
     "Watch",
+    "WatchdogError",
 ]
 
 # What tracebacks and pickles name is where it is imported from.

@@ -91,6 +91,7 @@ class Cluster:
         drain: float = 4.0,
         timeout: float | None = None,
         lock_delay: float = 0.0,
+        self_fencing: bool = False,
         on_wait: _OnWait | None = None,
     ) -> Exclusive:
         """Makes this server the active one of `service`.
@@ -102,11 +103,19 @@ class Cluster:
         `ttl` is how long the lease lasts after its last renewal, `drain` how much of that the
         server may take to end in good order: InvalidTiming, with the arithmetic, if that doesn't
         fit.
-        `lock_delay` is added after one that vanished. `on_wait` is called with the reason whenever
+        `lock_delay` is added after one that vanished.
+
+        `self_fencing` is for a server that is this process: the kernel kills it (SIGKILL) at
+        `kill_at`, however stopped or hung it is, unless a renewal succeeds or the lease is released
+        before. What it has started is not killed.
+
+        `on_wait` is called with the reason whenever
         that for which is waited has changed; what it raises ends the wait.
         """
         return Exclusive(
-            self._native.acquire(service, record, ttl, drain, lock_delay, timeout, on_wait, None)
+            self._native.acquire(
+                service, record, ttl, drain, lock_delay, self_fencing, timeout, on_wait, None
+            )
         )
 
     async def acquire_async(
@@ -118,6 +127,7 @@ class Cluster:
         drain: float = 4.0,
         timeout: float | None = None,
         lock_delay: float = 0.0,
+        self_fencing: bool = False,
         on_wait: _OnWait | None = None,
     ) -> Exclusive:
         """`acquire` that lets the event loop run. Cancelling it ends the wait and takes nothing."""
@@ -132,7 +142,7 @@ class Cluster:
         return Exclusive(
             await in_thread(
                 lambda stop: self._native.acquire(
-                    service, record, ttl, drain, lock_delay, timeout, tell, stop
+                    service, record, ttl, drain, lock_delay, self_fencing, timeout, tell, stop
                 ),
                 lambda native: native.release(),
             )

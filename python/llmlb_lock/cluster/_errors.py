@@ -120,5 +120,9 @@ class ThreadError(ClusterError):
     """A thread could not be started."""
 
 
+class WatchdogError(ClusterError):
+    """What was to kill the server in time could not be had."""
+
+
 class Interrupted(ClusterError, InterruptedError):
     """What was waited on was closed meanwhile, in another thread."""

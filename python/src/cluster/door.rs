@@ -65,6 +65,7 @@ impl Cluster {
         ttl: Seconds,
         drain: Seconds,
         lock_delay: Seconds,
+        self_fencing: bool,
         timeout: Option<Seconds>,
         on_wait: Option<Bound<'_, PyAny>>,
         interrupt: Option<&Bound<'_, Interrupt>>,
@@ -72,9 +73,13 @@ impl Cluster {
         let ends = Ends::new(interrupt);
         let timing = Timing::new(bounded(ttl), bounded(drain))
             .map_err(|error| to_python(py, &error, false))?;
-        let options = Options::new(record.0, timing)
+        let mut options = Options::new(record.0, timing)
             .with_lock_delay(bounded(lock_delay))
             .with_interrupt(&ends.interrupt);
+        if self_fencing {
+            let fenced = options.with_self_fencing();
+            options = fenced.map_err(|error| to_python(py, &error, false))?;
+        }
         let heard = |reason: PyErr| match &on_wait {
             Some(call) => call.call1((reason.into_value(py),)).map(drop),
             None => Ok(()),

@@ -121,6 +121,12 @@ fn raise(py: Python<'_>, error: &ClusterError, waited: bool) -> PyResult<PyErr> 
             }
             "ThreadError"
         }
+        ClusterError::Watchdog(source) => {
+            if let Some(errno) = source.raw_os_error() {
+                details.set_item("errno", errno)?;
+            }
+            "WatchdogError"
+        }
         ClusterError::Interrupted => "Interrupted",
         _ => "ClusterError",
     };
