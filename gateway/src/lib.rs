@@ -73,6 +73,7 @@ mod options;
 mod outlier;
 mod pages;
 mod peer;
+mod pick;
 mod probe;
 mod protocol;
 mod proxy;

@@ -13,7 +13,7 @@ use super::attempt::{Attempt, Outgoing, attempt, out_of_descriptors};
 use super::flight::Flight;
 use crate::backend::{Connection, Place};
 use crate::error::Refusal;
-use crate::live::{Tried, Wanted};
+use crate::pick::{Tried, Wanted};
 use crate::report::{self, Again, Reason};
 use crate::verdict;
 

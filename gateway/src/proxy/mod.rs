@@ -21,9 +21,10 @@ use axum::response::{IntoResponse, Response};
 
 use crate::body::Received;
 use crate::error::Refusal;
-use crate::live::{NoPlace, Wanted};
+use crate::live::NoPlace;
 use crate::model::{Asked, Found, Search};
 use crate::peer::Peer;
+use crate::pick::Wanted;
 use crate::shared::Shared;
 use crate::{admission, model, via};
 use attempt::Outgoing;
