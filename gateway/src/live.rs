@@ -247,7 +247,7 @@ mod tests {
         let wanted = Wanted {
             model: Some(model),
             strict,
-            affine: None,
+            ..Wanted::default()
         };
         live.take(&wanted, &all)
     }

@@ -50,7 +50,7 @@ impl Choosing {
         let wanted = Wanted {
             model,
             strict: true,
-            affine: None,
+            ..Wanted::default()
         };
         self.0.take(&wanted, &Tried::default()).is_ok()
     }

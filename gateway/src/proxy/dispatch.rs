@@ -51,6 +51,9 @@ pub(super) async fn dispatch(
             (Err(none), None) => return Err(super::refusal(&shared, none, problem, wanted.model)),
         };
         let backend = Arc::clone(&place);
+        if let Some(conversation) = wanted.conversation {
+            shared.homes.note(conversation, &backend);
+        }
         let place = flight.place.insert(place);
         match attempt(&shared, &backend, outgoing, upgrade, first_byte).await? {
             Attempt::Answered(response, connection) => {
