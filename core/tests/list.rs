@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::{DEAD, PORT, Stage, temp_dir};
-use llmlb_lock_core::{LockDir, LockError, LockInfo, ServerState};
+use llmlb_lock_core::{LockDir, LockError, ServerState};
 
 common::roles!(second_port);
 
