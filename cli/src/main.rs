@@ -19,6 +19,7 @@ mod pool;
 mod ready;
 mod serve;
 mod signals;
+mod state;
 mod status;
 mod stop;
 mod succession;

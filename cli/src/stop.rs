@@ -4,11 +4,13 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
-use llmlb_lock_core::{LockDir, Server, ServerState, StopOptions, StopOutcome};
+use llmlb_lock_core::{LockDir, LockError, Server, ServerState, StopOptions, StopOutcome};
 use tracing::subscriber::NoSubscriber;
 
 use crate::args::StopArgs;
 use crate::exit::{self, Failure};
+#[cfg(unix)]
+use crate::state::Beside;
 use crate::{output, pool};
 
 /// How many are stopped side by side.
@@ -52,7 +54,7 @@ fn stop_one(
     let spinner = server
         .filter(|server| server.state != ServerState::Stale)
         .map(|_| spin(progress, port));
-    let outcome = locks.stop_server(port, options);
+    let outcome = stop_and_clear(locks, port, options);
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
         progress.remove(&spinner);
@@ -121,6 +123,27 @@ fn stop_one(
     }
 }
 
+fn stop_and_clear(
+    locks: &LockDir,
+    port: u16,
+    options: &StopOptions,
+) -> Result<StopOutcome, LockError> {
+    #[cfg(unix)]
+    let beside = Beside::of(&locks.lock_path(port));
+    let outcome = locks.stop_server(port, options);
+    // Whoever was killed could not clear up.
+    #[cfg(unix)]
+    if let Ok(
+        StopOutcome::Stopped { forced: true, .. }
+        | StopOutcome::StaleCleaned { .. }
+        | StopOutcome::LeftOversEnded { .. },
+    ) = outcome
+    {
+        beside.clear();
+    }
+    outcome
+}
+
 fn spin(progress: &MultiProgress, port: u16) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(format!("waiting for port {port}"));
     let spinner = progress.add(spinner);
@@ -136,7 +159,7 @@ fn remove_stale(locks: &LockDir, ports: &[u16], options: &StopOptions) -> Result
     let removed = pool::map(ports, STOPS, |&port| {
         // Each would be a line of its own.
         tracing::subscriber::with_default(NoSubscriber::default(), || {
-            locks.stop_server(port, options)
+            stop_and_clear(locks, port, options)
         })
     });
     let mut count = 0;

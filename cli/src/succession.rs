@@ -21,6 +21,8 @@ mod alone;
 #[cfg(not(unix))]
 pub(crate) use alone::{Predecessor, Successor};
 
+#[cfg(unix)]
+use std::convert::Infallible;
 use std::io;
 #[cfg(unix)]
 use std::net::SocketAddr;
@@ -42,6 +44,8 @@ use tracing::{debug, warn};
 use crate::guard::watch;
 use crate::signals::Shutdown;
 #[cfg(unix)]
+use crate::state::StateFile;
+#[cfg(unix)]
 use door::Door;
 #[cfg(unix)]
 pub(crate) use holder::Successor;
@@ -62,6 +66,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[cfg(unix)]
 const PAUSE: Duration = Duration::from_millis(20);
 
+#[cfg(unix)]
+const TELL_STEP: Duration = Duration::from_secs(1);
+
 /// What a built-in server has to do with those before and after it.
 pub(crate) struct Succession {
     lock: ServerLock,
@@ -70,6 +77,8 @@ pub(crate) struct Succession {
     /// Open as long as somebody may take over.
     #[cfg(unix)]
     door: Option<Door>,
+    #[cfg(unix)]
+    state: StateFile,
 }
 
 /// How a reign ends.
@@ -91,6 +100,8 @@ impl Succession {
         Self {
             #[cfg(unix)]
             door: open_door(&lock),
+            #[cfg(unix)]
+            state: StateFile::beside(&lock),
             lock,
             listener,
             predecessor,
@@ -137,6 +148,7 @@ impl Succession {
         loop {
             let knock = tokio::select! {
                 never = watch(&self.lock) => match never {},
+                never = tell(&mut self.state, gateway) => match never {},
                 _ = shutdown.recv() => return Course::Shutdown,
                 knock = offer(self.door.as_ref(), &self.lock, &self.listener) => knock,
             };
@@ -186,6 +198,7 @@ impl Succession {
         if let Err(e) = self.lock.adopt() {
             warn!("{e}");
         }
+        self.state.names(self.lock.info(), None);
     }
 
     /// What is left to see to before the lock is given back.
@@ -205,6 +218,16 @@ fn open_door(lock: &ServerLock) -> Option<Door> {
     Door::open(lock)
         .inspect_err(|e| debug!("No successor can take over: {e}"))
         .ok()
+}
+
+/// Tells `llmlb status` how many backends are up, whenever that has changed.
+#[cfg(unix)]
+async fn tell(state: &mut StateFile, gateway: &Gateway) -> Infallible {
+    loop {
+        let (up, all) = gateway.backends_up();
+        state.backends(up, all);
+        sleep(TELL_STEP).await;
+    }
 }
 
 #[cfg(unix)]

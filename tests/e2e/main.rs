@@ -26,6 +26,8 @@ mod restart;
 mod serve;
 #[cfg(unix)]
 mod signals;
+#[cfg(unix)] // what a guard tells
+mod state;
 mod status;
 mod stop;
 mod stories;

@@ -368,3 +368,33 @@ fn nothing_moves_where_nobody_is_waited_for() {
     terminal.expect(&format!("cleaning up port {port}"));
     assert!(!terminal.shows("waiting for port"));
 }
+
+#[test]
+fn status_fits_the_terminal_and_says_what_runs_and_where_the_locks_are() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let long = "x".repeat(200);
+    let _server = sandbox.supervise(port, &[], &[GUINEA, "{port}", &long]);
+    let show = || {
+        let mut status = Command::new("sh");
+        let script = "stty cols 72 rows 24; exec \"$0\" status";
+        status.args(["-c", script]).arg(llmlb_tests::llmlb_binary());
+        status.env("LLMLB_LOCK_DIR", sandbox.path());
+        let mut terminal = Terminal::run(status);
+        terminal.expect("Locks are in ");
+        terminal.wait();
+        terminal.screen.lock().unwrap().clone()
+    };
+    let screen = show();
+    let lines: Vec<&str> = screen.lines().collect();
+    let header: Vec<&str> = lines[0].split_whitespace().collect();
+    assert_eq!(header, ["PORT", "PID", "STARTED", "STATUS", "COMMAND"]);
+    assert!(lines[1].contains("  Running  "), "{screen}");
+    assert!(lines[1].ends_with('…'), "{screen}");
+    assert!(lines[1].chars().count() <= 72, "{screen}");
+    let footer = format!("Locks are in {}", sandbox.path().display());
+    assert_eq!(lines[2], footer);
+    // Whoever wants to read all of it asks for that, or for a pipe.
+    let wide = sandbox.run(["status", "--format", "wide"]).expect(0);
+    assert!(wide.stdout.contains(&long), "{wide:?}");
+}
