@@ -124,15 +124,20 @@ fn rows(locks: &LockDir, args: &StatusArgs, look: Look) -> Result<Rows, Failure>
         let seen = seen(server);
         (server.port, seen, told(server))
     });
-    let ready = pool::map(&seen, PROBES, |(port, seen, told)| {
-        match (told.as_ref().and_then(|state| state.ready), seen) {
-            // Whoever was told where to ask knows better than who looks at sockets.
-            (Some(ready), _) => ready,
-            (None, Listening::On(_)) => true,
-            (None, Listening::Not) => false,
-            (None, Listening::Unknown) => connects(*port, addresses),
-        }
-    });
+    let unknown: Vec<u16> = seen
+        .iter()
+        .filter(|(_, seen, told)| ready(*seen, told.as_ref()).is_none())
+        .map(|(port, ..)| *port)
+        .collect();
+    let connected = pool::map(&unknown, PROBES, |&port| connects(port, addresses));
+    let mut connected = connected.into_iter();
+    let ready: Vec<bool> = seen
+        .iter()
+        .map(|(_, seen, told)| {
+            let known = ready(*seen, told.as_ref());
+            known.or_else(|| connected.next()).unwrap_or(false)
+        })
+        .collect();
     let details = if args.format == Format::Json || look.tells_all() {
         let seen: Vec<_> = servers.iter().zip(&seen).collect();
         pool::map(&seen, LOOKS, |(server, (_, seen, told))| {
@@ -417,6 +422,17 @@ fn seen(server: &Server) -> Listening {
             holder_listens(info.pid, &server.path, server.port)
         }
         _ => Listening::Not,
+    }
+}
+
+/// Whether it serves, as far as that is told without connecting.
+fn ready(seen: Listening, told: Option<&State>) -> Option<bool> {
+    match (told.and_then(|state| state.ready), seen) {
+        // Whoever was told where to ask knows better than who looks at sockets.
+        (Some(ready), _) => Some(ready),
+        (None, Listening::On(_)) => Some(true),
+        (None, Listening::Not) => Some(false),
+        (None, Listening::Unknown) => None,
     }
 }
 
