@@ -4,6 +4,7 @@ mod args;
 mod backends;
 mod built_in;
 mod cluster;
+mod completion;
 #[cfg(unix)]
 mod detach;
 mod details;
@@ -45,6 +46,7 @@ use args::{Cli, ClusterCommand, Command};
 use exit::Failure;
 
 fn main() -> ExitCode {
+    completion::answer();
     #[cfg(target_os = "linux")]
     if let Some(result) = cluster::hidden_subcommand() {
         return match result {
@@ -100,9 +102,8 @@ fn main() -> ExitCode {
             cluster::check(cluster.as_deref())
         }
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "llmlb", &mut script);
-            output::write(&script).map(|()| exit::OK)
+            let script = completion::script(shell);
+            script.and_then(|script| output::write(&script).map(|()| exit::OK))
         }
         Command::Man { command } => {
             let page = manual::page(Cli::command(), command.as_deref());

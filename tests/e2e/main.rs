@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[cfg(unix)] // shells
+mod completion;
 #[cfg(target_os = "linux")] // PID namespaces
 mod container;
 // FUSE, ptrace.
