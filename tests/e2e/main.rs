@@ -15,6 +15,7 @@ mod hostile;
 // Cgroups, sessions, `/proc`.
 #[cfg(target_os = "linux")]
 mod left_over;
+mod log;
 #[cfg(unix)]
 mod picture;
 mod readme;
