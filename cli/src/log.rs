@@ -3,9 +3,11 @@
 
 use std::env;
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use chrono::{SecondsFormat, Utc};
+use indicatif::MultiProgress;
 use llmlb_gateway::ACCESS_LOG;
 use tracing::Metadata;
 use tracing::level_filters::{LevelFilter, ParseLevelFilterError};
@@ -24,6 +26,30 @@ pub(crate) fn warning(text: &str) -> String {
 /// In UTC, and as exact as in the access log.
 fn now() -> String {
     Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// What moves on the terminal while something is waited for.
+static MOVING: OnceLock<MultiProgress> = OnceLock::new();
+
+/// From here on each line of the log stands above that, whole.
+pub(crate) fn keep_above(moving: &MultiProgress) {
+    let _ = MOVING.set(moving.clone());
+}
+
+struct Above;
+
+impl Write for Above {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let write = || io::stderr().write(line);
+        match MOVING.get() {
+            Some(moving) => moving.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 struct Stamp;
@@ -58,7 +84,7 @@ pub(crate) fn start(default: LevelFilter, may_colour: bool) {
         && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let is_access = |metadata: &Metadata<'_>| metadata.target() == ACCESS_LOG;
     let layer = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| Above)
         .with_timer(Stamp)
         .with_ansi(colour)
         .with_target(false)

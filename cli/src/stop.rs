@@ -11,7 +11,7 @@ use crate::args::StopArgs;
 use crate::exit::{self, Failure};
 #[cfg(unix)]
 use crate::state::Beside;
-use crate::{output, pool};
+use crate::{log, output, pool};
 
 /// How many are stopped side by side.
 const STOPS: usize = 128;
@@ -217,9 +217,11 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
 
 /// Moves on a terminal alone.
 fn progress() -> MultiProgress {
-    MultiProgress::with_draw_target(if io::stderr().is_terminal() {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    })
+    let target = match io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let progress = MultiProgress::with_draw_target(target);
+    log::keep_above(&progress);
+    progress
 }

@@ -138,6 +138,25 @@ fn something_moves_while_stop_waits() {
     assert!(is_alive(server));
 }
 
+#[test]
+fn no_line_is_left_of_what_moved() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let _llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}", "stubborn"]);
+    let stop = ["stop", &port.to_string(), "-t", "0.5", "--force"];
+    let mut terminal = Terminal::run(sandbox.llmlb(stop));
+    assert_eq!(terminal.wait(), Some(0));
+    terminal.expect("Server killed: it did not stop within 500ms");
+    terminal.expect("did not stop in time, killing it");
+    assert!(terminal.shows(&format!("waiting for port {port}")));
+    let screen = terminal.screen.lock().unwrap().clone();
+    for line in screen.lines() {
+        // What was there before was wiped away.
+        let left = line.rsplit("\r\x1b[2K").next().unwrap();
+        assert!(!left.contains("waiting for port"), "{screen}");
+    }
+}
+
 const CTRL_Z: &[u8] = &[26];
 
 #[test]
