@@ -9,6 +9,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use llmlb_lock_core::{LockInfo, process_command};
 use serde::Serialize;
 
+use crate::insight::Insight;
 use crate::state::{LastEnd, State};
 
 /// Null where it can't be told.
@@ -36,9 +37,10 @@ impl Details {
         info: &LockInfo,
         lock: &Path,
         address: Option<SocketAddr>,
+        insight: &Insight,
         state: Option<&State>,
     ) -> Self {
-        let launcher = outer::launcher(info.pid, lock).unwrap_or(info.pid);
+        let launcher = outer::launcher(info.pid, lock, insight).unwrap_or(info.pid);
         let last_end = state.and_then(|state| state.last_end.clone());
         Self {
             command: process_command(info.pid).map(|words| harmless(&shown(&words))),
@@ -111,10 +113,11 @@ mod outer {
     use std::path::Path;
 
     pub(super) use super::unix::user;
+    use crate::insight::Insight;
 
     /// The parent that has the lock as well, if it is of the owner of its file.
-    pub(super) fn launcher(holder: u32, lock: &Path) -> Option<u32> {
-        let launcher = crate::listening::launcher(holder, lock)?;
+    pub(super) fn launcher(holder: u32, lock: &Path, insight: &Insight) -> Option<u32> {
+        let launcher = crate::listening::launcher(holder, lock, insight)?;
         let owner = fs::symlink_metadata(lock).ok()?.uid();
         let process = fs::metadata(format!("/proc/{launcher}")).ok()?;
         (process.uid() == owner).then_some(launcher)
@@ -150,13 +153,14 @@ mod outer {
 
     #[cfg(unix)]
     pub(super) use super::unix::user;
+    use crate::insight::Insight;
 
     #[cfg(not(unix))]
     pub(super) fn user(_: &Path) -> Option<String> {
         None
     }
 
-    pub(super) fn launcher(_: u32, _: &Path) -> Option<u32> {
+    pub(super) fn launcher(_: u32, _: &Path, _: &Insight) -> Option<u32> {
         None
     }
 

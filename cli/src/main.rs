@@ -5,6 +5,7 @@ mod backends;
 mod built_in;
 mod cluster;
 mod completion;
+mod config;
 #[cfg(unix)]
 mod detach;
 mod details;
@@ -12,11 +13,13 @@ mod exit;
 mod guard;
 mod hangup;
 mod hints;
+mod insight;
 mod listening;
 mod log;
 mod manual;
 mod output;
 mod own_address;
+mod owner;
 mod pool;
 mod ready;
 mod serve;
@@ -37,6 +40,7 @@ use llmlb_lock_core::LOCK_DIR_ENV;
 use tracing::level_filters::LevelFilter;
 
 use args::{Cli, ClusterCommand, Command};
+use config::Told;
 use exit::Failure;
 
 fn main() -> ExitCode {
@@ -48,16 +52,20 @@ fn main() -> ExitCode {
             Err(failure) => output::report(failure),
         };
     }
-    let arguments = args::with_default_command(env::args_os());
-    let matches = match Cli::command().try_get_matches_from(&arguments) {
+    let told = match Told::new() {
+        Ok(told) => told,
+        Err(failure) => return output::report(failure),
+    };
+    let matches = match Cli::command().try_get_matches_from(&told.arguments) {
         Ok(matches) => matches,
-        Err(e) => match hints::hint(&arguments, &e) {
+        Err(e) => match hints::hint(&told.arguments, &e) {
             Some(hint) => return output::report(Failure::new(exit::USAGE, hint)),
             None => e.exit(),
         },
     };
     if let Some(message) = args::without_effect(&matches) {
-        return output::report(Failure::new(exit::USAGE, message));
+        let failure = told.locate(&message);
+        return output::report(failure.unwrap_or_else(|| Failure::new(exit::USAGE, message)));
     }
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     if let Some(directory) = env::var_os(LOCK_DIR_ENV).map(PathBuf::from)
