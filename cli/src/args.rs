@@ -12,7 +12,7 @@ use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use llmlb_gateway::{ApiKey, ApiKeyError, BackendUrlError, Options};
 
-use crate::backends::{Backend, Place, Sources};
+use crate::backends::{Backend, BackendsFile, Place, Sources};
 use crate::cluster::options::ClusterArgs;
 use crate::ready::ReadyUrl;
 use crate::unrepeated::Unrepeated;
@@ -121,6 +121,15 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "PATH", requires = "detach")]
     #[cfg_attr(not(unix), allow(dead_code, reason = "refused together with --detach"))]
     pub(crate) log_file: Option<PathBuf>,
+
+    /// A file of all this: TOML, with the names of these options and a [[backend]] for each backend.
+    /// What is typed, or in the environment, wins
+    #[arg(long, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Look whether the arguments and the files they name can be used, and end
+    #[arg(long)]
+    pub(crate) check: bool,
 
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
@@ -264,13 +273,15 @@ impl GatewayArgs {
             .no_backends_hint("no backends: start llmlb serve with --backend URL")
     }
 
-    /// Of the etcd at `cluster`, where it is asked.
-    pub(crate) fn sources(&self, cluster: Option<&str>) -> Sources {
-        let file = self.backends_file.clone();
+    /// Of the etcd at `cluster`, where it is asked, and with those of the configuration.
+    pub(crate) fn sources(&self, config: Option<BackendsFile>, cluster: Option<&str>) -> Sources {
+        let file = self.backends_file.as_deref();
+        // An empty variable is one that is not set.
+        let file = file.filter(|path| !path.as_os_str().is_empty());
+        let file = file.map(BackendsFile::new);
         Sources {
             listed: self.backend.iter().flatten().cloned().collect(),
-            // An empty variable is one that is not set.
-            file: file.filter(|path| !path.as_os_str().is_empty()),
+            files: config.into_iter().chain(file).collect(),
             services: self.backends_of.clone(),
             cluster: cluster.map(str::to_owned),
         }

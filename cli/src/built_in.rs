@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::{info, warn};
 
 use crate::args::ServeArgs;
-use crate::backends::Follower;
+use crate::backends::{Follower, Sources};
+use crate::config;
 use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, feed_watchdog, notify_ready};
 use crate::hangup::Hangups;
@@ -41,7 +42,7 @@ impl Prepared {
     ) -> Result<Result<Self, i32>, Failure> {
         raise_descriptor_limit();
         let gateway = Gateway::new(args.gateway.options()).map_err(failed)?;
-        let sources = args.gateway.sources(args.cluster.cluster.as_deref());
+        let sources = sources(args);
         let listening = listening.to_vec();
         let look_around = async {
             // Files and names may take their time.
@@ -62,6 +63,13 @@ impl Prepared {
         };
         Ok(Ok(Self { gateway, backends }))
     }
+}
+
+/// Where its backends come from.
+pub(crate) fn sources(args: &ServeArgs) -> Sources {
+    let config = args.config.as_deref().map(config::file);
+    args.gateway
+        .sources(config, args.cluster.cluster.as_deref())
 }
 
 /// Serves on a port that was free.

@@ -4,6 +4,7 @@ mod args;
 mod backends;
 mod built_in;
 mod cluster;
+mod config;
 #[cfg(unix)]
 mod detach;
 mod details;
@@ -11,10 +12,12 @@ mod exit;
 mod guard;
 mod hangup;
 mod hints;
+mod insight;
 mod listening;
 mod manual;
 mod output;
 mod own_address;
+mod owner;
 mod pool;
 mod ready;
 mod serve;
@@ -41,6 +44,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use args::{Cli, ClusterCommand, Command};
+use config::Told;
 use exit::Failure;
 
 fn main() -> ExitCode {
@@ -51,20 +55,20 @@ fn main() -> ExitCode {
             Err(failure) => output::report(failure),
         };
     }
-    #[cfg(target_os = "linux")]
-    let (arguments, guarded_port) = cluster::guarded::arguments(env::args_os());
-    #[cfg(not(target_os = "linux"))]
-    let arguments = env::args_os();
-    let arguments = args::with_default_command(arguments);
-    let matches = match Cli::command().try_get_matches_from(&arguments) {
+    let told = match Told::new() {
+        Ok(told) => told,
+        Err(failure) => return output::report(failure),
+    };
+    let matches = match Cli::command().try_get_matches_from(&told.arguments) {
         Ok(matches) => matches,
-        Err(e) => match hints::hint(&arguments, &e) {
+        Err(e) => match hints::hint(&told.arguments, &e) {
             Some(hint) => return output::report(Failure::new(exit::USAGE, hint)),
             None => e.exit(),
         },
     };
     if let Some(message) = args::without_effect(&matches) {
-        return output::report(Failure::new(exit::USAGE, message));
+        let failure = told.locate(&message);
+        return output::report(failure.unwrap_or_else(|| Failure::new(exit::USAGE, message)));
     }
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     if let Some(directory) = env::var_os(LOCK_DIR_ENV).map(PathBuf::from)
@@ -81,7 +85,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => {
             log(LevelFilter::INFO, !args.detach);
             #[cfg(target_os = "linux")]
-            let result = match guarded_port {
+            let result = match cluster::guarded::port() {
                 Some(port) => cluster::guarded::run(*args, port),
                 None => serve::run(*args),
             };

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::insight::Insight;
 use crate::listening::{Listening, listening};
 
 /// How often it is looked for: soon at first, and never all the time.
@@ -280,7 +281,7 @@ impl Probe {
     }
 
     fn address(&self) -> Option<Place> {
-        match listening(self.server, self.launcher, self.port) {
+        match listening(self.server, self.launcher, self.port, &Insight::default()) {
             Listening::On(address) => Some(Place::Seen(address)),
             Listening::Not => None,
             Listening::Unknown => Some(Place::Told(self.host.clone(), self.port)),

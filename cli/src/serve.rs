@@ -44,6 +44,9 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
         let message = "--restart is not there on Windows: run it as a service that is";
         return Err(Failure::new(exit::USAGE, message));
     }
+    if args.check {
+        return check(&args);
+    }
     #[cfg(unix)]
     let detached = match args.detach {
         true => match detach::detach(args.log_file.as_deref())? {
@@ -61,6 +64,23 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
         #[cfg(unix)]
         detached,
     ))
+}
+
+/// Looks at what would be used, without the lock.
+fn check(args: &ServeArgs) -> Result<u8, Failure> {
+    let subject = match args.command.first() {
+        Some(program) => {
+            supervise::check_command(program)?;
+            format!("{} under the guard", program.to_string_lossy())
+        }
+        None => {
+            let count = built_in::sources(args).check();
+            let count = count.map_err(|problem| Failure::new(exit::USAGE, problem))?;
+            format!("{count} backends")
+        }
+    };
+    output::line(&format!("Nothing is wrong: port {}, {subject}", args.port))?;
+    Ok(exit::OK)
 }
 
 async fn serve(

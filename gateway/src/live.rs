@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 
 use crate::backend::{Backend, Care, Load, Place, Slot};
-use crate::choose::{Candidate, Choice, Fit, Standing, choose, take_turn};
+use crate::choose::{Candidate, Choice, Choosing, Fit, Standing, take_turn};
 use crate::outlier::{Others, is_outlier};
-use crate::roster::Roster;
+use crate::roster::{Eligible, Roster};
 use crate::set::BackendSet;
 
 /// What a request asks of a backend.
@@ -161,23 +161,14 @@ impl Live {
         self.roster.store(Arc::new(Roster::new(members)));
     }
 
-    /// Takes a place at the backend that [`choose`] says, leaving out those that were `tried`.
+    /// Takes a place at the backend that is [chosen](Choosing), leaving out those that were `tried`.
     pub(crate) fn take(&self, wanted: &Wanted<'_>, tried: &Tried) -> Result<Place, NoPlace> {
         let mut desk = self.desk();
         let roster = self.roster.load();
-        let now = desk.now;
-        let eligible = roster.eligible(wanted.model, wanted.strict);
-        let maker = maker(&roster, wanted, tried);
-        let candidates = eligible
-            .filter(|(backend, ..)| maker.is_none_or(|maker| Arc::ptr_eq(maker, backend)))
-            .map(|(backend, load, fit)| {
-                let candidate = candidate(backend, load, fit, wanted, tried, now);
-                (backend, candidate)
-            });
-        match choose(candidates, now) {
+        match choose(&roster, wanted, tried, desk.now) {
             Choice::Chosen(backend) => {
                 let load = backend.load();
-                let (now, turn) = take_turn(load.turn(), now, load.weight().0);
+                let (now, turn) = take_turn(load.turn(), desk.now, load.weight().0);
                 desk.now = now;
                 load.set_turn(turn);
                 if let Some(model) = wanted.model.filter(|model| backend.loaded.lacks(model)) {
@@ -226,22 +217,52 @@ impl Live {
     }
 }
 
-/// Who made what this follows up on, if it is there: no other will do, then.
-fn maker<'a>(roster: &'a Roster, wanted: &Wanted<'_>, tried: &Tried) -> Option<&'a Arc<Backend>> {
-    let name = wanted.affine?;
-    let mut eligible = roster.eligible(wanted.model, wanted.strict);
-    let (maker, ..) = eligible.find(|(backend, ..)| backend.name == name)?;
-    (maker.is_up() && !tried.has(maker)).then_some(maker)
-}
-
-fn candidate(
-    backend: &Arc<Backend>,
-    load: &Load,
-    fit: Fit,
+fn choose<'a>(
+    roster: &'a Roster,
     wanted: &Wanted<'_>,
     tried: &Tried,
     now: u64,
-) -> Candidate {
+) -> Choice<&'a Arc<Backend>> {
+    let mut choosing = Choosing::new(now);
+    let consider = |choosing: &mut Choosing<_>, index: usize, fit| {
+        let backend = &roster.members()[index];
+        let candidate = candidate(backend, roster.load(index), fit, tried, now);
+        choosing.consider(backend, candidate, |backend| {
+            let model = wanted.model;
+            model.is_some_and(|model| backend.loaded.lacks(model))
+        });
+    };
+    let eligible = roster.eligible(wanted.model, wanted.strict);
+    match maker(roster, eligible, wanted, tried) {
+        // No other will do.
+        Some(maker) => consider(&mut choosing, maker, Fit::Listed),
+        None => eligible.for_each(|index, fit| {
+            let glance = roster.load(index).glance();
+            if !glance.is_some_and(|glance| choosing.is_beaten(fit, glance)) {
+                consider(&mut choosing, index, fit);
+            }
+        }),
+    }
+    choosing.chosen()
+}
+
+/// Who made what this follows up on, if it is there.
+fn maker(
+    roster: &Roster,
+    eligible: Eligible<'_>,
+    wanted: &Wanted<'_>,
+    tried: &Tried,
+) -> Option<usize> {
+    let name = wanted.affine?;
+    let members = roster.members();
+    let index = members.iter().position(|backend| backend.name == name)?;
+    let maker = &members[index];
+    (eligible.has(index) && maker.is_up() && !tried.has(maker)).then_some(index)
+}
+
+/// Not inlined where a look at each of many is to be short.
+#[inline(never)]
+fn candidate(backend: &Arc<Backend>, load: &Load, fit: Fit, tried: &Tried, now: u64) -> Candidate {
     let (standing, in_flight) = tried.standing(backend, load);
     let (weight, grows) = load.weight();
     let turn = load.turn();
@@ -250,11 +271,8 @@ fn candidate(
     Candidate {
         fit,
         standing,
-        affine: wanted.affine.is_some_and(|name| name == backend.name),
-        cold: wanted
-            .model
-            .is_some_and(|model| backend.loaded.lacks(model)),
         in_flight: in_flight + usize::from(early),
+        loading: 0,
         weight,
         turn,
     }
@@ -262,10 +280,7 @@ fn candidate(
 
 /// One that is down counts by what it listed last; one that listed nothing yet may serve it.
 fn nobody(roster: &Roster, wanted: &Wanted<'_>) -> NoPlace {
-    let served = roster
-        .eligible(wanted.model, wanted.strict)
-        .next()
-        .is_some();
+    let served = !roster.eligible(wanted.model, wanted.strict).is_empty();
     let any_up = || roster.members().iter().any(|backend| backend.is_up());
     if served || !any_up() {
         NoPlace::Unavailable

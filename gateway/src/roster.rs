@@ -76,31 +76,61 @@ impl Roster {
         self.longest_base
     }
 
+    /// What this one has in hand.
+    pub(crate) fn load(&self, index: usize) -> &Load {
+        &self.loads[index]
+    }
+
     /// Who may be asked for this model. Not `strict`, all may, those that do not list it last.
-    pub(crate) fn eligible<'a>(
-        &'a self,
-        model: Option<&str>,
-        strict: bool,
-    ) -> impl Iterator<Item = (&'a Arc<Backend>, &'a Load, Fit)> {
-        let listed: &[usize] = match model {
-            Some(model) => self.listed.get(model).map_or(&[], Vec::as_slice),
-            None => &[],
-        };
-        let (all, some) = match model {
+    pub(crate) fn eligible(&self, model: Option<&str>, strict: bool) -> Eligible<'_> {
+        let all = self.members.len();
+        match model {
             // Where none is asked for, each fits as well as the next.
-            None => (Some(Fit::Listed), false),
-            Some(_) if strict => (None, true),
-            Some(_) => (Some(Fit::NotListed), true),
-        };
-        let fitting = [(listed, Fit::Listed), (&self.silent, Fit::Unknown)];
-        let fitting = fitting.into_iter().filter(move |_| some);
-        let fitting = fitting.flat_map(|(indices, fit)| indices.iter().map(move |&i| (i, fit)));
-        // Those that fit come twice, and the better fit wins.
-        let all = all
-            .into_iter()
-            .flat_map(|fit| (0..self.members.len()).map(move |i| (i, fit)));
-        fitting
-            .chain(all)
-            .map(|(i, fit)| (&self.members[i], &*self.loads[i], fit))
+            None => Eligible {
+                listed: &[],
+                silent: &[],
+                all: Some((all, Fit::Listed)),
+            },
+            Some(model) => Eligible {
+                listed: self.listed.get(model).map_or(&[], Vec::as_slice),
+                silent: &self.silent,
+                all: (!strict).then_some((all, Fit::NotListed)),
+            },
+        }
+    }
+}
+
+/// Some of the members, by index, and how each fits. Those that fit come twice where `all` do, and the
+/// better fit first.
+#[derive(Clone, Copy)]
+pub(crate) struct Eligible<'a> {
+    listed: &'a [usize],
+    silent: &'a [usize],
+    all: Option<(usize, Fit)>,
+}
+
+impl Eligible<'_> {
+    #[inline]
+    pub(crate) fn for_each(self, mut visit: impl FnMut(usize, Fit)) {
+        for &index in self.listed {
+            visit(index, Fit::Listed);
+        }
+        for &index in self.silent {
+            visit(index, Fit::Unknown);
+        }
+        if let Some((count, fit)) = self.all {
+            for index in 0..count {
+                visit(index, fit);
+            }
+        }
+    }
+
+    pub(crate) fn has(self, index: usize) -> bool {
+        let is_one = |indices: &[usize]| indices.binary_search(&index).is_ok();
+        self.all.is_some() || is_one(self.listed) || is_one(self.silent)
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.listed.is_empty() && self.silent.is_empty() && self.all.is_none_or(|(n, _)| n == 0)
     }
 }

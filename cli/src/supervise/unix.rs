@@ -56,7 +56,7 @@ pub(crate) async fn run(
         Restart::OnFailure => Restarts::new(args.supervision.restart_max),
     };
     loop {
-        let life = live(
+        let mut life = live(
             &mut lock,
             args,
             readiness,
@@ -95,9 +95,8 @@ pub(crate) async fn run(
             }
         }
         readiness.untold().await;
-        if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
-            // The server's exit code tells its caller more than ours would.
-            warn!("{e}");
+        if !give_back(lock) {
+            life.left_behind = LeftBehind::Alive;
         }
         if let Some(active) = active {
             let has_ended = !matches!(life.left_behind, LeftBehind::Alive);
@@ -108,6 +107,25 @@ pub(crate) async fn run(
             None => life.outcome(),
         };
     }
+}
+
+/// Whether nobody holds the lock any more; else the file stays. What the server started as another
+/// user may neither be seen nor ended.
+fn give_back(mut lock: ServerLock) -> bool {
+    let reclaimed = lock.reclaim(GRACE);
+    let released = lock.release();
+    let is_held = matches!(&released, Err(LockError::ReleaseFailed(e)) if is_busy(e));
+    let is_told = |e: &LockError| is_held && matches!(e, LockError::StopFailed(e) if is_busy(e));
+    // The server's exit code tells its caller more than these would.
+    let reclaimed = reclaimed.err().filter(|e| !is_told(e));
+    for e in reclaimed.into_iter().chain(released.err()) {
+        warn!("{e}");
+    }
+    !is_held
+}
+
+fn is_busy(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::ResourceBusy
 }
 
 fn failed(e: io::Error) -> Failure {
