@@ -82,7 +82,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => {
             log::start(LevelFilter::INFO, !args.detach);
             #[cfg(target_os = "linux")]
-            let result = match cluster::guarded::arguments(env::args_os()).1 {
+            let result = match cluster::guarded::port() {
                 Some(port) => cluster::guarded::run(*args, port),
                 None => serve::run(*args),
             };
