@@ -4,12 +4,6 @@
 
 use std::io;
 
-/// A timer that any thread may use, not only the one that made it.
-pub(crate) struct ProcessTimer(pub(crate) nix::sys::timer::Timer);
-
-// SAFETY: a timer's id is the process's, not a thread's; that it is a pointer is how libc writes it.
-unsafe impl Send for ProcessTimer {}
-
 /// Real-time priority for this thread, above all that is not real-time. Needs CAP_SYS_NICE or
 /// RLIMIT_RTPRIO.
 pub(crate) fn real_time() -> io::Result<()> {
@@ -32,3 +26,9 @@ pub(crate) fn close_inherited() {
     // Before Linux 5.9 there is no such call, and what was inherited stays open.
     let _ = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
 }
+
+/// A timer that any thread may use, not only the one that made it.
+pub(crate) struct ProcessTimer(pub(crate) nix::sys::timer::Timer);
+
+// SAFETY: a timer's id is the process's, not a thread's; that it is a pointer is how libc writes it.
+unsafe impl Send for ProcessTimer {}
