@@ -55,6 +55,7 @@ pub struct Exclusive {
     config: Arc<Config>,
     holder: String,
     fence: String,
+    /// As it was when the key was taken.
     record: Record,
     timing: Timing,
     token: u64,
@@ -92,6 +93,8 @@ struct State {
     deadline: BootTime,
     /// Stays, once it is said.
     lost: Option<String>,
+    /// A record that has yet to be written.
+    update: Option<String>,
 }
 
 impl Shared {
@@ -107,6 +110,24 @@ impl Shared {
             state.lost = Some(reason);
         }
         self.changed.notify_all();
+    }
+
+    /// Writes the record that waits for it. `false`: the key is ours no longer.
+    fn write(
+        &self,
+        http: &Http,
+        holder: &str,
+        token: u64,
+        lease: u64,
+    ) -> Result<bool, ClusterError> {
+        let Some(json) = self.lock().update.clone() else {
+            return Ok(true);
+        };
+        let ours = [If::Created(holder, token)];
+        let txn = http.txn(&ours, &[Do::Put(holder, &json, lease)], &[])?;
+        // Unless there is another by now.
+        self.lock().update.take_if(|update| *update == json);
+        Ok(txn.succeeded)
     }
 }
 
@@ -135,6 +156,7 @@ impl Exclusive {
                 state: Mutex::new(State {
                     deadline,
                     lost: None,
+                    update: None,
                 }),
                 changed: Condvar::new(),
             }),
@@ -192,6 +214,43 @@ impl Exclusive {
     /// The server's record, with its token.
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// Writes another record in place of the present one, so that who is refused is told of the
+    /// server: its PID is known only now. One try; where etcd does not answer, it is written with a
+    /// renewal.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::InvalidRecord`], also for another service; [`ClusterError::Lost`].
+    pub fn update(&self, record: Record) -> Result<(), ClusterError> {
+        if record.service != self.record.service {
+            return Err(ClusterError::InvalidRecord {
+                what: "service name",
+                reason: format!("{} is active as {}", record.service, self.record.service),
+            });
+        }
+        let mut record = record.with_token(self.token);
+        record.exclusive = true;
+        record.nonce.clone_from(&self.record.nonce);
+        let json = record.to_json()?;
+        self.shared.lock().update = Some(json.clone());
+        let http = Http::new(&self.config, self.timing.request(), Some(&self.stop));
+        match self
+            .shared
+            .write(&http, &self.holder, self.token, self.lease)
+        {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ClusterError::Lost {
+                service: self.record.service.clone(),
+                token: self.token,
+                reason: "another has the service, or its key was removed".into(),
+            }),
+            Err(error) => {
+                debug!(%error, "the record is written with a renewal");
+                Ok(())
+            }
+        }
     }
 
     /// When the server has to be dead, unless a renewal succeeds before.
@@ -472,6 +531,12 @@ impl Renewer {
             Ok(false) => self.shared.lose("its lease in etcd has ended"),
             Err(ClusterError::Interrupted) => return Err(ClusterError::Interrupted),
             Err(error) => debug!(%error, "the lease was not renewed, the next time will do"),
+        }
+        let written = self
+            .shared
+            .write(&self.http, &self.holder, self.token, self.lease);
+        if let Err(error) = written {
+            debug!(%error, "the record was not written, the next time will do");
         }
         Ok(true)
     }

@@ -4,14 +4,19 @@
 
 use std::io;
 
-/// Real-time priority for this thread, above all that is not real-time. Needs CAP_SYS_NICE or
+/// A timer that any thread may use, not only the one that made it.
+pub(crate) struct ProcessTimer(pub(crate) nix::sys::timer::Timer);
+
+// SAFETY: a timer's id is the process's, not a thread's; that it is a pointer is how libc writes it.
+unsafe impl Send for ProcessTimer {}
+
+/// Real-time priority for this thread and those it starts, above all that is not real-time. Needs CAP_SYS_NICE or
 /// RLIMIT_RTPRIO.
 pub(crate) fn real_time() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
+    // Threads that it starts have it as well: they are waited for.
     // SAFETY: the pointer is to a live local; 0 is the calling thread.
-    let result = unsafe {
-        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameters)
-    };
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
     if result == 0 {
         Ok(())
     } else {
@@ -26,9 +31,3 @@ pub(crate) fn close_inherited() {
     // Before Linux 5.9 there is no such call, and what was inherited stays open.
     let _ = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
 }
-
-/// A timer that any thread may use, not only the one that made it.
-pub(crate) struct ProcessTimer(pub(crate) nix::sys::timer::Timer);
-
-// SAFETY: a timer's id is the process's, not a thread's; that it is a pointer is how libc writes it.
-unsafe impl Send for ProcessTimer {}
