@@ -246,6 +246,21 @@ def test_a_server_is_stopped_from_elsewhere(cluster: Cluster) -> None:
             assert ticket.wait(PATIENCE) == "stopped"
 
 
+def test_a_server_that_leaves_is_not_found_and_has_not_ended(cluster: Cluster) -> None:
+    record = Record("chat", "gpu1", 8000)
+    with cluster.register(record) as registration, cluster.watch("chat") as watch:
+        while watch.next(PATIENCE) not in (Snapshot((record,)), Up(record)):
+            pass
+        with cluster.request_stop(record) as ticket:
+            registration.leave()
+            assert watch.next(PATIENCE) == Down("chat", "gpu1:8000")
+            (server,) = cluster.servers("chat")
+            assert (server.record, server.registered, server.leaving) == (record, False, True)
+            assert ticket.wait(0.1) == "unanswered"
+            registration.withdraw()
+            assert ticket.wait(PATIENCE) == "stopped"
+
+
 def test_a_request_that_nobody_hears_is_unanswered(cluster: Cluster) -> None:
     with cluster.register(Record("chat", "gpu1", 8000)) as registration:
         assert registration.wait_registered(PATIENCE)
