@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let address = format!("127.0.0.1:{port}");
     let record = Record::new(service, host, port.parse()?).with_url(format!("http://{address}"));
 
-    let timing = Timing::new(Duration::from_secs(5), Duration::from_secs(1))?;
+    let timing = Timing::new(Duration::from_secs(3), Duration::from_millis(500))?;
     let options = Options::new(record, timing)
         .with_self_fencing()?
         .on_wait(|reason| println!("standby: {reason}"));
