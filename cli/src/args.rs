@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
-use llmlb_gateway::{ApiKey, ApiKeyError, BackendUrlError, Options};
+use llmlb_gateway::{Affinity, ApiKey, ApiKeyError, BackendUrlError, Options};
 
 use crate::backends::{Backend, BackendsFile, Place, Sources};
 use crate::cluster::options::ClusterArgs;
@@ -216,6 +216,12 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "N", value_parser = positive)]
     workers: Option<u32>,
 
+    /// What makes requests go where those before them went: their session (X-Session-ID,
+    /// prompt_cache_key or user) or else the beginning of their conversation, the session alone, or
+    /// nothing
+    #[arg(long, value_name = "BY", value_enum, default_value_t = AffinityBy::Prefix)]
+    affinity: AffinityBy,
+
     /// Log each request at its end, as a line of JSON on stderr
     #[arg(long)]
     access_log: bool,
@@ -255,6 +261,24 @@ pub(crate) struct GatewayArgs {
     stream_idle_timeout: Option<Duration>,
 }
 
+/// What makes requests go where those before them went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AffinityBy {
+    Prefix,
+    Session,
+    Off,
+}
+
+impl From<AffinityBy> for Affinity {
+    fn from(by: AffinityBy) -> Self {
+        match by {
+            AffinityBy::Prefix => Self::Prefix,
+            AffinityBy::Session => Self::Session,
+            AffinityBy::Off => Self::Off,
+        }
+    }
+}
+
 impl GatewayArgs {
     pub(crate) fn options(&self) -> Options {
         Options::new()
@@ -263,6 +287,7 @@ impl GatewayArgs {
             .max_requests(usize::try_from(self.max_requests).unwrap_or(usize::MAX))
             .workers(self.workers())
             .access_log(self.access_log)
+            .affinity(self.affinity.into())
             .connect_timeout(self.connect_timeout)
             .health_interval(self.health_interval)
             .health_rise(self.health_rise)
