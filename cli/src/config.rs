@@ -27,7 +27,7 @@ pub(crate) struct Told {
 
 impl Told {
     pub(crate) fn new() -> Result<Self, Failure> {
-        let arguments = with_default_command(env::args_os());
+        let arguments = typed();
         let Some(path) = path(&arguments) else {
             return Ok(Self {
                 arguments,
@@ -53,6 +53,14 @@ impl Told {
     }
 }
 
+fn typed() -> Vec<OsString> {
+    #[cfg(target_os = "linux")]
+    let (arguments, _) = crate::cluster::guarded::arguments(env::args_os());
+    #[cfg(not(target_os = "linux"))]
+    let arguments = env::args_os();
+    with_default_command(arguments)
+}
+
 /// A configuration that is read again must make sense beside what was typed.
 pub(crate) fn file(path: &Path) -> BackendsFile {
     BackendsFile::config(path, check)
@@ -76,7 +84,7 @@ fn leniently(arguments: &[OsString]) -> Option<ArgMatches> {
 }
 
 fn check(settings: &[Setting]) -> Result<(), Problem> {
-    let joined = join(&with_default_command(env::args_os()), settings)?;
+    let joined = join(&typed(), settings)?;
     let Err(error) = Cli::command().try_get_matches_from(joined) else {
         return Ok(());
     };

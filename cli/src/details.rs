@@ -9,6 +9,8 @@ use chrono::{DateTime, Utc};
 use llmlb_lock_core::{LockInfo, process_command};
 use serde::Serialize;
 
+use crate::insight::Insight;
+
 /// Null where it can't be told.
 #[derive(Default, Serialize)]
 pub(crate) struct Details {
@@ -25,8 +27,13 @@ pub(crate) struct Details {
 
 impl Details {
     /// Of the live holder of a lock.
-    pub(crate) fn of(info: &LockInfo, lock: &Path, address: Option<SocketAddr>) -> Self {
-        let launcher = outer::launcher(info.pid, lock).unwrap_or(info.pid);
+    pub(crate) fn of(
+        info: &LockInfo,
+        lock: &Path,
+        address: Option<SocketAddr>,
+        insight: &Insight,
+    ) -> Self {
+        let launcher = outer::launcher(info.pid, lock, insight).unwrap_or(info.pid);
         Self {
             command: process_command(info.pid).map(|words| harmless(&shown(&words))),
             address,
@@ -71,10 +78,11 @@ mod outer {
     use std::path::Path;
 
     pub(super) use super::unix::user;
+    use crate::insight::Insight;
 
     /// The parent that has the lock as well, if it is of the owner of its file.
-    pub(super) fn launcher(holder: u32, lock: &Path) -> Option<u32> {
-        let launcher = crate::listening::launcher(holder, lock)?;
+    pub(super) fn launcher(holder: u32, lock: &Path, insight: &Insight) -> Option<u32> {
+        let launcher = crate::listening::launcher(holder, lock, insight)?;
         let owner = fs::symlink_metadata(lock).ok()?.uid();
         let process = fs::metadata(format!("/proc/{launcher}")).ok()?;
         (process.uid() == owner).then_some(launcher)
@@ -110,13 +118,14 @@ mod outer {
 
     #[cfg(unix)]
     pub(super) use super::unix::user;
+    use crate::insight::Insight;
 
     #[cfg(not(unix))]
     pub(super) fn user(_: &Path) -> Option<String> {
         None
     }
 
-    pub(super) fn launcher(_: u32, _: &Path) -> Option<u32> {
+    pub(super) fn launcher(_: u32, _: &Path, _: &Insight) -> Option<u32> {
         None
     }
 

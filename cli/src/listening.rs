@@ -7,6 +7,10 @@ use std::net::SocketAddr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use crate::insight::Insight;
+#[cfg(target_os = "linux")]
+use crate::insight::Looked;
+
 /// Who listens on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
@@ -23,21 +27,21 @@ pub(crate) enum Listening {
 /// Whether `server` listens on `port`, or any process below `root`: the server's launcher where it
 /// is known, as what has lost its parent comes to that.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn listening(_server: u32, _root: u32, _port: u16) -> Listening {
+pub(crate) fn listening(_server: u32, _root: u32, _port: u16, _: &Insight) -> Listening {
     Listening::Unknown
 }
 
 /// Whether `server` listens on `port`, or any process below `root`: the server's launcher where it
 /// is known, as what has lost its parent comes to that.
 #[cfg(target_os = "linux")]
-pub(crate) fn listening(server: u32, root: u32, port: u16) -> Listening {
+pub(crate) fn listening(server: u32, root: u32, port: u16, insight: &Insight) -> Listening {
     let Some(sockets) = linux::sockets(server, port) else {
         return Listening::Unknown;
     };
     if sockets.is_empty() {
         return Listening::Not;
     }
-    match linux::owned(&sockets, server, root) {
+    match linux::owned(&sockets, server, root, insight) {
         linux::Owned::Yes(address) => Listening::On(address),
         linux::Owned::No => Listening::Not,
         linux::Owned::Untold => Listening::On(sockets[0].address),
@@ -45,11 +49,11 @@ pub(crate) fn listening(server: u32, root: u32, port: u16) -> Listening {
 }
 
 /// The same for whoever holds a lock, and the launcher that has it as well.
-pub(crate) fn holder_listens(holder: u32, lock: &Path, port: u16) -> Listening {
-    match listening(holder, holder, port) {
+pub(crate) fn holder_listens(holder: u32, lock: &Path, port: u16, insight: &Insight) -> Listening {
+    match listening(holder, holder, port, insight) {
         #[cfg(target_os = "linux")]
-        Listening::Not => match linux::launcher(holder, lock) {
-            Some(launcher) => listening(holder, launcher, port),
+        Listening::Not => match linux::launcher(holder, lock, insight) {
+            Some(launcher) => listening(holder, launcher, port, insight),
             None => Listening::Not,
         },
         #[cfg(not(target_os = "linux"))]
@@ -66,7 +70,7 @@ pub(crate) use linux::launcher;
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use super::{IpAddr, Ipv4Addr, Ipv6Addr, Path, SocketAddr};
+    use super::{Insight, IpAddr, Ipv4Addr, Ipv6Addr, Looked, Path, SocketAddr};
     use std::collections::HashSet;
     use std::fs::{self, File};
     use std::io::{self, BufRead, BufReader, ErrorKind};
@@ -76,15 +80,7 @@ mod linux {
 
     pub(super) struct Socket {
         pub(super) address: SocketAddr,
-        /// What a descriptor of it leads to.
-        name: String,
-    }
-
-    impl Socket {
-        fn new(address: SocketAddr, inode: impl std::fmt::Display) -> Self {
-            let name = format!("socket:[{inode}]");
-            Self { address, name }
-        }
+        inode: u64,
     }
 
     /// Those that listen on the port where `pid` is. `None` if that isn't told.
@@ -217,7 +213,10 @@ mod linux {
             };
             let port = u16::from_be_bytes(*message[PORT..].first_chunk()?);
             let inode = u32::from_ne_bytes(*message[INODE..].first_chunk()?);
-            Some(Socket::new(SocketAddr::new(ip, port), inode))
+            Some(Socket {
+                address: SocketAddr::new(ip, port),
+                inode: u64::from(inode),
+            })
         }
     }
 
@@ -234,8 +233,9 @@ mod linux {
         if state.is_some_and(|state| state != LISTENS) {
             return Line::Other;
         }
-        match (address.and_then(address_of), fields.nth(5)) {
-            (Some(address), Some(inode)) => Line::Listens(Socket::new(address, inode)),
+        let inode = fields.nth(5).and_then(|inode| inode.parse().ok());
+        match (address.and_then(address_of), inode) {
+            (Some(address), Some(inode)) => Line::Listens(Socket { address, inode }),
             _ => Line::Unknown,
         }
     }
@@ -266,9 +266,8 @@ mod linux {
         Untold,
     }
 
-    /// Whether one of these is open in one of the processes. Only where their descriptors lead to is
-    /// read, never what they are: one may be on a network mount that hangs.
-    pub(super) fn owned(sockets: &[Socket], server: u32, root: u32) -> Owned {
+    /// Whether one of these is open in one of the processes.
+    pub(super) fn owned(sockets: &[Socket], server: u32, root: u32, insight: &Insight) -> Owned {
         let mut seen = HashSet::from([server, root]);
         // The most likely one first.
         let mut waiting = std::collections::VecDeque::from([server]);
@@ -277,14 +276,18 @@ mod linux {
         }
         let mut told = true;
         while let Some(pid) = waiting.pop_front() {
-            match has(pid, sockets) {
-                Ok(Some(address)) => return Owned::Yes(address),
-                Ok(None) => {}
-                Err(e) => told &= is_gone(&e),
+            let process = insight.of(pid);
+            match process.first_open(sockets, |socket| socket.inode) {
+                Looked::At(Some(socket)) => return Owned::Yes(socket.address),
+                Looked::At(None) | Looked::Gone => {}
+                Looked::Hidden => told = false,
             }
-            match children(pid) {
-                Ok(children) => waiting.extend(children.into_iter().filter(|&c| seen.insert(c))),
-                Err(e) => told &= is_gone(&e),
+            match process.children() {
+                Looked::At(children) => {
+                    waiting.extend(children.iter().filter(|c| seen.insert(**c)))
+                }
+                Looked::Gone => {}
+                Looked::Hidden => told = false,
             }
             if seen.len() > MOST_PROCESSES {
                 return Owned::Untold;
@@ -294,52 +297,12 @@ mod linux {
     }
 
     /// The parent of a holder, if it has the lock's file open.
-    pub(crate) fn launcher(holder: u32, lock: &Path) -> Option<u32> {
+    pub(crate) fn launcher(holder: u32, lock: &Path, insight: &Insight) -> Option<u32> {
         let status = fs::read_to_string(format!("/proc/{holder}/status")).ok()?;
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
         let parent = parent.trim().parse().ok().filter(|&parent| parent > 0)?;
         let lock = lock.canonicalize().ok()?;
-        let mut open = fs::read_dir(format!("/proc/{parent}/fd")).ok()?.flatten();
-        open.any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == lock))
-            .then_some(parent)
-    }
-
-    fn has(pid: u32, sockets: &[Socket]) -> io::Result<Option<SocketAddr>> {
-        for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-            // One that has been closed meanwhile.
-            let Ok(target) = fs::read_link(entry?.path()) else {
-                continue;
-            };
-            let found = sockets
-                .iter()
-                .find(|socket| target == Path::new(&socket.name));
-            if let Some(socket) = found {
-                return Ok(Some(socket.address));
-            }
-        }
-        Ok(None)
-    }
-
-    fn children(pid: u32) -> io::Result<Vec<u32>> {
-        let mut children = Vec::new();
-        for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let thread = entry?.path();
-            match fs::read_to_string(thread.join("children")) {
-                Ok(text) => children.extend(
-                    text.split_ascii_whitespace()
-                        .filter_map(|c| c.parse::<u32>().ok()),
-                ),
-                // A thread that has ended; or a kernel that does not tell of children.
-                Err(e) if is_gone(&e) && !thread.exists() => {}
-                Err(_) => return Err(ErrorKind::Unsupported.into()),
-            }
-        }
-        Ok(children)
-    }
-
-    fn is_gone(e: &io::Error) -> bool {
-        const ESRCH: i32 = nix::errno::Errno::ESRCH as i32;
-        e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(ESRCH)
+        insight.of(parent).has_lock(&lock).then_some(parent)
     }
 
     #[cfg(test)]
@@ -360,7 +323,7 @@ mod linux {
                 // Others may listen on the same port of another address.
                 let is_seen = |sockets: Vec<Socket>| {
                     let mut sockets = sockets.into_iter();
-                    sockets.any(|s| s.address == bound && name == s.name.as_str())
+                    sockets.any(|s| s.address == bound && *name == *format!("socket:[{}]", s.inode))
                 };
                 assert!(is_seen(shown(std::process::id(), bound.port()).unwrap()));
                 assert!(is_seen(diag::sockets(bound.port()).unwrap()));
@@ -389,18 +352,27 @@ mod tests {
             let listener = TcpListener::bind(address).unwrap();
             let address = listener.local_addr().unwrap();
             let own = std::process::id();
-            assert_eq!(listening(own, own, address.port()), Listening::On(address));
+            assert_eq!(
+                listening(own, own, address.port(), &Insight::default()),
+                Listening::On(address)
+            );
             let mut child = std::process::Command::new("sleep");
             let mut child = child.arg("60").spawn().unwrap();
             let other = child.id();
-            assert_eq!(listening(other, other, address.port()), Listening::Not);
+            assert_eq!(
+                listening(other, other, address.port(), &Insight::default()),
+                Listening::Not
+            );
             // One below it is found from above.
             assert_eq!(
-                listening(other, own, address.port()),
+                listening(other, own, address.port(), &Insight::default()),
                 Listening::On(address)
             );
             drop(listener);
-            assert_eq!(listening(own, own, address.port()), Listening::Not);
+            assert_eq!(
+                listening(own, own, address.port(), &Insight::default()),
+                Listening::Not
+            );
             child.kill().unwrap();
             child.wait().unwrap();
         }

@@ -12,10 +12,12 @@ mod exit;
 mod guard;
 mod hangup;
 mod hints;
+mod insight;
 mod listening;
 mod manual;
 mod output;
 mod own_address;
+mod owner;
 mod pool;
 mod ready;
 mod serve;
@@ -82,7 +84,14 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => {
             log(LevelFilter::INFO, !args.detach);
-            serve::run(*args)
+            #[cfg(target_os = "linux")]
+            let result = match cluster::guarded::arguments(env::args_os()).1 {
+                Some(port) => cluster::guarded::run(*args, port),
+                None => serve::run(*args),
+            };
+            #[cfg(not(target_os = "linux"))]
+            let result = serve::run(*args);
+            result
         }
         Command::Stop(args) => {
             log(LevelFilter::WARN, true);

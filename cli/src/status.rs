@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,8 +14,9 @@ use serde::Serialize;
 use crate::args::{Format, StatusArgs};
 use crate::details::Details;
 use crate::exit::{self, Failure};
+use crate::insight::Insight;
 use crate::listening::{Listening, holder_listens};
-use crate::{output, pool};
+use crate::{output, owner, pool};
 
 /// A listening port on this machine accepts within microseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
@@ -114,7 +114,10 @@ fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Rows, Failure> {
     let (servers, left_out) = within_bounds(servers);
     // Looked up by the first probe, if there is one.
     let addresses = &LazyLock::new(local_addresses);
-    let seen = pool::map(&servers, LOOKS, |server| (server.port, seen(server)));
+    let insight = &Insight::default();
+    let seen = pool::map(&servers, LOOKS, |server| {
+        (server.port, seen(server, insight))
+    });
     let listening = pool::map(&seen, PROBES, |&(port, seen)| match seen {
         Listening::On(_) => true,
         Listening::Not => false,
@@ -124,7 +127,9 @@ fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Rows, Failure> {
         Format::Table => servers.iter().map(|_| Details::default()).collect(),
         Format::Wide | Format::Json => {
             let seen: Vec<_> = servers.iter().zip(&seen).collect();
-            pool::map(&seen, LOOKS, |(server, (_, seen))| details(server, *seen))
+            pool::map(&seen, LOOKS, |(server, (_, seen))| {
+                details(server, *seen, insight)
+            })
         }
     };
     let rows = servers.into_iter().zip(listening).zip(details);
@@ -142,24 +147,11 @@ fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Rows, Failure> {
 fn within_bounds(mut servers: Vec<Server>) -> (Vec<Server>, usize) {
     let left_out = servers.len().saturating_sub(SHOWN);
     if left_out > 0 {
-        servers.sort_by_cached_key(|server| !is_own(&server.path));
+        servers.sort_by_cached_key(|server| !owner::is_own(&server.path));
         servers.truncate(SHOWN);
         servers.sort_unstable_by_key(|server| server.port);
     }
     (servers, left_out)
-}
-
-#[cfg(unix)]
-fn is_own(path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let own = nix::unistd::geteuid().as_raw();
-    path.symlink_metadata().is_ok_and(|file| file.uid() == own)
-}
-
-/// The directory is the user's own.
-#[cfg(windows)]
-fn is_own(_: &Path) -> bool {
-    true
 }
 
 struct Rows {
@@ -330,23 +322,23 @@ fn interface_addresses() -> Vec<IpAddr> {
 }
 
 /// What the system tells of the server's own processes.
-fn seen(server: &Server) -> Listening {
+fn seen(server: &Server, insight: &Insight) -> Listening {
     match &server.info {
         Some(info) if server.state == ServerState::Running => {
-            holder_listens(info.pid, &server.path, server.port)
+            holder_listens(info.pid, &server.path, server.port, insight)
         }
         _ => Listening::Not,
     }
 }
 
-fn details(server: &Server, seen: Listening) -> Details {
+fn details(server: &Server, seen: Listening, insight: &Insight) -> Details {
     let address = match seen {
         Listening::On(address) => Some(address),
         Listening::Not | Listening::Unknown => None,
     };
     match &server.info {
         Some(info) if server.state == ServerState::Running => {
-            Details::of(info, &server.path, address)
+            Details::of(info, &server.path, address, insight)
         }
         _ => Details::default(),
     }

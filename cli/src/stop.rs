@@ -1,5 +1,6 @@
 //! `llmlb stop`: core's `stop_server` in words, for one port or all.
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tracing::subscriber::NoSubscriber;
 
 use crate::args::StopArgs;
 use crate::exit::{self, Failure};
-use crate::{output, pool};
+use crate::{output, owner, pool};
 
 /// How many are stopped side by side.
 const STOPS: usize = 128;
@@ -156,6 +157,7 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
         .iter()
         // Another user's is not ours to stop, and no reason to fail.
         .filter(|server| !matches!(server.state, ServerState::Unreadable { .. }))
+        .filter(|server| owner::is_ours(&server.path))
         .partition(|server| server.state == ServerState::Stale);
     let ports_of = |servers: Vec<&Server>| servers.iter().map(|server| server.port).collect();
     let (mut stale, mut ports): (Vec<u16>, Vec<u16>) = (ports_of(stale), ports_of(live));
@@ -177,10 +179,25 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
         output::line("No servers running")?;
         return Ok(exit::OK);
     }
+    let unnamed = |server: &&Server| server.state == ServerState::Held;
+    let unnamed: HashSet<u16> = servers.iter().filter(unnamed).map(|s| s.port).collect();
+    let (unnamed, ports): (Vec<u16>, Vec<u16>) =
+        ports.iter().partition(|port| unnamed.contains(port));
     let progress = &progress();
-    let results = pool::map(&ports, STOPS, |&port| {
-        stop_one(locks, port, options, progress)
-    });
+    let stop = |&port: &u16| stop_one(locks, port, options, progress);
+    let mut results = pool::map(&ports, STOPS, stop);
+    let mut freed = Vec::new();
+    // All processes are gone through to find who is named nowhere, and one may hold many locks.
+    for port in unnamed {
+        match locks.server(port) {
+            Ok(Some(server)) if server.state == ServerState::Stale => freed.push(port),
+            Ok(None) => {}
+            _ => results.push(stop(&port)),
+        }
+    }
+    if !freed.is_empty() {
+        results.push(remove_stale(locks, &freed, options));
+    }
     let failures: Vec<Failure> = results.into_iter().filter_map(Result::err).collect();
     if failures.is_empty() {
         return Ok(exit::OK);

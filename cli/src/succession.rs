@@ -21,6 +21,7 @@ mod alone;
 #[cfg(not(unix))]
 pub(crate) use alone::{Predecessor, Successor};
 
+use std::convert::Infallible;
 use std::io;
 #[cfg(unix)]
 use std::net::SocketAddr;
@@ -64,7 +65,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a built-in server has to do with those before and after it.
 pub(crate) struct Succession {
-    lock: ServerLock,
+    /// None where another process guards the port for this one.
+    lock: Option<ServerLock>,
     listener: TcpListener,
     predecessor: Option<Predecessor>,
     /// Open as long as somebody may take over.
@@ -87,11 +89,23 @@ impl Succession {
         Self::new(lock, listener, None)
     }
 
+    /// Nobody was there, and nobody can take over: another process guards the port for this one.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+    pub(crate) fn guarded(listener: TcpListener) -> Self {
+        Self {
+            #[cfg(unix)]
+            door: None,
+            lock: None,
+            listener,
+            predecessor: None,
+        }
+    }
+
     fn new(lock: ServerLock, listener: TcpListener, predecessor: Option<Predecessor>) -> Self {
         Self {
             #[cfg(unix)]
             door: open_door(&lock),
-            lock,
+            lock: Some(lock),
             listener,
             predecessor,
         }
@@ -120,8 +134,16 @@ impl Succession {
         door::exists(&locks.lock_path(port))
     }
 
-    pub(crate) fn lock(&self) -> &ServerLock {
-        &self.lock
+    pub(crate) fn lock(&self) -> Option<&ServerLock> {
+        self.lock.as_ref()
+    }
+
+    /// Looks after the lock, if it is ours. Completes never.
+    async fn watch(&self) -> Infallible {
+        match &self.lock {
+            Some(lock) => watch(lock).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// To accept from.
@@ -136,9 +158,9 @@ impl Succession {
     pub(crate) async fn reign(&mut self, gateway: &Gateway, shutdown: &mut Shutdown) -> Course {
         loop {
             let knock = tokio::select! {
-                never = watch(&self.lock) => match never {},
+                never = self.watch() => match never {},
                 _ = shutdown.recv() => return Course::Shutdown,
-                knock = offer(self.door.as_ref(), &self.lock, &self.listener) => knock,
+                knock = self.offer() => knock,
             };
             let mut successor = match knock {
                 Knock::Nothing => continue,
@@ -163,7 +185,15 @@ impl Succession {
             warn!("The successor has failed, serving on");
             self.take_back();
             gateway.resume();
-            self.door = open_door(&self.lock);
+            self.door = self.lock.as_ref().and_then(open_door);
+        }
+    }
+
+    #[cfg(unix)]
+    async fn offer(&self) -> Knock {
+        match (&self.door, &self.lock) {
+            (Some(door), Some(lock)) => door.offer(lock.as_fd(), self.listener.as_fd()).await,
+            _ => std::future::pending().await,
         }
     }
 
@@ -171,7 +201,7 @@ impl Succession {
     #[cfg(not(unix))]
     pub(crate) async fn reign(&mut self, _: &Gateway, shutdown: &mut Shutdown) -> Course {
         tokio::select! {
-            never = watch(&self.lock) => match never {},
+            never = self.watch() => match never {},
             _ = shutdown.recv() => Course::Shutdown,
         }
     }
@@ -179,17 +209,18 @@ impl Succession {
     /// Names this process again, if the file names another.
     #[cfg(unix)]
     fn take_back(&mut self) {
-        let named = LockDir::default().read_lock_info(self.lock.info().port);
+        let Some(lock) = &mut self.lock else { return };
+        let named = LockDir::default().read_lock_info(lock.info().port);
         if named.is_ok_and(|info| info.is_some_and(|info| info.pid == std::process::id())) {
             return;
         }
-        if let Err(e) = self.lock.adopt() {
+        if let Err(e) = lock.adopt() {
             warn!("{e}");
         }
     }
 
     /// What is left to see to before the lock is given back.
-    pub(crate) fn end(self) -> (ServerLock, Option<Predecessor>) {
+    pub(crate) fn end(self) -> (Option<ServerLock>, Option<Predecessor>) {
         (self.lock, self.predecessor)
     }
 
@@ -205,12 +236,4 @@ fn open_door(lock: &ServerLock) -> Option<Door> {
     Door::open(lock)
         .inspect_err(|e| debug!("No successor can take over: {e}"))
         .ok()
-}
-
-#[cfg(unix)]
-async fn offer(door: Option<&Door>, lock: &ServerLock, listener: &TcpListener) -> Knock {
-    match door {
-        Some(door) => door.offer(lock.as_fd(), listener.as_fd()).await,
-        None => std::future::pending().await,
-    }
 }

@@ -2,16 +2,19 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::dir::{LockDir, SETTLE_READ, check_port, file_name};
 use crate::error::LockError;
 use crate::info::LockInfo;
-use crate::process;
-use crate::record::{Content, Record};
+use crate::process::Processes;
+use crate::record::Content;
 use crate::sys::Directory;
+
+/// Between two looks at the locks of which it is not clear whose they are.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
 impl LockDir {
     /// Every lock file here with its state, by port. A directory that does not exist has none.
@@ -26,12 +29,8 @@ impl LockDir {
             return Ok(Vec::new());
         };
         let names = directory.names().map_err(LockError::ReadFailed)?;
-        let mut ports: Vec<u16> = names.iter().filter_map(|name| port_of(name)).collect();
-        ports.sort_unstable();
-        Ok(ports
-            .into_iter()
-            .filter_map(|port| self.examine(&directory, port))
-            .collect())
+        let ports = names.iter().filter_map(|name| port_of(name)).collect();
+        Ok(self.examine(&directory, ports))
     }
 
     /// The state of one port's lock file; `None` where there is none.
@@ -42,12 +41,44 @@ impl LockDir {
     pub fn server(&self, port: u16) -> Result<Option<Server>, LockError> {
         check_port(port)?;
         let directory = self.open().map_err(LockError::ReadFailed)?;
-        Ok(directory.and_then(|directory| self.examine(&directory, port)))
+        Ok(directory.and_then(|directory| self.examine(&directory, vec![port]).pop()))
     }
 
-    fn examine(&self, directory: &Directory, port: u16) -> Option<Server> {
+    /// The state of these ports' lock files, where there are any, by port.
+    ///
+    /// A lock that is held and names nobody may be that of a server which is starting, stopping or
+    /// recovering this very moment: those are looked at again, all of them within one wait.
+    fn examine(&self, directory: &Directory, mut ports: Vec<u16>) -> Vec<Server> {
+        let mut servers = Vec::new();
+        let mut since: Option<Instant> = None;
+        loop {
+            let began = Instant::now();
+            let settled = since.is_some_and(|since| since.elapsed() >= SETTLE_READ);
+            let mut processes = Processes::default();
+            let mut unclear = Vec::new();
+            for port in ports {
+                match self.look(directory, port, &mut processes) {
+                    Some(server) if server.state == ServerState::Held && !settled => {
+                        unclear.push(port);
+                    }
+                    found => servers.extend(found),
+                }
+            }
+            if unclear.is_empty() {
+                servers.sort_unstable_by_key(|server| server.port);
+                return servers;
+            }
+            let left = SETTLE_READ.saturating_sub(since.get_or_insert_with(Instant::now).elapsed());
+            // No more of the time than half of it is spent on looking.
+            thread::sleep(began.elapsed().max(SHORTEST_PAUSE).min(left));
+            ports = unclear;
+        }
+    }
+
+    fn look(&self, directory: &Directory, port: u16, processes: &mut Processes) -> Option<Server> {
         let name = file_name(port);
-        let (info, state) = match self.look(directory, port, &name) {
+        let path = self.path().join(&name);
+        let (info, state) = match look(directory, port, &name, &path, processes) {
             Ok(found) => found?,
             Err(_) => {
                 let owner = directory.owner(&name);
@@ -56,53 +87,10 @@ impl LockDir {
         };
         Some(Server {
             port,
-            path: self.path().join(name),
+            path,
             info,
             state,
         })
-    }
-
-    fn look(
-        &self,
-        directory: &Directory,
-        port: u16,
-        name: &str,
-    ) -> io::Result<Option<(Option<LockInfo>, ServerState)>> {
-        let started = Instant::now();
-        loop {
-            let Some(file) = directory.open_lock(name)? else {
-                return Ok(None);
-            };
-            let record = Content::parse(&file.read()?, port).holder();
-            let info = |record: Option<Record>| record.map(|record| record.info);
-            if let Some(record) = &record
-                && process::is_live_holder(record, &file)?
-            {
-                return Ok(Some((Some(record.info.clone()), ServerState::Running)));
-            }
-            // Nobody is known for certain: now, and only now, the kernel is asked.
-            let held = file.is_held()?;
-            if !held && !file.is_at(&self.path().join(name))? {
-                return Ok(None);
-            }
-            if let Some(record) = &record
-                && held
-                && process::is_holder(record, &file)?
-            {
-                return Ok(Some((Some(record.info.clone()), ServerState::Running)));
-            }
-            if !held || started.elapsed() >= SETTLE_READ {
-                let state = match held {
-                    true => ServerState::Held,
-                    false => ServerState::Stale,
-                };
-                let shown = record.filter(|record| process::may_be_shown(record, &file));
-                return Ok(Some((info(shown), state)));
-            }
-            // Someone is starting, stopping or recovering this very moment.
-            drop(file);
-            thread::sleep(Duration::from_millis(1));
-        }
     }
 
     /// Live servers, by port. What cannot be read is left out: [`servers`](Self::servers) tells.
@@ -117,6 +105,42 @@ impl LockDir {
             .filter_map(|server| server.info)
             .collect()
     }
+}
+
+/// One look at a lock file; `None` where there is none.
+fn look(
+    directory: &Directory,
+    port: u16,
+    name: &str,
+    path: &Path,
+    processes: &mut Processes,
+) -> io::Result<Option<(Option<LockInfo>, ServerState)>> {
+    let Some(file) = directory.open_lock(name)? else {
+        return Ok(None);
+    };
+    let record = Content::parse(&file.read()?, port).holder();
+    if let Some(record) = &record
+        && processes.is_live_holder(record, &file)?
+    {
+        return Ok(Some((Some(record.info.clone()), ServerState::Running)));
+    }
+    // Nobody is known for certain: now, and only now, the kernel is asked.
+    let held = file.is_held()?;
+    if !held && !file.is_at(path)? {
+        return Ok(None);
+    }
+    if let Some(record) = &record
+        && held
+        && processes.is_holder(record, &file)?
+    {
+        return Ok(Some((Some(record.info.clone()), ServerState::Running)));
+    }
+    let state = match held {
+        true => ServerState::Held,
+        false => ServerState::Stale,
+    };
+    let shown = record.filter(|record| processes.may_be_shown(record, &file));
+    Ok(Some((shown.map(|record| record.info), state)))
 }
 
 /// One lock file in a [`LockDir`].

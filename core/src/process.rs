@@ -1,5 +1,6 @@
 //! Whether a PID is alive, and can be the one that wrote a lock file.
 
+use std::collections::HashMap;
 use std::io;
 
 use chrono::TimeDelta;
@@ -51,7 +52,7 @@ pub fn stop_process(pid: u32) -> io::Result<()> {
     sys::terminate(pid)
 }
 
-fn valid_pid(pid: u32) -> Option<i32> {
+pub(crate) fn valid_pid(pid: u32) -> Option<i32> {
     i32::try_from(pid).ok().filter(|&pid| pid > 0)
 }
 
@@ -64,34 +65,108 @@ pub(crate) fn find(pid: u32) -> io::Result<Option<Process>> {
     }
 }
 
-/// The process that a record names: none if it has ended, is meant in another boot or PID
-/// namespace, or is another user's that is hidden from us.
-fn named(record: &Record) -> io::Result<Option<Process>> {
-    if let Some(identity) = &record.identity {
-        let here = sys::own_identity()?.unwrap_or_default();
-        if (&identity.boot_id, &identity.pid_ns) != (&here.boot_id, &here.pid_ns) {
-            return Ok(None);
+/// Processes as one look at locks has seen them: each is asked about once, however many locks name
+/// it. Anybody may fill a directory that all may write to with names of one process.
+#[derive(Default)]
+pub(crate) struct Processes {
+    found: HashMap<(u32, Option<u64>), Option<Process>>,
+    alike: HashMap<(u32, u32), bool>,
+    flocks: sys::Flocks,
+}
+
+impl Processes {
+    fn find(&mut self, pid: u32, start: Option<u64>) -> io::Result<Option<Process>> {
+        if let Some(known) = self.found.get(&(pid, start)) {
+            return Ok(known.clone());
+        }
+        let found = match start.filter(|_| valid_pid(pid).is_some()) {
+            Some(start) => sys::process_started_at(pid, start),
+            None => find(pid),
+        }?;
+        self.found.insert((pid, start), found.clone());
+        Ok(found)
+    }
+
+    /// The process that a record names: none if it has ended, is meant in another boot or PID
+    /// namespace, or is another user's that is hidden from us.
+    fn named(&mut self, record: &Record) -> io::Result<Option<Process>> {
+        if let Some(identity) = &record.identity {
+            let here = sys::own_identity()?.unwrap_or_default();
+            if (&identity.boot_id, &identity.pid_ns) != (&here.boot_id, &here.pid_ns) {
+                return Ok(None);
+            }
+        }
+        let start = record.identity.as_ref().map(Identity::start);
+        match self.find(record.info.pid, start) {
+            Err(e) if sys::is_anothers(&e) => Ok(None),
+            found => found,
         }
     }
-    let pid = record.info.pid;
-    let start = record.identity.as_ref().map(Identity::start);
-    let found = match start.filter(|_| valid_pid(pid).is_some()) {
-        Some(start) => sys::process_started_at(pid, start),
-        None => find(pid),
-    };
-    match found {
-        Err(e) if sys::is_anothers(&e) => Ok(None),
-        found => found,
+
+    /// As [`is_holder`].
+    pub(crate) fn is_holder(&mut self, record: &Record, file: &LockFile) -> io::Result<bool> {
+        let Some(process) = self.named(record)? else {
+            return Ok(false);
+        };
+        let identified = match record.identity {
+            Some(_) => Some(is_identified(&process, record)?),
+            None if started_in_time(&process, record) => Some(true),
+            None => None,
+        };
+        // Nobody's descriptors are gone through because a stranger wrote down his number.
+        if identified == Some(false) || !self.is_owned_alike(&process, record, file)? {
+            return Ok(false);
+        }
+        let holds = || matches!(self.flocks.holds(record.info.pid, file), Ok(Some(true)));
+        Ok(identified.unwrap_or_else(holds))
+    }
+
+    /// The same for a lock that may be free: only an identity tells.
+    pub(crate) fn is_live_holder(&mut self, record: &Record, file: &LockFile) -> io::Result<bool> {
+        Ok(!cfg!(windows) && record.identity.is_some() && self.is_holder(record, file)?)
+    }
+
+    /// Whether the process that a record names may be shown where it is not the holder: a stranger
+    /// must not make others look at, or end, what he likes.
+    pub(crate) fn may_be_shown(&mut self, record: &Record, file: &LockFile) -> bool {
+        let pid = record.info.pid;
+        matches!(self.find(pid, None), Ok(None)) || matches!(self.owned_alike(pid, file), Ok(true))
+    }
+
+    fn is_owned_alike(
+        &mut self,
+        process: &Process,
+        record: &Record,
+        file: &LockFile,
+    ) -> io::Result<bool> {
+        // What is known already settles most cases: root could do anything anyway.
+        let owner = file.owner();
+        let alike = owner.is_some() && (owner == process.owner || owner == Some(0));
+        Ok(alike || self.owned_alike(record.info.pid, file)?)
+    }
+
+    fn owned_alike(&mut self, pid: u32, file: &LockFile) -> io::Result<bool> {
+        let Some(owner) = file.owner() else {
+            return sys::owned_alike(pid, file);
+        };
+        if let Some(known) = self.alike.get(&(pid, owner)) {
+            return Ok(*known);
+        }
+        let alike = sys::owned_alike(pid, file)?;
+        self.alike.insert((pid, owner), alike);
+        Ok(alike)
     }
 }
 
-/// Whether the very process that wrote the record, or was handed the lock in it, is alive.
+/// Whether the very process that wrote the record, or was handed the lock in it, is alive, though it
+/// does not hold it: it closed its descriptors, as daemonizers do. Never on Windows, where the lock
+/// does not end with a descriptor that others have closed.
 pub(crate) fn is_alive(record: &Record) -> io::Result<bool> {
     // Without an identity nobody can tell; most records that are asked about have ended ones.
-    if record.identity.is_none() {
+    if cfg!(windows) || record.identity.is_none() {
         return Ok(false);
     }
-    match named(record)? {
+    match Processes::default().named(record)? {
         Some(process) => is_identified(&process, record),
         None => Ok(false),
     }
@@ -107,42 +182,13 @@ fn is_identified(process: &Process, record: &Record) -> io::Result<bool> {
 /// A record without an identity is judged by the start of the process: one that started later got a
 /// recycled PID. If the wall clock was set meanwhile, its descriptor tells.
 pub(crate) fn is_holder(record: &Record, file: &LockFile) -> io::Result<bool> {
-    let Some(process) = named(record)? else {
-        return Ok(false);
-    };
-    let is_meant = match record.identity {
-        Some(_) => is_identified(&process, record)?,
-        None => {
-            let pid = record.info.pid;
-            started_in_time(&process, record) || matches!(sys::holds(pid, file), Ok(Some(true)))
-        }
-    };
-    Ok(is_meant && is_owned_alike(&process, record, file)?)
-}
-
-/// The same for a lock that may be free: only an identity tells.
-pub(crate) fn is_live_holder(record: &Record, file: &LockFile) -> io::Result<bool> {
-    Ok(record.identity.is_some() && is_holder(record, file)?)
-}
-
-fn is_owned_alike(process: &Process, record: &Record, file: &LockFile) -> io::Result<bool> {
-    // What is known already settles most cases: root could do anything anyway.
-    let owner = file.owner();
-    let alike = owner.is_some() && (owner == process.owner || owner == Some(0));
-    Ok(alike || sys::owned_alike(record.info.pid, file)?)
-}
-
-/// Whether the process that a record names may be shown where it is not the holder: a stranger must
-/// not make others look at, or end, what he likes.
-pub(crate) fn may_be_shown(record: &Record, file: &LockFile) -> bool {
-    let pid = record.info.pid;
-    matches!(find(pid), Ok(None)) || matches!(sys::owned_alike(pid, file), Ok(true))
+    Processes::default().is_holder(record, file)
 }
 
 /// Whether a process that is alive may be the one that the record names, for all that the record
 /// tells.
 pub(crate) fn could_be(record: &Record) -> bool {
-    match named(record) {
+    match Processes::default().named(record) {
         Ok(Some(process)) if record.identity.is_none() => started_in_time(&process, record),
         Ok(Some(process)) => matches!(is_identified(&process, record), Ok(true)),
         Ok(None) => false,

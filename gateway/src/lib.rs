@@ -55,6 +55,7 @@ mod backend;
 mod body;
 mod catalog;
 mod choose;
+mod counters;
 mod error;
 mod follow;
 mod gateway;

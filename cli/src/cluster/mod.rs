@@ -13,6 +13,10 @@ pub(crate) mod connection;
 mod elsewhere;
 #[cfg(target_os = "linux")]
 mod foreign;
+#[cfg(target_os = "linux")]
+pub(crate) mod guarded;
+#[cfg(target_os = "linux")]
+mod models;
 pub(crate) mod options;
 #[cfg(target_os = "linux")]
 mod registration;

@@ -19,7 +19,7 @@ use super::passed_through::PassedThrough;
 use super::readying;
 use super::restart::{Next, Restarts};
 use super::terminal::{self, Terminal};
-use super::{cannot_run, command};
+use super::{cannot_run, command, name};
 use crate::args::{Restart, ServeArgs};
 use crate::cluster::Active;
 use crate::exit::{self, Failure};
@@ -56,7 +56,7 @@ pub(crate) async fn run(
         Restart::OnFailure => Restarts::new(args.supervision.restart_max),
     };
     loop {
-        let life = live(
+        let mut life = live(
             &mut lock,
             args,
             readiness,
@@ -95,9 +95,8 @@ pub(crate) async fn run(
             }
         }
         readiness.untold().await;
-        if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
-            // The server's exit code tells its caller more than ours would.
-            warn!("{e}");
+        if !give_back(lock) {
+            life.left_behind = LeftBehind::Alive;
         }
         if let Some(active) = active {
             let has_ended = !matches!(life.left_behind, LeftBehind::Alive);
@@ -108,6 +107,25 @@ pub(crate) async fn run(
             None => life.outcome(),
         };
     }
+}
+
+/// Whether nobody holds the lock any more; else the file stays. What the server started as another
+/// user may neither be seen nor ended.
+fn give_back(mut lock: ServerLock) -> bool {
+    let reclaimed = lock.reclaim(GRACE);
+    let released = lock.release();
+    let is_held = matches!(&released, Err(LockError::ReleaseFailed(e)) if is_busy(e));
+    let is_told = |e: &LockError| is_held && matches!(e, LockError::StopFailed(e) if is_busy(e));
+    // The server's exit code tells its caller more than these would.
+    let reclaimed = reclaimed.err().filter(|e| !is_told(e));
+    for e in reclaimed.into_iter().chain(released.err()) {
+        warn!("{e}");
+    }
+    !is_held
+}
+
+fn is_busy(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::ResourceBusy
 }
 
 fn failed(e: io::Error) -> Failure {
@@ -212,7 +230,8 @@ async fn live(
     told: &mut Told,
     terminal: Option<&Terminal>,
 ) -> Result<Life, Failure> {
-    let mut offspring = Offspring::prepare(lock)?;
+    let watchdog = || active.and_then(Active::watchdog);
+    let mut offspring = Offspring::prepare_beside(lock, watchdog().as_slice())?;
     let (server, output) = spawn(lock, args, &offspring, active)?;
     offspring.started(server.as_raw().unsigned_abs());
     if terminal.is_some_and(|terminal| terminal.offer(server)) {
@@ -229,9 +248,9 @@ async fn live(
         }
     }
     info!(
-        "Guarding port {} for {:?} (PID: {server})",
+        "Guarding port {} for {} (PID: {server})",
         lock.info().port,
-        args.command[0]
+        name(args)
     );
 
     let probe = readying::probe(server.as_raw().unsigned_abs(), lock.info().port, args);
@@ -340,6 +359,7 @@ async fn live(
     let left_behind = left_behind::end(
         server,
         &mut offspring,
+        &watchdog,
         &mut ending,
         succeeded,
         &mut told.shutdown,
@@ -347,6 +367,7 @@ async fn live(
     )
     .await;
     drop(offspring);
+    readiness.ended();
     if let Some(output) = output {
         output.finish();
     }
@@ -418,7 +439,7 @@ fn spawn(
         });
     }
     let spawned = match active {
-        Some(active) => active.spawn(&mut command)?,
+        Some(active) => active.spawn(&mut command, offspring)?,
         None => command.spawn(),
     };
     let child = match spawned {

@@ -39,14 +39,14 @@ pub(crate) async fn handler(State(shared): State<Arc<Shared>>, mut request: Requ
 }
 
 /// The same for a request that has not come through the router.
-pub(crate) async fn direct(shared: Arc<Shared>, peer: Peer, request: Request) -> Response {
+pub(crate) async fn direct(shared: Arc<Shared>, peer: Arc<Peer>, request: Request) -> Response {
     if let Err(refusal) = admission::check_key(&shared, &request) {
         return refusal.into_response();
     }
     pass_on(shared, peer, request).await
 }
 
-async fn pass_on(shared: Arc<Shared>, peer: Peer, mut request: Request) -> Response {
+async fn pass_on(shared: Arc<Shared>, peer: Arc<Peer>, mut request: Request) -> Response {
     let trace = Arc::new(Trace::of(&mut request));
     let mut flight = Flight::begin(shared, peer, &request, Arc::clone(&trace));
     let forwarded = forward(&mut flight, request).await;
@@ -116,7 +116,7 @@ async fn receive(
     let (mut parts, body) = request.into_parts();
     headers::forward(
         &mut parts.headers,
-        flight.peer.address,
+        flight.peer.forwarded.as_ref(),
         flight.upgrade.is_some(),
     );
     let shared = &flight.shared;

@@ -1,8 +1,9 @@
 //! Which processes hold a lock or belong to a server, from what the kernel tells of each.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +16,9 @@ use super::process::{stat, status_field};
 use crate::error::context;
 use crate::sys::LockFile;
 use crate::sys::unix::again;
+
+/// More than a few hundred thousand locks are nobody's servers.
+const LONGEST_LIST: u64 = 32 << 20;
 
 /// Whether the process belongs to the owner of the lock file, or root wrote the file.
 pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
@@ -50,15 +54,15 @@ pub(crate) fn taker(pid: u32, file: &LockFile) -> io::Result<Option<u32>> {
 
 /// A lock file as `/proc` tells of it. The files of other processes are never looked at
 /// themselves: one of them on a network mount that hangs would hang us.
-struct Inode {
-    number: u64,
+pub(super) struct Inode {
+    pub(super) number: u64,
     device: String,
     /// Our own descriptor's entry in `/proc`.
     link: String,
 }
 
 impl Inode {
-    fn of(file: &LockFile) -> io::Result<Self> {
+    pub(super) fn of(file: &LockFile) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let fd = file.as_fd().as_raw_fd();
         let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"));
@@ -99,7 +103,9 @@ impl Inode {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Looked::Nothing),
             Err(e) if is_lack_of_descriptors(&e) => return Err(context(e, path)),
             // Not ours to look at: the kernel's own list names at least who took the lock.
-            Err(_) if named_by_kernel(pid, self.number) => return Ok(Looked::Holder(pid)),
+            Err(_) if KernelsList::read().has(pid, self.number) => {
+                return Ok(Looked::Holder(pid));
+            }
             Err(_) => return Ok(Looked::Other),
         };
         let mut looked = Looked::Nothing;
@@ -115,23 +121,47 @@ impl Inode {
                 continue;
             };
             let fd = entry.file_name();
-            let theirs = format!("{process}/fd/{}", fd.to_string_lossy());
-            // A file system may show another device to us than to the kernel's list of locks.
-            if device == self.device || name(&theirs).is_some_and(|n| Some(n) == name(&self.link)) {
+            if self.is_on(device, &format!("{process}/fd/{}", fd.to_string_lossy())) {
                 return Ok(Looked::Holder(taker));
             }
         }
         Ok(looked)
     }
 
-    /// "lock: 1: FLOCK  ADVISORY  WRITE 2197 fe:00:10010636 0 EOF"
+    /// Whether a lock on a file of this number is one on this file; `theirs` is the entry of the
+    /// descriptor in `/proc`.
+    pub(super) fn is_on(&self, device: &str, theirs: &str) -> bool {
+        // A file system may show another device to us than to the kernel's list of locks.
+        device == self.device || name(theirs).is_some_and(|n| Some(n) == name(&self.link))
+    }
+
     fn taker_in<'a>(&self, line: &'a str) -> Option<(u32, &'a str)> {
-        let mut fields = line.strip_prefix("lock:")?.split_ascii_whitespace();
-        let kind = fields.nth(1)?;
-        let taker = fields.nth(2)?;
+        let flock = Flock::parse(line.strip_prefix("lock:")?)?;
+        (flock.number == self.number).then_some((flock.taker, flock.device))
+    }
+}
+
+/// A lock of this kind, as the kernel tells of it.
+pub(super) struct Flock<'a> {
+    pub(super) taker: u32,
+    pub(super) device: &'a str,
+    pub(super) number: u64,
+}
+
+impl<'a> Flock<'a> {
+    /// "1: FLOCK  ADVISORY  WRITE 2197 fe:00:10010636 0 EOF"
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        let mut fields = text.split_ascii_whitespace();
+        if fields.nth(1)? != "FLOCK" {
+            return None;
+        }
+        let taker = fields.nth(2)?.parse().unwrap_or(0);
         let (device, number) = fields.next()?.rsplit_once(':')?;
-        let is_ours = kind == "FLOCK" && number.parse() == Ok(self.number);
-        is_ours.then(|| (taker.parse().unwrap_or(0), device))
+        Some(Self {
+            taker,
+            device,
+            number: number.parse().ok()?,
+        })
     }
 }
 
@@ -155,7 +185,7 @@ impl Looked {
     }
 }
 
-fn is_lack_of_descriptors(e: &io::Error) -> bool {
+pub(super) fn is_lack_of_descriptors(e: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE]
         .map(|errno| Some(errno.raw_os_error()))
         .contains(&e.raw_os_error())
@@ -169,21 +199,27 @@ fn name(link: &str) -> Option<OsString> {
     Some(OsStr::from_bytes(name).to_owned())
 }
 
-/// Whether `/proc/locks` has a flock on the inode taken by the process.
-fn named_by_kernel(pid: u32, inode: u64) -> bool {
-    let Ok(locks) = fs::read_to_string("/proc/locks") else {
-        return false;
-    };
-    locks.lines().any(|line| {
-        // "1: FLOCK  ADVISORY  WRITE 2197 fe:00:10010636 0 EOF"
-        let fields: Vec<_> = line.split_ascii_whitespace().collect();
-        fields.get(1) == Some(&"FLOCK")
-            && fields.get(4).and_then(|f| f.parse().ok()) == Some(pid)
-            && fields
-                .get(5)
-                .and_then(|f| f.rsplit(':').next()?.parse().ok())
-                == Some(inode)
-    })
+/// Who took which flock, as `/proc/locks` tells everybody.
+pub(super) struct KernelsList(HashSet<(u32, u64)>);
+
+impl KernelsList {
+    pub(super) fn read() -> Self {
+        let mut found = HashSet::new();
+        let list =
+            fs::File::open("/proc/locks").map(|file| BufReader::new(file.take(LONGEST_LIST)));
+        for line in list
+            .into_iter()
+            .flat_map(BufRead::lines)
+            .map_while(Result::ok)
+        {
+            found.extend(Flock::parse(&line).map(|flock| (flock.taker, flock.number)));
+        }
+        Self(found)
+    }
+
+    pub(super) fn has(&self, pid: u32, number: u64) -> bool {
+        self.0.contains(&(pid, number))
+    }
 }
 
 pub(super) fn all_pids() -> io::Result<Vec<u32>> {
