@@ -212,6 +212,15 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "N", default_value = "1024", value_parser = positive)]
     max_requests: u32,
 
+    /// How many more may wait for a backend, where all that fit have as many as their max; more are
+    /// answered with 429. With 0 none waits: 503
+    #[arg(long, value_name = "N", default_value = "512")]
+    queue: u32,
+
+    /// How long each of them may wait; then the answer is 503
+    #[arg(long, value_name = "TIME", default_value = "30", value_parser = seconds)]
+    queue_timeout: Duration,
+
     /// How many threads serve clients; by default one for each core that may be used
     #[arg(long, value_name = "N", value_parser = positive)]
     workers: Option<u32>,
@@ -288,6 +297,8 @@ impl GatewayArgs {
             .workers(self.workers())
             .access_log(self.access_log)
             .affinity(self.affinity.into())
+            .queue(usize::try_from(self.queue).unwrap_or(usize::MAX))
+            .queue_timeout(self.queue_timeout)
             .connect_timeout(self.connect_timeout)
             .health_interval(self.health_interval)
             .health_rise(self.health_rise)
