@@ -20,6 +20,8 @@ struct Hung {
 
 impl Hung {
     fn new(directory: &std::path::Path, mode: &[&str]) -> Self {
+        // It hangs for so long only, and that must not be while this is built.
+        llmlb_tests::llmlb_binary();
         let mut command = Command::new(HUNG);
         command
             .arg(directory)
