@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
+use llmlb_lock_core::{LeftOver, LockDir, LockError, ServerLock, StopOptions, StopOutcome};
+#[cfg(unix)]
+use tracing::error;
+use tracing::{info, warn};
 
 use crate::args::{FOR_EVER, ServeArgs};
 #[cfg(target_os = "linux")]
-use crate::cluster::Membership;
+use crate::cluster::{Membership, guarded};
 #[cfg(unix)]
 use crate::detach::{self, Detached, Side};
 use crate::exit::{self, Failure};
@@ -44,6 +47,9 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
         let message = "--restart is not there on Windows: run it as a service that is";
         return Err(Failure::new(exit::USAGE, message));
     }
+    if args.check {
+        return check(&args);
+    }
     #[cfg(unix)]
     let detached = match args.detach {
         true => match detach::detach(args.log_file.as_deref())? {
@@ -63,8 +69,25 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     ))
 }
 
+/// Looks at what would be used, without the lock.
+fn check(args: &ServeArgs) -> Result<u8, Failure> {
+    let subject = match args.command.first() {
+        Some(program) => {
+            supervise::check_command(program)?;
+            format!("{} under the guard", program.to_string_lossy())
+        }
+        None => {
+            let count = built_in::sources(args).check();
+            let count = count.map_err(|problem| Failure::new(exit::USAGE, problem))?;
+            format!("{count} backends")
+        }
+    };
+    output::line(&format!("Nothing is wrong: port {}, {subject}", args.port))?;
+    Ok(exit::OK)
+}
+
 async fn serve(
-    args: ServeArgs,
+    mut args: ServeArgs,
     #[cfg(unix)] mut detached: Option<Detached>,
 ) -> Result<u8, Failure> {
     let mut shutdown = Shutdown::listen()
@@ -82,6 +105,10 @@ async fn serve(
     };
     #[cfg(target_os = "linux")]
     let mut membership = Membership::new(&args, port)?;
+    #[cfg(target_os = "linux")]
+    if membership.as_ref().is_some_and(Membership::is_exclusive) && args.command.is_empty() {
+        guarded::prepare(&mut args, port)?;
+    }
     let obtained = obtain(&locks, port, &args, &mut shutdown).await?;
     let obtained = clear_left_overs(obtained, &mut shutdown).await?;
     #[cfg(unix)]
@@ -115,7 +142,12 @@ async fn serve(
             Obtained::Lock(lock) => lock,
             #[cfg(unix)]
             Obtained::Succession(prepared, succession) => {
-                return built_in::serve(*prepared, *succession, &args, &readiness, shutdown).await;
+                let info = succession.lock().map(|lock| lock.info().clone());
+                let info =
+                    info.ok_or_else(|| Failure::new(exit::FAILURE, "no lock came with it"))?;
+                let (prepared, succession) = (*prepared, *succession);
+                return built_in::serve(prepared, succession, &info, &args, &readiness, shutdown)
+                    .await;
             }
             Obtained::Interrupted(signal) => return Ok(die_of(signal)),
         };
@@ -153,10 +185,15 @@ async fn serve(
     };
     #[cfg(unix)]
     if let Some(attended) = attended {
-        return tokio::select! {
+        let result = tokio::select! {
             result = serving => result,
             failed = attended => failed,
         };
+        // Nobody has typed this: why it failed is one more line of the log.
+        return result.or_else(|failure| {
+            error!("{}", failure.message);
+            Ok(failure.code)
+        });
     }
     serving.await
 }
@@ -182,7 +219,7 @@ fn resolve(host: &str, port: u16) -> Result<(Vec<SocketAddr>, String), Failure> 
     }
 }
 
-fn bind(host: &str, port: u16) -> Result<TcpListener, Failure> {
+pub(crate) fn bind(host: &str, port: u16) -> Result<TcpListener, Failure> {
     let (addresses, wanted) = resolve(host, port)?;
     let listener = TcpListener::bind(&*addresses);
     listener.map_err(|e| {
@@ -222,7 +259,7 @@ impl Obtained {
     fn lock(&self) -> Option<&ServerLock> {
         match self {
             Self::Lock(lock) => Some(lock),
-            Self::Succession(_, succession) => Some(succession.lock()),
+            Self::Succession(_, succession) => succession.lock(),
             Self::Interrupted(_) => None,
         }
     }
@@ -269,9 +306,7 @@ async fn obtain(
         }
         let mut options = StopOptions::default();
         options.timeout = args.wait.unwrap_or(options.timeout);
-        output::note(&format!(
-            "Stopping server on port {port} {holder} to take its place..."
-        ));
+        info!("Stopping server on port {port} {holder} to take its place...");
         let stop = {
             let locks = locks.clone();
             move |interrupted: &AtomicBool| {
@@ -304,9 +339,7 @@ async fn obtain(
         FOR_EVER => "for ever".to_owned(),
         patience => format!("up to {patience:?}"),
     };
-    output::note(&format!(
-        "Waiting {limit} for server on port {port} {holder} to leave..."
-    ));
+    info!("Waiting {limit} for server on port {port} {holder} to leave...");
     let locks = locks.clone();
     let wait = move |interrupted: &AtomicBool| {
         locks.acquire_interruptible(port, patience, || interrupted.load(Ordering::Relaxed))
@@ -314,7 +347,7 @@ async fn obtain(
     match interruptible(shutdown, wait).await? {
         Finished::Done(Ok(lock)) => Ok(Obtained::Lock(lock)),
         Finished::Done(Err(e)) => {
-            output::note(&format!("Waited {patience:?} in vain"));
+            warn!("Waited {patience:?} in vain");
             Err(e.into())
         }
         Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
@@ -334,7 +367,7 @@ async fn clear_left_overs(
     match interruptible(shutdown, clear).await? {
         Finished::Done(result) => {
             let (lock, ended) = result?;
-            output::left_overs_ended(port, &ended);
+            tell_ended(port, &ended);
             Ok(Obtained::Lock(lock))
         }
         Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
@@ -351,11 +384,19 @@ async fn end_left_overs(
     let end = move |_: &AtomicBool| locks.end_left_overs(port, GRACE);
     Ok(match interruptible(shutdown, end).await? {
         Finished::Done(result) => Finished::Done(result.map(|ended| {
-            output::left_overs_ended(port, &ended);
+            tell_ended(port, &ended);
             !ended.is_empty()
         })),
         Finished::Interrupted(signal) => Finished::Interrupted(signal),
     })
+}
+
+/// Who was ended before a server could start.
+fn tell_ended(port: u16, ended: &[LeftOver]) {
+    if !ended.is_empty() {
+        let processes = output::processes(ended);
+        warn!("Ended {processes}, left behind by a killed server on port {port}");
+    }
 }
 
 /// Takes the port over from a built-in server, if there is one and this is one.

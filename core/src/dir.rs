@@ -83,7 +83,9 @@ impl LockDir {
                 Some((first, since)) if first.is_same(&file).map_err(failed)? => since,
                 _ => Instant::now(),
             };
-            if since.elapsed() >= SETTLE_READ || started.elapsed() >= SETTLE {
+            // A writer that the machine keeps waiting holds the lock meanwhile.
+            let is_settled = since.elapsed() >= SETTLE_READ && !file.is_held().map_err(failed)?;
+            if is_settled || started.elapsed() >= SETTLE {
                 let path = self.lock_path(port);
                 return Err(LockError::Corrupted(format!("{}: {why}", path.display())));
             }

@@ -45,8 +45,8 @@ pub enum LockError {
     /// The lock is held, but its file does not name a live process that can be shown or signalled.
     #[error(
         "Port {port} is locked by a process that {path} does not name\n\n\
-         To end whatever holds it: llmlb stop --port {port}\n\
-         To see it:                fuser -v {path}", path = path.display()
+         To end it, unless it is another user's: llmlb stop --port {port}\n\
+         To see it, as root:                     fuser -v {path}", path = path.display()
     )]
     HeldByUnknown {
         /// The guarded port.

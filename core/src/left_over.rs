@@ -15,7 +15,7 @@ use crate::left_behind::{KILL_WAIT, LeftBehind};
 use crate::list::ServerState;
 use crate::process::find;
 use crate::server_id::ServerId;
-use crate::sys::{self, Directory};
+use crate::sys::{self, Directory, Marked};
 
 /// A process that a killed server has left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +94,8 @@ impl LockDir {
     ) -> io::Result<Vec<(u32, ServerId)>> {
         let of_here = of_here(directory)?;
         let wanted = |id: &ServerId| of_here(id) && port.is_none_or(|port| id.port() == port);
-        let marked = sys::marked(&wanted)?;
+        let mut marked = Marked::default();
+        marked.search(&wanted)?;
         let mut abandoned = Vec::new();
         for (handle, id) in &marked.found {
             // Looked at only now: who was there before the port was free has been left behind.
@@ -166,8 +167,9 @@ pub(crate) fn end_marked(
     let started = Instant::now();
     let mut left_behind = LeftBehind::default();
     let mut ended = Vec::new();
+    let mut marked = Marked::default();
     loop {
-        let marked = sys::marked(wanted).map_err(failed)?;
+        marked.search(wanted).map_err(failed)?;
         if marked.found.is_empty() {
             marked.close();
             return Ok(ended);
@@ -176,7 +178,7 @@ pub(crate) fn end_marked(
         if expired {
             marked.kill();
         }
-        for (handle, id) in marked.found {
+        for (handle, id) in marked.found.drain(..) {
             let pid = handle.pid();
             // It may have ended since it was found.
             let ended_by_now = handle.wait(Duration::ZERO).map_err(failed)?;

@@ -218,11 +218,11 @@ impl ServerLock {
 
     fn still_held(&self) -> io::Error {
         let what = format!(
-            "another process still holds {}, so port {} stays guarded until it ends; to end it: \
-             llmlb stop --port {}",
-            self.path.display(),
-            self.info.port,
-            self.info.port
+            "another process still holds {path}, so port {port} stays guarded until it ends; to end \
+             it, unless it is another user's: llmlb stop --port {port}; to see it, as root: fuser -v \
+             {path}",
+            path = self.path.display(),
+            port = self.info.port,
         );
         io::Error::new(io::ErrorKind::ResourceBusy, what)
     }

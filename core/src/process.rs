@@ -52,7 +52,7 @@ pub fn stop_process(pid: u32) -> io::Result<()> {
     sys::terminate(pid)
 }
 
-fn valid_pid(pid: u32) -> Option<i32> {
+pub(crate) fn valid_pid(pid: u32) -> Option<i32> {
     i32::try_from(pid).ok().filter(|&pid| pid > 0)
 }
 
@@ -123,7 +123,7 @@ impl Processes {
 
     /// The same for a lock that may be free: only an identity tells.
     pub(crate) fn is_live_holder(&mut self, record: &Record, file: &LockFile) -> io::Result<bool> {
-        Ok(record.identity.is_some() && self.is_holder(record, file)?)
+        Ok(!cfg!(windows) && record.identity.is_some() && self.is_holder(record, file)?)
     }
 
     /// Whether the process that a record names may be shown where it is not the holder: a stranger
@@ -158,10 +158,12 @@ impl Processes {
     }
 }
 
-/// Whether the very process that wrote the record, or was handed the lock in it, is alive.
+/// Whether the very process that wrote the record, or was handed the lock in it, is alive, though it
+/// does not hold it: it closed its descriptors, as daemonizers do. Never on Windows, where the lock
+/// does not end with a descriptor that others have closed.
 pub(crate) fn is_alive(record: &Record) -> io::Result<bool> {
     // Without an identity nobody can tell; most records that are asked about have ended ones.
-    if record.identity.is_none() {
+    if cfg!(windows) || record.identity.is_none() {
         return Ok(false);
     }
     match Processes::default().named(record)? {

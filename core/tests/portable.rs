@@ -133,6 +133,8 @@ fn actor() {
         "launch" => launch(&locks),
         #[cfg(windows)]
         "listen" => windows::listen(&locks),
+        #[cfg(windows)]
+        "shy" => windows::shy(&locks),
         _ => panic!("no role {role}"),
     }
     // As a crash does it: nothing is cleaned up.
@@ -580,9 +582,16 @@ fn a_lock_is_not_handed_to_the_dead() {
 
 #[cfg(windows)]
 mod windows {
+    use std::mem;
     use std::os::windows::fs::OpenOptionsExt;
+    use std::ptr;
 
     use llmlb_lock_core::StopEvent;
+    use windows_sys::Win32::Security::Authorization::{SE_KERNEL_OBJECT, SetSecurityInfo};
+    use windows_sys::Win32::Security::{
+        ACL, ACL_REVISION, DACL_SECURITY_INFORMATION, InitializeAcl,
+    };
+    use windows_sys::Win32::System::Threading::GetCurrentProcess;
 
     use super::*;
 
@@ -590,7 +599,7 @@ mod windows {
     const FILE_SHARE_WRITE: u32 = 2;
 
     /// A server: ends as it is asked to, with a code of its own; while it is told to be stubborn,
-    /// only says that it was asked.
+    /// only says that it was asked, or gives the port back and stays.
     pub(super) fn listen(locks: &LockDir) {
         let stop = StopEvent::listen().unwrap();
         let again = StopEvent::listen().unwrap_err();
@@ -598,16 +607,55 @@ mod windows {
         assert!(!stop.wait(Some(Duration::from_millis(1))).unwrap());
         let lock = locks.acquire(PORT).unwrap();
         say("won");
-        let stubborn = io::stdin().lines().next().unwrap().unwrap().trim_end() == "stubborn";
+        let mut orders = io::stdin().lines().map(Result::unwrap);
+        let manner = orders.next().unwrap();
         say("ready");
         loop {
             assert!(stop.wait(None).unwrap());
             say("asked");
-            if !stubborn {
-                lock.release().unwrap();
-                process::exit(7);
+            match manner.trim_end() {
+                "stubborn" => {}
+                "obedient" => {
+                    lock.release().unwrap();
+                    process::exit(7);
+                }
+                "gives back" => {
+                    lock.release().unwrap();
+                    say("released");
+                    orders.for_each(say);
+                    return;
+                }
+                manner => panic!("{manner}?"),
             }
         }
+    }
+
+    /// Holds the lock until it is told to release it, and may be opened by nobody, as services of the
+    /// system may not.
+    pub(super) fn shy(locks: &LockDir) {
+        let lock = locks.acquire(PORT).unwrap();
+        let mut nobody = ACL::default();
+        // SAFETY: the list is ours, as long as stated, and outlives the calls, which copy it.
+        unsafe {
+            let len = mem::size_of_val(&nobody) as u32;
+            assert_ne!(InitializeAcl(&raw mut nobody, len, ACL_REVISION), 0);
+            let result = SetSecurityInfo(
+                GetCurrentProcess(),
+                SE_KERNEL_OBJECT,
+                DACL_SECURITY_INFORMATION,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                &raw const nobody,
+                ptr::null(),
+            );
+            assert_eq!(result, 0);
+        }
+        say(fs::read_to_string(lock.path()).unwrap());
+        let mut orders = io::stdin().lines().map(Result::unwrap);
+        assert_eq!(orders.next().unwrap().trim_end(), "release");
+        lock.release().unwrap();
+        say("released");
+        orders.for_each(say);
     }
 
     fn listening(dir: &Path, manner: &str) -> Actor {
@@ -654,6 +702,29 @@ mod windows {
         assert_eq!(server.hear(), "asked");
         assert_eq!(server.child.wait().unwrap().code(), Some(1));
         assert!(!locks.lock_path(PORT).exists());
+    }
+
+    #[test]
+    fn one_that_has_given_the_port_back_meanwhile_is_not_terminated() {
+        for next_holds in [true, false] {
+            let (dir, locks) = sandbox();
+            let mut server = listening(dir.path(), "gives back");
+            let stop = {
+                let locks = LockDir::new(dir.path());
+                let options = StopOptions::default().force(true);
+                let options = options.timeout(Duration::from_secs(2));
+                thread::spawn(move || locks.stop_server(PORT, &options))
+            };
+            assert_eq!(server.hear(), "asked");
+            assert_eq!(server.hear(), "released");
+            let next = next_holds.then(|| locks.acquire(PORT).unwrap());
+            let refused = stop.join().unwrap().unwrap_err();
+            assert!(matches!(refused, LockError::StopFailed(_)), "{refused:?}");
+            let pid = format!("PID {}: it has given the port back", server.pid());
+            assert!(refused.to_string().contains(&pid), "{refused}");
+            assert_eq!(server.ask("still there"), "still there");
+            next.iter().for_each(|next| next.verify().unwrap());
+        }
     }
 
     #[test]
@@ -704,6 +775,46 @@ mod windows {
         let refused = fs::write(lock.path(), "mine").unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(32)); // ERROR_SHARING_VIOLATION
         assert_eq!(locks.read_lock_info(PORT).unwrap().unwrap(), *lock.info());
+    }
+
+    /// A left-over from before a reboot names whatever has that number now.
+    #[test]
+    fn what_may_not_be_opened_holds_its_own_lock_and_no_left_over() {
+        let (dir, locks) = sandbox();
+        let mut shy = Actor::new("shy", dir.path());
+        let text = shy.hear();
+        let pid = shy.pid();
+        let refused = stop_process(pid).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        assert!(is_process_running(pid));
+        // Nor can it be told whose it is: while it holds the lock, it is not named.
+        let refused = locks.acquire(PORT).unwrap_err();
+        assert!(
+            matches!(refused, LockError::HeldByUnknown { .. }),
+            "{refused:?}"
+        );
+        assert_eq!(shy.ask("release"), "released");
+
+        let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let created = record["creation_time"].as_u64().unwrap();
+        let mut texts = vec![text];
+        record["creation_time"] = (created - 10_000_000).into();
+        texts.push(record.to_string());
+        record.as_object_mut().unwrap().remove("creation_time");
+        texts.push(record.to_string());
+        for text in texts {
+            fs::write(locks.lock_path(PORT), &text).unwrap();
+            let state = locks.server(PORT).unwrap().unwrap().state;
+            assert_eq!(state, ServerState::Stale, "{text}");
+            locks.acquire(PORT).unwrap().release().unwrap();
+            fs::write(locks.lock_path(PORT), &text).unwrap();
+            let stopped = locks.stop_server(PORT, &StopOptions::default());
+            assert!(
+                matches!(stopped, Ok(StopOutcome::StaleCleaned { .. })),
+                "{text}: {stopped:?}"
+            );
+        }
+        assert_eq!(shy.ask("still there"), "still there");
     }
 
     #[test]

@@ -23,9 +23,13 @@ from pathlib import Path
 ROUNDS = int(os.environ.get("ROUNDS", 5))
 WORKERS = int(os.environ.get("WORKERS", os.cpu_count()))
 IDLE = 1000
+# Seconds after which what has come or gone is seen to have.
+SETTLED = 0.5
 SMALL = '{"model":"none","messages":[{"role":"user","content":"Say hello."}]}'
 STREAM = '{"model":"none","stream":true,"messages":[{"role":"user","content":"Say hello."}]}'
 CHUNKS = 200
+# Workers among whom the load is to be spread evenly.
+SEVERAL = 4
 
 NGINX = """
 daemon off; worker_processes {workers}; pid {dir}/pid; error_log {dir}/error.log;
@@ -132,18 +136,18 @@ def ask(client, body):
             return len(answer)
 
 
-def idle_memory(port, pid):
-    """What connections cost that have been served once and idle since."""
+def idle_memory(port, pid, asks, before):
+    """What connections cost that idle: having been served once, if it `asks`, or since they came.
+    What is kept of those that have gone counts, as it was not there `before`."""
 
     def connect():
         client = socket.create_connection(("127.0.0.1", port), 10)
-        ask(client, SMALL)
+        if asks:
+            ask(client, SMALL)
         return client
 
-    for _ in range(10):
-        connect().close()
-    before = memory(pid)
     clients = [connect() for _ in range(IDLE)]
+    time.sleep(SETTLED)
     after = memory(pid)
     for client in clients:
         client.close()
@@ -209,11 +213,17 @@ def main():
             pids["haproxy"] = start("haproxy", "-db", "-f", config)
             backends = ",".join(f"http://127.0.0.1:{port}" for port in upstreams)
             environment = {**os.environ, "LLMLB_LOCK_DIR": name, "LLMLB_BACKENDS": backends}
-            command = [llmlb, "serve", "--port", str(ports["llmlb"]), *with_workers(llmlb)]
-            pids["llmlb"] = start(*command, env=environment)
+
+            def start_llmlb(port, workers):
+                command = [llmlb, "serve", "--port", str(port), "--workers", str(workers)]
+                return start(*command, env=environment)
+
+            pids["llmlb"] = start_llmlb(ports["llmlb"], WORKERS)
             for port in [*upstreams, *ports.values()]:
                 wait_for(port)
             run(ports, pids, seconds, directory)
+            port = free_port()
+            spread(port, start_llmlb(port, SEVERAL), seconds, directory)
         finally:
             for process in started:
                 process.send_signal(signal.SIGTERM)
@@ -221,19 +231,22 @@ def main():
                 process.wait()
 
 
-def with_workers(llmlb):
-    """Older ones have a single worker."""
-    shown = subprocess.run([llmlb, "serve", "--help"], capture_output=True, text=True, check=True)
-    return ["--workers", str(WORKERS)] if "--workers" in shown.stdout else []
-
-
 def run(ports, pids, seconds, directory):
     print(f"{WORKERS} workers each, {ROUNDS} rounds of {seconds} s, {os.cpu_count()} cores for all.\n")
     print("| load | figure | direct | " + " | ".join(pids) + " | llmlb / nginx |")
     print("| --- | --- | --- | " + "--- | " * len(pids) + "--- |")
-    # First, while nothing is there yet to be used again.
-    idle = {name: idle_memory(ports[name], pid) / 1e6 for name, pid in pids.items()}
-    row(f"{IDLE:,} idle connections", "memory", "MB", idle, digits=1)
+    # First, while nothing is there yet to be used again, but for what a few requests leave.
+    for port in ports.values():
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", port), 10) as client:
+                ask(client, SMALL)
+    time.sleep(SETTLED)
+    before = {name: memory(pid) for name, pid in pids.items()}
+    for load, asks in [("that have asked nothing", False), ("kept alive", True)]:
+        idle = {}
+        for name, pid in pids.items():
+            idle[name] = idle_memory(ports[name], pid, asks, before[name]) / 1e6
+        row(f"{IDLE:,} idle connections, {load}", "memory", "MB", idle, digits=1)
     with socket.create_connection(("127.0.0.1", ports["direct"]), 10) as client:
         chunk = ask(client, STREAM) / CHUNKS
     for port in ports.values():
@@ -245,6 +258,23 @@ def run(ports, pids, seconds, directory):
     measure.load("small, 64 connections", SMALL, 64, small | each)
     chunks = {"p99": small["p99"], "chunk": ("CPU of the proxy per chunk", "µs")}
     measure.load(f"{CHUNKS}-chunk stream, 32 at once", STREAM, 32, chunks, chunk)
+
+
+def spread(port, pid, seconds, directory):
+    """How much of the processor time each of several workers takes."""
+
+    def ticks():
+        for stat in Path(f"/proc/{pid}/task").glob("[0-9]*/stat"):
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            yield stat.parent.name, int(fields[11]) + int(fields[12])
+
+    wait_for(port)
+    wrk(port, SMALL, 64, 1, directory)
+    before = dict(ticks())
+    wrk(port, SMALL, 64, seconds, directory)
+    used = sorted((after - before.get(thread, 0) for thread, after in ticks()), reverse=True)
+    shares = ", ".join(f"{100 * one / sum(used):.1f} %" for one in used[:SEVERAL])
+    print(f"\n{SEVERAL} workers of llmlb, 64 connections: {shares} of its processor time.")
 
 
 class Measure:

@@ -1,8 +1,7 @@
-//! Chooses a backend: one pure function over what is known at this moment.
+//! Chooses a backend: one pure judgement of what is known at this moment.
 //!
-//! Fit (does it serve the model) before affinity (did it make what is asked for) before standing
-//! (should it be spared) before the fewest requests in flight by weight before whose turn it is; who
-//! is down or full is no choice at all.
+//! Fit (does it serve the model) before standing (should it be spared) before the fewest requests in
+//! flight by weight before whose turn it is; who is down or full is no choice at all.
 //! Apart from what it chooses among, so that each rule can be read, tested and measured here.
 
 use std::cmp::Ordering;
@@ -37,12 +36,24 @@ pub(crate) enum Standing {
 pub(crate) struct Candidate {
     pub(crate) fit: Fit,
     pub(crate) standing: Standing,
-    /// The request follows up on something that it made.
-    pub(crate) affine: bool,
-    /// It would have to load the model first.
-    pub(crate) cold: bool,
     pub(crate) in_flight: usize,
+    /// What it takes to load the model first, in requests in flight.
+    pub(crate) loading: u64,
     /// In parts of a unit, [`WHOLE`] each.
+    pub(crate) weight: u64,
+    pub(crate) turn: u64,
+}
+
+impl Candidate {
+    fn rank(&self) -> u32 {
+        rank(self.fit, self.standing)
+    }
+}
+
+/// What is read first of one that is ready.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Glance {
+    pub(crate) in_flight: u64,
     pub(crate) weight: u64,
     pub(crate) turn: u64,
 }
@@ -55,45 +66,157 @@ pub(crate) enum Choice<T> {
     Nobody,
 }
 
-/// The best of them; of equals, the first.
-pub(crate) fn choose<T>(candidates: impl Iterator<Item = (T, Candidate)>, now: u64) -> Choice<T> {
-    let mut best: Option<(T, Candidate, u32)> = None;
-    let mut full = false;
-    // From within: a chain of iterators is slow to be pulled at.
-    candidates.for_each(|(who, candidate)| match candidate.standing {
-        Standing::Ready | Standing::Cooling | Standing::Ejected => {
-            let rank = rank(&candidate);
-            let is_better = match &best {
-                None => true,
-                Some((_, _, lowest)) if rank != *lowest => rank < *lowest,
-                Some((_, least, _)) => order(&candidate, least, now).is_lt(),
-            };
-            if is_better {
-                best = Some((who, candidate, rank));
+/// The best of those that have been considered; of equals, the first.
+#[derive(Debug)]
+pub(crate) struct Choosing<T> {
+    best: Option<(T, Candidate)>,
+    /// What the best one is to be beaten by.
+    mark: Mark,
+    /// One is full.
+    full: bool,
+    /// The clock of turns.
+    now: u64,
+}
+
+/// Of a candidate, what most of them differ in alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    rank: u32,
+    weight: u64,
+    burden: u64,
+    /// Not before now.
+    turn: u64,
+}
+
+impl<T> Choosing<T> {
+    pub(crate) fn new(now: u64) -> Self {
+        Self {
+            best: None,
+            mark: Mark {
+                rank: u32::MAX,
+                weight: 0,
+                burden: 0,
+                turn: 0,
+            },
+            full: false,
+            now,
+        }
+    }
+
+    /// Whether one that is ready, and no better than it seems at a glance, need not be considered.
+    #[inline]
+    pub(crate) fn is_beaten(&self, fit: Fit, glance: Glance) -> bool {
+        let mark = &self.mark;
+        let later = || glance.turn.max(self.now) >= mark.turn;
+        rank(fit, Standing::Ready) == mark.rank
+            && glance.weight == mark.weight
+            && (glance.in_flight > mark.burden || glance.in_flight == mark.burden && later())
+    }
+
+    /// Whether it `is_cold`, and would have to load the model first, is asked only where it would be
+    /// the best so far if it is not: that takes a look at more than what is at hand of all.
+    pub(crate) fn consider(
+        &mut self,
+        who: T,
+        mut candidate: Candidate,
+        is_cold: impl FnOnce(&T) -> bool,
+    ) {
+        match candidate.standing {
+            Standing::Out => return,
+            Standing::Full => {
+                self.full = true;
+                return;
+            }
+            Standing::Ready | Standing::Cooling | Standing::Ejected => {}
+        }
+        if !self.is_better(&candidate) {
+            return;
+        }
+        if is_cold(&who) {
+            candidate.loading = LOADING;
+            if !self.is_better(&candidate) {
+                return;
             }
         }
-        Standing::Full => full = true,
-        Standing::Out => {}
-    });
-    match best {
-        Some((_, one, _)) if full && one.standing == Standing::Ejected => Choice::Full,
-        Some((who, ..)) => Choice::Chosen(who),
-        None if full => Choice::Full,
-        None => Choice::Nobody,
+        self.mark = Mark {
+            rank: candidate.rank(),
+            weight: candidate.weight,
+            burden: burden(&candidate),
+            turn: candidate.turn.max(self.now),
+        };
+        self.best = Some((who, candidate));
+    }
+
+    fn is_better(&self, candidate: &Candidate) -> bool {
+        let Some((_, best)) = &self.best else {
+            return true;
+        };
+        let ranks = candidate.rank().cmp(&best.rank());
+        ranks.then_with(|| order(candidate, best, self.now)).is_lt()
+    }
+
+    /// Of those that are ready, the worst that is worth to be taken in place of the best, for having
+    /// in memory what the request begins with: no worse in kind, and its load at most a quarter and
+    /// one request more.
+    pub(crate) fn bound(&self) -> Option<Bound> {
+        let (_, best) = self.best.as_ref()?;
+        (best.standing == Standing::Ready).then(|| Bound {
+            fit: best.fit,
+            loading: best.loading,
+            load: 5 * burden(best) + SLACK,
+            weight: best.weight,
+        })
+    }
+
+    pub(crate) fn chosen(self) -> Choice<T> {
+        match self.best {
+            Some((_, one)) if self.full && one.standing == Standing::Ejected => Choice::Full,
+            Some((who, _)) => Choice::Chosen(who),
+            None if self.full => Choice::Full,
+            None => Choice::Nobody,
+        }
     }
 }
 
-/// Fit, affinity and standing as one number, the lower the better.
-fn rank(candidate: &Candidate) -> u32 {
-    (candidate.fit as u32) << 16 | u32::from(!candidate.affine) << 8 | candidate.standing as u32
+/// Of a load in quarters of requests: one.
+const SLACK: u64 = 4;
+
+/// How busy one may be that is taken for its memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bound {
+    pub(crate) fit: Fit,
+    loading: u64,
+    /// In quarters of requests, of one that has this `weight`.
+    load: u64,
+    weight: u64,
+}
+
+impl Bound {
+    /// Whether one that is ready, as it seems at a glance, is within it.
+    #[inline]
+    pub(crate) fn admits(&self, glance: Glance) -> bool {
+        let load = glance.in_flight.saturating_mul(4 * self.weight);
+        load <= self.load.saturating_mul(glance.weight)
+    }
+
+    /// Whether one that `is_cold`, and would have to load the model first, is within it.
+    pub(crate) fn admits_cold(&self, is_cold: bool) -> bool {
+        !is_cold || self.loading > 0
+    }
+}
+
+/// Fit and standing as one number, the lower the better.
+fn rank(fit: Fit, standing: Standing) -> u32 {
+    (fit as u32) << 8 | standing as u32
 }
 
 /// Of two that rank alike.
 fn order(a: &Candidate, b: &Candidate, now: u64) -> Ordering {
-    let loads = if (a.weight, a.cold) == (b.weight, b.cold) {
-        a.in_flight.cmp(&b.in_flight)
+    let loads = if a.weight == b.weight {
+        burden(a).cmp(&burden(b))
     } else {
-        load(a, b).cmp(&load(b, a))
+        let of = |one, other: &Candidate| u64::saturating_mul(burden(one), other.weight);
+        of(a, b).cmp(&of(b, a))
     };
     loads.then_with(|| a.turn.max(now).cmp(&b.turn.max(now)))
 }
@@ -101,10 +224,8 @@ fn order(a: &Candidate, b: &Candidate, now: u64) -> Ordering {
 /// To load a model takes as long as so many requests in flight.
 const LOADING: u64 = 4;
 
-/// A's requests for each unit of weight, times both weights.
-fn load(a: &Candidate, b: &Candidate) -> u64 {
-    let loading = if a.cold { LOADING } else { 0 };
-    (a.in_flight as u64 + loading).saturating_mul(b.weight)
+fn burden(candidate: &Candidate) -> u64 {
+    candidate.in_flight as u64 + candidate.loading
 }
 
 /// One round of turns of those whose weight is 1, small enough that the clock does not run out. Who
@@ -128,15 +249,27 @@ mod tests {
     const PLAIN: Candidate = Candidate {
         fit: Fit::Listed,
         standing: Standing::Ready,
-        affine: false,
-        cold: false,
         in_flight: 0,
+        loading: 0,
         weight: WHOLE,
         turn: 0,
     };
 
+    /// Among them, at this time; `cold` have to load the model.
+    fn choose<T: Copy>(
+        candidates: impl Iterator<Item = (T, Candidate)>,
+        cold: impl Fn(T) -> bool,
+        now: u64,
+    ) -> Choice<T> {
+        let mut choosing = Choosing::new(now);
+        for (who, candidate) in candidates {
+            choosing.consider(who, candidate, |who| cold(*who));
+        }
+        choosing.chosen()
+    }
+
     fn chosen(candidates: &[Candidate]) -> Choice<usize> {
-        choose(candidates.iter().copied().enumerate(), 0)
+        choose(candidates.iter().copied().enumerate(), |_| false, 0)
     }
 
     #[test]
@@ -146,24 +279,19 @@ mod tests {
             in_flight: 1,
             ..PLAIN
         };
-        let affine = Candidate {
-            affine: true,
-            ..busy
-        };
         let silent = Candidate {
             fit: Fit::Unknown,
-            ..affine
+            ..PLAIN
         };
         let other = Candidate {
             fit: Fit::NotListed,
-            ..affine
+            ..PLAIN
         };
         let standing = |standing| Candidate { standing, ..PLAIN };
         let ejected = standing(Standing::Ejected);
         let cooling = standing(Standing::Cooling);
-        let ranks = [other, silent, ejected, cooling, busy, later, PLAIN, affine];
+        let ranks = [other, silent, ejected, cooling, busy, later, PLAIN];
         for best in 2..=ranks.len() {
-            // An affine one stands above all that fit as well.
             let expected = best - 1;
             assert_eq!(chosen(&ranks[..best]), Choice::Chosen(expected), "{best}");
         }
@@ -171,18 +299,58 @@ mod tests {
 
     #[test]
     fn who_has_the_model_loaded_is_better_until_there_is_a_queue() {
-        let cold = Candidate {
-            cold: true,
-            ..PLAIN
-        };
-        let warm = |in_flight| Candidate { in_flight, ..PLAIN };
-        for in_flight in 0..LOADING as usize {
-            assert_eq!(chosen(&[cold, warm(in_flight)]), Choice::Chosen(1));
+        let queue = LOADING as usize;
+        for (warm, in_flight) in [0, 1]
+            .into_iter()
+            .flat_map(|warm| (0..9).map(move |n| (warm, n)))
+        {
+            let mut both = [PLAIN; 2];
+            both[warm].in_flight = in_flight;
+            let cold = 1 - warm;
+            let chosen = choose(both.into_iter().enumerate(), |who| who == cold, 0);
+            let expected = match in_flight.cmp(&queue) {
+                Ordering::Less => warm,
+                // In turns.
+                Ordering::Equal => 0,
+                Ordering::Greater => cold,
+            };
+            assert_eq!(chosen, Choice::Chosen(expected), "{warm} {in_flight}");
         }
-        assert_eq!(
-            chosen(&[cold, warm(LOADING as usize + 1)]),
-            Choice::Chosen(0)
-        );
+    }
+
+    #[test]
+    fn whoever_is_not_considered_would_not_have_been_chosen() {
+        let fits = [Fit::Listed, Fit::Unknown, Fit::NotListed];
+        let mut all = Vec::new();
+        for fit in fits {
+            for (in_flight, turn) in (0..9).map(|n| (n / 3, [0, 3, 9][n % 3])) {
+                all.extend([1, 2].map(|units| Candidate {
+                    fit,
+                    in_flight,
+                    turn,
+                    weight: units * WHOLE,
+                    ..PLAIN
+                }));
+            }
+        }
+        let mut beaten = 0;
+        for (first, second) in all.iter().flat_map(|a| all.iter().map(move |b| (*a, *b))) {
+            for cold in [false, true] {
+                let mut choosing = Choosing::new(3);
+                choosing.consider(1, first, |_| cold);
+                let glance = Glance {
+                    in_flight: second.in_flight as u64,
+                    weight: second.weight,
+                    turn: second.turn,
+                };
+                if choosing.is_beaten(second.fit, glance) {
+                    beaten += 1;
+                    choosing.consider(2, second, |_| false);
+                    assert_eq!(choosing.chosen(), Choice::Chosen(1), "{first:?} {second:?}");
+                }
+            }
+        }
+        assert!(beaten > all.len());
     }
 
     #[test]
@@ -222,7 +390,8 @@ mod tests {
             });
             let (mut now, mut counts) = (0, [0; 3]);
             for _ in 0..70 {
-                let Choice::Chosen(index) = choose(all.iter().copied().enumerate(), now) else {
+                let Choice::Chosen(index) = choose(all.iter().copied().enumerate(), |_| false, now)
+                else {
                     panic!("one is ready");
                 };
                 let one = &mut all[index];
@@ -242,7 +411,7 @@ mod tests {
             // Others asked for what only the second one has.
             let first = usize::from(request < 5);
             let candidates = all.iter().copied().enumerate().skip(first);
-            let Choice::Chosen(index) = choose(candidates, now) else {
+            let Choice::Chosen(index) = choose(candidates, |_| false, now) else {
                 panic!("one is ready");
             };
             (now, all[index].turn) = take_turn(all[index].turn, now, WHOLE);
@@ -261,7 +430,8 @@ mod tests {
             } else {
                 Standing::Ready
             };
-            let Choice::Chosen(index) = choose(all.iter().copied().enumerate(), now) else {
+            let Choice::Chosen(index) = choose(all.iter().copied().enumerate(), |_| false, now)
+            else {
                 panic!("one is ready");
             };
             (now, all[index].turn) = take_turn(all[index].turn, now, WHOLE);

@@ -9,46 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::backend::{Backend, Care, Load, Place, Slot};
-use crate::choose::{Candidate, Choice, Fit, Standing, choose, take_turn};
+use crate::backend::{Backend, Care, Place, Slot};
+use crate::choose::{Choice, Standing, take_turn};
 use crate::outlier::{Others, is_outlier};
+use crate::pick::{Tried, Wanted, pick};
 use crate::roster::Roster;
 use crate::set::BackendSet;
-
-/// What a request asks of a backend.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Wanted<'a> {
-    pub(crate) model: Option<&'a str>,
-    /// Only who may serve the model will do.
-    pub(crate) strict: bool,
-    /// The name of the backend that made what this follows up on.
-    pub(crate) affine: Option<&'a str>,
-}
-
-/// The backends that a request has been given to in vain.
-#[derive(Default)]
-pub(crate) struct Tried {
-    who: Vec<Arc<Backend>>,
-    /// One of them answered that it has enough: only who is likely to be better will do.
-    pub(crate) turned_away: bool,
-}
-
-impl Tried {
-    pub(crate) fn add(&mut self, backend: Arc<Backend>) {
-        self.who.push(backend);
-    }
-
-    fn has(&self, backend: &Arc<Backend>) -> bool {
-        self.who.iter().any(|tried| Arc::ptr_eq(tried, backend))
-    }
-
-    fn standing(&self, backend: &Arc<Backend>, load: &Load) -> (Standing, usize) {
-        let (standing, burden) = load.standing();
-        let spared = matches!(standing, Standing::Cooling | Standing::Ejected);
-        let out = (spared && self.turned_away) || self.has(backend);
-        (if out { Standing::Out } else { standing }, burden)
-    }
-}
 
 /// Why there is no place for a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -151,6 +117,7 @@ impl Live {
         let still = removed.iter().cloned().chain(leaving.into_values());
         desk.retired = still.filter(|backend| backend.in_flight() > 0).collect();
         self.roster.store(Arc::new(Roster::new(members)));
+        self.care.queue.changed();
         Change { added, removed }
     }
 
@@ -161,23 +128,14 @@ impl Live {
         self.roster.store(Arc::new(Roster::new(members)));
     }
 
-    /// Takes a place at the backend that [`choose`] says, leaving out those that were `tried`.
+    /// Takes a place at the backend that is [picked](pick), leaving out those that were `tried`.
     pub(crate) fn take(&self, wanted: &Wanted<'_>, tried: &Tried) -> Result<Place, NoPlace> {
         let mut desk = self.desk();
         let roster = self.roster.load();
-        let now = desk.now;
-        let eligible = roster.eligible(wanted.model, wanted.strict);
-        let maker = maker(&roster, wanted, tried);
-        let candidates = eligible
-            .filter(|(backend, ..)| maker.is_none_or(|maker| Arc::ptr_eq(maker, backend)))
-            .map(|(backend, load, fit)| {
-                let candidate = candidate(backend, load, fit, wanted, tried, now);
-                (backend, candidate)
-            });
-        match choose(candidates, now) {
+        match pick(&roster, wanted, tried, desk.now) {
             Choice::Chosen(backend) => {
                 let load = backend.load();
-                let (now, turn) = take_turn(load.turn(), now, load.weight().0);
+                let (now, turn) = take_turn(load.turn(), desk.now, load.weight().0);
                 desk.now = now;
                 load.set_turn(turn);
                 if let Some(model) = wanted.model.filter(|model| backend.loaded.lacks(model)) {
@@ -226,46 +184,9 @@ impl Live {
     }
 }
 
-/// Who made what this follows up on, if it is there: no other will do, then.
-fn maker<'a>(roster: &'a Roster, wanted: &Wanted<'_>, tried: &Tried) -> Option<&'a Arc<Backend>> {
-    let name = wanted.affine?;
-    let mut eligible = roster.eligible(wanted.model, wanted.strict);
-    let (maker, ..) = eligible.find(|(backend, ..)| backend.name == name)?;
-    (maker.is_up() && !tried.has(maker)).then_some(maker)
-}
-
-fn candidate(
-    backend: &Arc<Backend>,
-    load: &Load,
-    fit: Fit,
-    wanted: &Wanted<'_>,
-    tried: &Tried,
-    now: u64,
-) -> Candidate {
-    let (standing, in_flight) = tried.standing(backend, load);
-    let (weight, grows) = load.weight();
-    let turn = load.turn();
-    // Else one that has none in flight would be given each next one, however small its share.
-    let early = grows && turn > now;
-    Candidate {
-        fit,
-        standing,
-        affine: wanted.affine.is_some_and(|name| name == backend.name),
-        cold: wanted
-            .model
-            .is_some_and(|model| backend.loaded.lacks(model)),
-        in_flight: in_flight + usize::from(early),
-        weight,
-        turn,
-    }
-}
-
 /// One that is down counts by what it listed last; one that listed nothing yet may serve it.
 fn nobody(roster: &Roster, wanted: &Wanted<'_>) -> NoPlace {
-    let served = roster
-        .eligible(wanted.model, wanted.strict)
-        .next()
-        .is_some();
+    let served = !roster.eligible(wanted.model, wanted.strict).is_empty();
     let any_up = || roster.members().iter().any(|backend| backend.is_up());
     if served || !any_up() {
         NoPlace::Unavailable
@@ -322,16 +243,14 @@ mod tests {
         strict: bool,
         tried: &[Arc<Backend>],
     ) -> Result<Place, NoPlace> {
-        let tried = Tried {
-            who: tried.to_vec(),
-            turned_away: false,
-        };
+        let mut all = Tried::default();
+        tried.iter().cloned().for_each(|backend| all.add(backend));
         let wanted = Wanted {
             model: Some(model),
             strict,
-            affine: None,
+            ..Wanted::default()
         };
-        live.take(&wanted, &tried)
+        live.take(&wanted, &all)
     }
 
     fn any(live: &Live) -> Place {

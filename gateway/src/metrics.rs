@@ -1,12 +1,12 @@
 //! What is counted, and told in Prometheus' text format.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
-    TextEncoder, exponential_buckets,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
+    Registry, TextEncoder, exponential_buckets,
 };
 
 use crate::backend::Backend;
@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     first_token: HistogramVec,
     inter_token: HistogramVec,
     tokens: IntCounterVec,
+    queue_depth: IntGaugeVec,
+    queue_wait: HistogramVec,
 }
 
 /// Of one model at one backend.
@@ -107,6 +109,17 @@ impl Metrics {
                 "Tokens read (in) and made (out), as the backends' answers tell",
                 &["model", "backend", "direction"],
             )?,
+            queue_depth: made.gauges(
+                "llmlb_queue_depth",
+                "Requests that wait for a backend which has as many as it may",
+                &[],
+            )?,
+            queue_wait: made.histograms(
+                "llmlb_queue_wait_seconds",
+                "How long requests have waited for that, those in vain included",
+                &[],
+                &long,
+            )?,
             registry: registry.clone(),
         };
         let build = made.gauges("llmlb_build_info", "The version that runs", &["version"])?;
@@ -125,55 +138,80 @@ impl Metrics {
     }
 
     /// The first piece of a streamed answer has come. Returns where the times to the next go.
-    pub(crate) fn first_token(&self, model: &str, backend: &str, after: Duration) -> Histogram {
-        let labels = [model, backend];
-        let first = self.first_token.with_label_values(&labels);
+    pub(crate) fn first_token(&self, model: &str, backend: &Backend, after: Duration) -> Histogram {
+        let labels = [model, &backend.name];
+        let counters = backend.counters.model(model);
+        let first = || self.first_token.with_label_values(&labels);
+        let first = counters.first_token.get_or_init(first);
         first.observe(after.as_secs_f64());
-        self.inter_token.with_label_values(&labels)
+        let inter = || self.inter_token.with_label_values(&labels);
+        counters.inter_token.get_or_init(inter).clone()
     }
 
     /// A request for a model that is listed has ended at a backend.
-    pub(crate) fn model_ended(&self, model: &str, backend: &str, code: u16, usage: Option<Usage>) {
-        let code = Code::new(code);
-        self.model_requests
-            .with_label_values(&[model, backend, code.text()])
-            .inc();
+    pub(crate) fn model_ended(
+        &self,
+        model: &str,
+        backend: &Backend,
+        code: u16,
+        usage: Option<Usage>,
+    ) {
+        let (name, counters) = (backend.name.as_str(), backend.counters.model(model));
+        let counter = |code: &Code| {
+            let labels = [model, name, code.text()];
+            self.model_requests.with_label_values(&labels)
+        };
+        count(&counters.ok, code, counter);
         let Some(usage) = usage else {
             return;
         };
-        for (direction, count) in [("in", usage.input), ("out", usage.output)] {
-            let tokens = self.tokens.with_label_values(&[model, backend, direction]);
-            tokens.inc_by(count);
+        for (cell, direction, count) in [
+            (&counters.tokens_in, "in", usage.input),
+            (&counters.tokens_out, "out", usage.output),
+        ] {
+            let tokens = || self.tokens.with_label_values(&[model, name, direction]);
+            cell.get_or_init(tokens).inc_by(count);
         }
     }
 
     /// A request has ended at a backend.
     pub(crate) fn ended(
         &self,
-        backend: &str,
+        backend: &Backend,
         code: u16,
         first_byte: Option<Duration>,
         total: Duration,
     ) {
-        self.count(backend, code);
+        let (name, counters) = (backend.name.as_str(), &backend.counters);
+        count(&counters.ok, code, |code| self.requests_of(name, code));
         if let Some(time) = first_byte {
-            let histogram = self.first_byte.with_label_values(&[backend]);
+            let histogram = || self.first_byte.with_label_values(&[name]);
+            let histogram = counters.first_byte.get_or_init(histogram);
             histogram.observe(time.as_secs_f64());
         }
-        let histogram = self.total.with_label_values(&[backend]);
+        let histogram = || self.total.with_label_values(&[name]);
+        let histogram = counters.total.get_or_init(histogram);
         histogram.observe(total.as_secs_f64());
+    }
+
+    /// A request has been in the queue for so long.
+    pub(crate) fn waited(&self, time: Duration) {
+        let wait = self.queue_wait.with_label_values::<&str>(&[]);
+        wait.observe(time.as_secs_f64());
     }
 
     /// The gateway itself has answered.
     pub(crate) fn refused(&self, refusal: &Refusal) {
-        self.count("", refusal.status().as_u16());
+        self.answered(refusal.status().as_u16());
     }
 
-    pub(crate) fn count(&self, backend: &str, code: u16) {
-        let code = Code::new(code);
-        self.requests
-            .with_label_values(&[backend, code.text()])
-            .inc();
+    /// The same, by the code.
+    pub(crate) fn answered(&self, code: u16) {
+        self.requests_of("", &Code::new(code)).inc();
+    }
+
+    fn requests_of(&self, backend: &str, code: &Code) -> IntCounter {
+        self.requests.with_label_values(&[backend, code.text()])
     }
 
     /// What the page shows.
@@ -182,9 +220,15 @@ impl Metrics {
     }
 
     /// All of it, with these backends as they are now.
-    pub(crate) fn text(&self, backends: &[Arc<Backend>]) -> prometheus::Result<Vec<u8>> {
+    pub(crate) fn text(
+        &self,
+        backends: &[Arc<Backend>],
+        waiting: usize,
+    ) -> prometheus::Result<Vec<u8>> {
         // One at a time, so that none sees the gauges of those that are gone half taken away.
         let _alone = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let depth = self.queue_depth.with_label_values::<&str>(&[]);
+        depth.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.in_flight.reset();
         self.up.reset();
         for backend in backends {
@@ -197,6 +241,15 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+}
+
+/// Counts one more with this code, of which the counter for 200 is kept.
+fn count(ok: &OnceLock<IntCounter>, code: u16, find: impl FnOnce(&Code) -> IntCounter) {
+    if code == 200 {
+        ok.get_or_init(|| find(&Code::new(code))).inc();
+    } else {
+        find(&Code::new(code)).inc();
     }
 }
 

@@ -232,7 +232,7 @@ mod tests {
         let streaming = Arc::clone(&backend);
         let stream = tokio::spawn(async move {
             loop {
-                streaming.answering();
+                streaming.answering(Instant::now());
                 sleep(Duration::from_secs(1)).await;
             }
         });

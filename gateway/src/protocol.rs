@@ -4,7 +4,7 @@
 //! behind this server may read it otherwise, and then one sees two requests where another sees one.
 
 use axum::http::header::{HOST, TRANSFER_ENCODING};
-use axum::http::{HeaderMap, Request, Version};
+use axum::http::{HeaderMap, HeaderName, Request, Version};
 
 use crate::error::Refusal;
 
@@ -24,10 +24,10 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
 
 fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
     // To some servers they are the same as those with dashes.
-    for name in ["transfer_encoding", "content_length"] {
-        if headers.contains_key(name) {
-            return Err(Refusal::Malformed("a header with _ where - belongs"));
-        }
+    let is_one =
+        |name: &HeaderName| matches!(name.as_str(), "transfer_encoding" | "content_length");
+    if headers.keys().any(is_one) {
+        return Err(Refusal::Malformed("a header with _ where - belongs"));
     }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {

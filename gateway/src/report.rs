@@ -102,7 +102,7 @@ pub(crate) struct Ended<'a> {
     pub(crate) line: Option<(&'a str, &'a str)>,
     pub(crate) peer: Option<SocketAddr>,
     /// Where its place was.
-    pub(crate) backend: Option<&'a str>,
+    pub(crate) backend: Option<&'a Backend>,
     /// Of the answer, if there was one before the client left.
     pub(crate) status: Option<StatusCode>,
     pub(crate) first_byte: Option<Duration>,
@@ -122,11 +122,11 @@ pub(crate) fn ended(shared: &Shared, request: &Ended<'_>) {
         _ => request.status.map_or(CLIENT_LEFT, |status| status.as_u16()),
     };
     match request.backend {
-        Some(name) => metrics.ended(name, code, request.first_byte, request.total),
-        None => metrics.count("", code),
+        Some(backend) => metrics.ended(backend, code, request.first_byte, request.total),
+        None => metrics.answered(code),
     }
-    if let Some((model, name)) = request.model.zip(request.backend) {
-        metrics.model_ended(model, name, code, request.usage);
+    if let Some((model, backend)) = request.model.zip(request.backend) {
+        metrics.model_ended(model, backend, code, request.usage);
     }
     let Some((method, path)) = request.line else {
         return;
@@ -138,7 +138,7 @@ pub(crate) fn ended(shared: &Shared, request: &Ended<'_>) {
         }
     } else {
         let peer = request.peer.map_or("-".to_owned(), |peer| peer.to_string());
-        let backend = request.backend.unwrap_or("-");
+        let backend = request.backend.map_or("-", |backend| &backend.name);
         let first = request.first_byte.unwrap_or_default();
         let (total, end) = (request.total, request.end);
         debug!("{peer} {method} {path} {code} {backend} first={first:?} total={total:?} {end}");
@@ -176,7 +176,7 @@ impl<'a> AccessLine<'a> {
             method,
             path,
             status,
-            backend: request.backend,
+            backend: request.backend.map(|backend| backend.name.as_str()),
             model: request.model,
             first_byte_seconds: request.first_byte.map(|time| time.as_secs_f64()),
             duration_seconds: request.total.as_secs_f64(),

@@ -1,7 +1,9 @@
 //! A snapshot of the backends that requests may go to, with an index of what they list: made when
 //! either changes, so that a request looks neither through lists nor for a lock.
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hasher;
 use std::sync::Arc;
 
 use crate::backend::models::names_of;
@@ -13,6 +15,8 @@ pub(crate) struct Roster {
     members: Vec<Arc<Backend>>,
     /// What each of them has in hand, to be read without a look at anything else of it.
     loads: Vec<Slot>,
+    /// The hashes of their names, the same in each process.
+    seeds: Vec<u64>,
     /// Who lists a model, by index, in order.
     listed: HashMap<String, Vec<usize>>,
     /// Who does not say what it serves.
@@ -47,9 +51,11 @@ impl Roster {
         differ |= first.is_some() && !silent.is_empty();
         let longest_base = members.iter().map(|b| b.url.base().len()).max();
         let loads = members.iter().map(|b| b.load().clone()).collect();
+        let seeds = members.iter().map(|b| seed(&b.name)).collect();
         Self {
             members,
             loads,
+            seeds,
             listed,
             silent,
             differ,
@@ -76,31 +82,82 @@ impl Roster {
         self.longest_base
     }
 
+    /// What this one has in hand.
+    pub(crate) fn load(&self, index: usize) -> &Load {
+        &self.loads[index]
+    }
+
+    /// What tells this one from others, in each process alike.
+    pub(crate) fn seed(&self, index: usize) -> u64 {
+        self.seeds[index]
+    }
+
     /// Who may be asked for this model. Not `strict`, all may, those that do not list it last.
-    pub(crate) fn eligible<'a>(
-        &'a self,
-        model: Option<&str>,
-        strict: bool,
-    ) -> impl Iterator<Item = (&'a Arc<Backend>, &'a Load, Fit)> {
-        let listed: &[usize] = match model {
-            Some(model) => self.listed.get(model).map_or(&[], Vec::as_slice),
-            None => &[],
-        };
-        let (all, some) = match model {
+    pub(crate) fn eligible(&self, model: Option<&str>, strict: bool) -> Eligible<'_> {
+        let all = self.members.len();
+        match model {
             // Where none is asked for, each fits as well as the next.
-            None => (Some(Fit::Listed), false),
-            Some(_) if strict => (None, true),
-            Some(_) => (Some(Fit::NotListed), true),
-        };
-        let fitting = [(listed, Fit::Listed), (&self.silent, Fit::Unknown)];
-        let fitting = fitting.into_iter().filter(move |_| some);
-        let fitting = fitting.flat_map(|(indices, fit)| indices.iter().map(move |&i| (i, fit)));
-        // Those that fit come twice, and the better fit wins.
-        let all = all
-            .into_iter()
-            .flat_map(|fit| (0..self.members.len()).map(move |i| (i, fit)));
-        fitting
-            .chain(all)
-            .map(|(i, fit)| (&self.members[i], &*self.loads[i], fit))
+            None => Eligible {
+                listed: &[],
+                silent: &[],
+                all: Some((all, Fit::Listed)),
+            },
+            Some(model) => Eligible {
+                listed: self.listed.get(model).map_or(&[], Vec::as_slice),
+                silent: &self.silent,
+                all: (!strict).then_some((all, Fit::NotListed)),
+            },
+        }
+    }
+}
+
+fn seed(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(name.as_bytes());
+    hasher.finish()
+}
+
+/// Some of the members, by index, and how each fits. Those that fit come twice where `all` do, and the
+/// better fit first.
+#[derive(Clone, Copy)]
+pub(crate) struct Eligible<'a> {
+    listed: &'a [usize],
+    silent: &'a [usize],
+    all: Option<(usize, Fit)>,
+}
+
+impl Eligible<'_> {
+    #[inline]
+    pub(crate) fn for_each(self, mut visit: impl FnMut(usize, Fit)) {
+        for &index in self.listed {
+            visit(index, Fit::Listed);
+        }
+        for &index in self.silent {
+            visit(index, Fit::Unknown);
+        }
+        if let Some((count, fit)) = self.all {
+            for index in 0..count {
+                visit(index, fit);
+            }
+        }
+    }
+
+    pub(crate) fn has(self, index: usize) -> bool {
+        self.fit(index).is_some()
+    }
+
+    pub(crate) fn fit(self, index: usize) -> Option<Fit> {
+        let is_one = |indices: &[usize]| indices.binary_search(&index).is_ok();
+        if is_one(self.listed) {
+            Some(Fit::Listed)
+        } else if is_one(self.silent) {
+            Some(Fit::Unknown)
+        } else {
+            self.all.map(|(_, fit)| fit)
+        }
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.listed.is_empty() && self.silent.is_empty() && self.all.is_none_or(|(n, _)| n == 0)
     }
 }

@@ -82,7 +82,7 @@ fn ollama(text: &[u8]) -> Option<Usage> {
 }
 
 fn rfind(text: &[u8], word: &[u8]) -> Option<usize> {
-    text.windows(word.len()).rposition(|window| window == word)
+    memchr::memmem::rfind(text, word)
 }
 
 #[cfg(test)]

@@ -1,182 +1,17 @@
 //! Nothing survives the stop: whatever a server has started is gone with it. And nothing else is.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::mpsc::channel;
-use std::thread;
-use std::time::Duration;
+mod cgroups;
+mod scene;
+mod set_uid;
+mod zombies;
 
-use llmlb_tests::{Finished, Running, Sandbox, free_port, is_alive, signal_pid, wait_until};
+use std::fs;
+use std::process::Command;
+
+use llmlb_tests::{Running, free_port, is_alive, signal_pid, wait_until};
 use nix::sys::signal::Signal;
 
-const FAMILY: &str = env!("CARGO_BIN_EXE_guinea-family");
-const NOBODY: u32 = 65534;
-
-/// A server with its family, and all processes that were started for it.
-struct Scene {
-    sandbox: Sandbox,
-    port: u16,
-    user: Option<u32>,
-}
-
-impl Scene {
-    fn new() -> Self {
-        Self {
-            sandbox: Sandbox::new(),
-            port: free_port(),
-            user: None,
-        }
-    }
-
-    /// As one who may create no cgroup, if the test may choose.
-    fn without_cgroup() -> Self {
-        let mut scene = Self::new();
-        scene.user = nix::unistd::geteuid().is_root().then_some(NOBODY);
-        fs::set_permissions(scene.sandbox.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        scene
-    }
-
-    fn llmlb(&self, args: &[&str]) -> Command {
-        let mut command = self.sandbox.llmlb(args);
-        if let Some(user) = self.user {
-            command.uid(user).gid(user);
-        }
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Finished {
-        let mut command = self.llmlb(args);
-        Finished::of(command.stdin(Stdio::null()).output().unwrap())
-    }
-
-    fn command(&self, kinds: &[&str]) -> Command {
-        let port = self.port.to_string();
-        let mut llmlb = self.llmlb(&["serve", "--port", &port, "--", FAMILY, "serve", "{port}"]);
-        llmlb.args(kinds);
-        llmlb
-    }
-
-    /// Serves, and tells the members of the family when there are so many.
-    fn serve(&self, kinds: &[&str], members: usize) -> (Running, Vec<u32>) {
-        let mut llmlb = Running::start(&mut self.command(kinds));
-        let members = expect_members(&mut llmlb, members);
-        (llmlb, members)
-    }
-
-    fn stop(&self) -> Finished {
-        self.run(&["stop", "--port", &self.port.to_string()])
-    }
-
-    fn server(&self) -> u32 {
-        self.sandbox.named_pid(self.port)
-    }
-
-    /// llmlb and its server die by kill -9, the lock is free.
-    fn kill_both(&self, llmlb: &mut Running) {
-        let server = self.server();
-        llmlb.kill();
-        signal_pid(server, Signal::SIGKILL);
-        expect_dead(server);
-    }
-
-    /// All that runs with this lock directory in its environment.
-    fn processes(&self) -> BTreeSet<u32> {
-        let marker = format!("LLMLB_LOCK_DIR={}", self.sandbox.path().display());
-        let ours = |text: &[u8]| {
-            text.split(|&b| b == 0)
-                .any(|entry| entry == marker.as_bytes())
-        };
-        let all = environments().into_iter();
-        all.filter(|(_, text)| ours(text))
-            .map(|(pid, _)| pid)
-            .collect()
-    }
-
-    fn expect_nobody_left(&self) {
-        // Ended, if not yet reaped.
-        let alive: Vec<u32> = self
-            .processes()
-            .into_iter()
-            .filter(|&pid| is_alive(pid))
-            .collect();
-        assert!(alive.is_empty(), "{alive:?} are alive");
-        assert!(!self.sandbox.lock_file(self.port).exists());
-    }
-}
-
-/// Of all processes, without those that take too long: another test makes one wait for a mount that
-/// hangs.
-fn environments() -> Vec<(u32, Vec<u8>)> {
-    let pids = fs::read_dir("/proc").unwrap().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut left: Vec<u32> = pids.collect();
-    let mut found = Vec::new();
-    while let Some(first) = left.first() {
-        let (sender, texts) = channel();
-        let (pids, mut unread) = (left.clone(), *first);
-        thread::spawn(move || {
-            for pid in pids {
-                let text = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                let _ = sender.send((pid, text));
-            }
-        });
-        while let Ok((pid, text)) = texts.recv_timeout(Duration::from_secs(2)) {
-            left.retain(|&other| other != pid);
-            unread = left.first().copied().unwrap_or(0);
-            found.push((pid, text));
-        }
-        left.retain(|&other| other != unread);
-    }
-    found
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        for pid in self.processes() {
-            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
-            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
-        }
-    }
-}
-
-fn expect_members(llmlb: &mut Running, members: usize) -> Vec<u32> {
-    let mut found = Vec::new();
-    let mut ready = false;
-    while found.len() < members || !ready {
-        let line = llmlb.expect_output("");
-        match line.split_once(' ') {
-            Some(("member", pid)) => found.push(pid.parse().unwrap()),
-            _ => ready |= line.starts_with("ready"),
-        }
-    }
-    assert!(found.iter().all(|&member| is_alive(member)));
-    found
-}
-
-#[track_caller]
-fn expect_dead(pid: u32) {
-    wait_until("it to die", || (!is_alive(pid)).then_some(()));
-}
-
-/// As root, with a cgroup, and as a user without one.
-fn scenes() -> [Scene; 2] {
-    [Scene::new(), Scene::without_cgroup()]
-}
-
-/// The cgroup of a server, where it has one of its own.
-fn leaf(pid: u32) -> Option<PathBuf> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
-    let at = PathBuf::from(mount.split(' ').nth(4)?);
-    path.contains("/llmlb-")
-        .then(|| at.join(path.trim_start_matches('/')))
-}
+use scene::{FAMILY, Scene, expect_dead, expect_members, has_cgroup, leaf, scenes};
 
 #[test]
 fn what_left_its_session_ends_with_a_stop_which_says_so() {
@@ -196,7 +31,7 @@ fn what_left_its_session_ends_with_a_stop_which_says_so() {
         for pid in members {
             assert!(!is_alive(pid), "{pid}");
         }
-        scene.expect_nobody_left();
+        scene.expect_nobody_left_but(&llmlb);
         llmlb.finish().expect(0);
         assert!(!leaf.is_some_and(|leaf| leaf.exists()));
     }
@@ -226,7 +61,7 @@ fn who_forks_twice_does_not_escape() {
     for scene in scenes() {
         let (llmlb, _) = scene.serve(&["twice=25", "dying-twice=25"], 25);
         scene.stop().expect(0);
-        scene.expect_nobody_left();
+        scene.expect_nobody_left_but(&llmlb);
         llmlb.finish().expect(0);
     }
 }
@@ -236,7 +71,7 @@ fn nor_does_who_forks_again_and_again() {
     for scene in scenes() {
         let (llmlb, _) = scene.serve(&["chain=400", "chain=400"], 0);
         scene.stop().expect(0);
-        scene.expect_nobody_left();
+        scene.expect_nobody_left_but(&llmlb);
         llmlb.finish().expect(0);
     }
 }
@@ -342,25 +177,8 @@ fn what_was_let_go_is_spared() {
 fn what_llmlb_was_given_by_whoever_started_it_is_spared() {
     for scene in scenes() {
         // A shell's background job, whose own child becomes an orphan: llmlb is its parent then.
-        let llmlb = scene.command(&["session"]);
-        let args = llmlb.get_args();
         let job = r#"sh -c 'sleep 1000 & echo "given $!"; exec sleep 1000' & echo "given $!"; exec "$0" "$@""#;
-        let mut shell = scene.llmlb(&[]);
-        let program = shell.get_program().to_owned();
-        let environment: Vec<_> = shell
-            .get_envs()
-            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
-            .collect();
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", job])
-            .arg(program)
-            .args(args)
-            .envs(environment);
-        if let Some(user) = scene.user {
-            command.uid(user).gid(user);
-        }
-        shell = command;
+        let mut shell = scene.started_by(&["sh", "-c", job], &scene.command(&["session"]));
         let mut llmlb = Running::start(&mut shell);
         let given: Vec<u32> = (0..2)
             .map(|_| {
@@ -473,14 +291,4 @@ fn as_the_first_process_of_a_container_too() {
     signal_pid(llmlb, Signal::SIGTERM);
     unshare.finish().expect(0);
     scene.expect_nobody_left();
-}
-
-/// Whether root may create a cgroup here.
-fn has_cgroup() -> bool {
-    let scene = Scene::new();
-    let (mut llmlb, _) = scene.serve(&[], 0);
-    let has = leaf(scene.server()).is_some();
-    scene.stop().expect(0);
-    llmlb.wait();
-    has
 }

@@ -52,9 +52,16 @@ fn stop_ends_it_for_good_also_before_it_is_started_again() {
     server.expect_log("Server ended with exit code 3; it is started again in 2s");
     let stopped = sandbox.run(["stop", &text]).expect(0);
     assert!(stopped.stdout.contains("stopped"), "{stopped:?}");
-    assert_eq!(server.wait().code(), Some(0));
+    let ended = server.finish();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(!sandbox.lock_file(port).exists());
-    assert_eq!(fs::read_to_string(&starts).unwrap(), "\n\n");
+    // On a slow machine the third start comes before the stop, but none that was not announced.
+    let announced = ended.stderr.matches("it is started again in").count();
+    let starts = fs::read_to_string(&starts).unwrap().len();
+    assert!(
+        announced >= 2 && starts <= announced + 1,
+        "{starts} {ended:?}"
+    );
 }
 
 #[test]

@@ -27,6 +27,18 @@ impl FromStr for Place {
     }
 }
 
+/// Parses it, and repeats it in errors where it is no secret.
+pub(super) fn place(url: &str) -> Result<Place, String> {
+    url.parse().map_err(|e| {
+        // What is before an @ may be a password.
+        if url.contains('@') {
+            format!("{e}")
+        } else {
+            format!("'{url}': {e}")
+        }
+    })
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Backend {
     pub(crate) place: Place,

@@ -6,12 +6,10 @@
 use std::fmt::Display;
 use std::fs;
 use std::io;
-use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
-use super::entry::{Backend, Place};
+use super::document::{self, Document, Problem, Setting};
+use super::entry::{Backend, place};
 
 /// As much of a file as is read: room for some 10,000 backends.
 const MOST: u64 = 1 << 20;
@@ -26,14 +24,28 @@ pub(super) struct Stamp {
     id: (u64, u64),
 }
 
-pub(super) struct BackendsFile {
+/// What is wrong with the settings of a configuration.
+pub(crate) type Check = fn(&[Setting]) -> Result<(), Problem>;
+
+pub(crate) struct BackendsFile {
     path: PathBuf,
+    /// Where it is a configuration.
+    check: Option<Check>,
 }
 
 impl BackendsFile {
-    pub(super) fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
+            check: None,
+        }
+    }
+
+    /// A configuration, which has settings too.
+    pub(crate) fn config(path: &Path, check: Check) -> Self {
+        Self {
+            path: path.to_owned(),
+            check: Some(check),
         }
     }
 
@@ -55,14 +67,17 @@ impl BackendsFile {
         })
     }
 
-    /// The backends it names, or what to say of it.
-    pub(super) fn read(&self) -> Result<Vec<Backend>, String> {
+    /// What it says, or what to say of it.
+    pub(crate) fn read(&self) -> Result<Document, String> {
         let text = self.text().map_err(|e| self.refused(e))?;
         let is_toml = self.path.extension().is_some_and(|ext| ext == "toml");
-        let parsed = if is_toml {
-            parse_toml(&text)
-        } else {
-            parse_lines(&text)
+        let parsed = match self.check {
+            Some(check) => document::parse(&text).and_then(|document| {
+                check(&document.settings)?;
+                Ok(document)
+            }),
+            None if is_toml => parse_toml(&text),
+            None => parse_lines(&text).map(Document::of),
         };
         parsed.map_err(|(line, problem)| self.refused(format!("line {line}: {problem}")))
     }
@@ -85,9 +100,6 @@ impl BackendsFile {
         format!("{}: {problem}", self.path.display())
     }
 }
-
-/// A problem and its line.
-type Problem = (usize, String);
 
 fn parse_lines(text: &str) -> Result<Vec<Backend>, Problem> {
     let numbered = text.lines().enumerate();
@@ -128,71 +140,28 @@ fn parse_line(line: &str) -> Result<Backend, String> {
     Ok(backend)
 }
 
-fn place(url: &str) -> Result<Place, String> {
-    url.parse().map_err(|e| {
-        // What is before an @ may be a password.
-        if url.contains('@') {
-            format!("{e}")
-        } else {
-            format!("'{url}': {e}")
-        }
-    })
-}
-
 fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String> {
     value
         .parse()
         .map_err(|_| format!("{name} is a number from 1 on, not '{value}'"))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Document {
-    #[serde(default)]
-    backend: Vec<toml::Spanned<Table>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Table {
-    url: String,
-    weight: Option<NonZeroU32>,
-    max: Option<NonZeroUsize>,
-    key_env: Option<String>,
-}
-
-fn parse_toml(text: &str) -> Result<Vec<Backend>, Problem> {
-    let line_at = |at: usize| {
-        text.get(..at)
-            .map_or(1, |before| before.matches('\n').count() + 1)
-    };
-    let document: Document = toml::from_str(text).map_err(|e| {
-        let line = e.span().map_or(1, |span| line_at(span.start));
-        (line, e.message().to_owned())
-    })?;
-    document
-        .backend
-        .into_iter()
-        .map(|table| {
-            let line = line_at(table.span().start);
-            backend(table.into_inner()).map_err(|problem| (line, problem))
-        })
-        .collect()
-}
-
-fn backend(table: Table) -> Result<Backend, String> {
-    let mut backend = Backend::new(place(&table.url)?);
-    backend.weight = table.weight.unwrap_or(NonZeroU32::MIN);
-    backend.max = table.max;
-    if let Some(variable) = &table.key_env {
-        backend.set_key_from(variable)?;
+/// A file of backends has nothing beside them.
+fn parse_toml(text: &str) -> Result<Document, Problem> {
+    let document = document::parse(text)?;
+    match document.settings.first() {
+        None => Ok(document),
+        Some(Setting { name, line, .. }) => {
+            let problem = format!("'{name}' is none of [[backend]]; options are for --config");
+            Err((*line, problem))
+        }
     }
-    Ok(backend)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backends::Place;
 
     fn shown(backends: &[Backend]) -> Vec<(String, u32, Option<usize>)> {
         let url = |place: &Place| match place {
@@ -215,9 +184,9 @@ mod tests {
             ("http://c".to_owned(), 1, None),
         ];
         assert_eq!(shown(&parse_lines(lines).unwrap()), expected);
-        assert_eq!(shown(&parse_toml(toml).unwrap()), expected);
+        assert_eq!(shown(&parse_toml(toml).unwrap().backends), expected);
         assert!(parse_lines("").unwrap().is_empty());
-        assert!(parse_toml("# none\n").unwrap().is_empty());
+        assert!(parse_toml("# none\n").unwrap().backends.is_empty());
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use llmlb_gateway::{BackendSet, BackendSpec};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::document::{Document, Setting};
 use super::entry::{Backend, Place};
 use super::file::{BackendsFile, Stamp};
 use super::names::{self, Found};
@@ -21,19 +21,31 @@ const STEP: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// All that was given.
-#[derive(Debug, Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Sources {
     pub(crate) listed: Vec<Backend>,
-    pub(crate) file: Option<PathBuf>,
+    pub(crate) files: Vec<BackendsFile>,
     /// Whose servers are backends.
     pub(crate) services: Vec<String>,
     /// The etcd that knows them.
     pub(crate) cluster: Option<String>,
 }
 
+impl Sources {
+    /// How many backends are named, or what is wrong with a file.
+    pub(crate) fn check(&self) -> Result<usize, String> {
+        let files = self
+            .files
+            .iter()
+            .map(|file| Ok(file.read()?.backends.len()));
+        let in_files: Result<usize, String> = files.sum();
+        Ok(self.listed.len() + in_files?)
+    }
+}
+
 /// What happens to the sources.
 pub(super) enum News {
-    /// The file is to be read again.
+    /// The files are to be read again.
     Reload,
     /// What the name of this URL stands for.
     Addresses(String, Found),
@@ -51,7 +63,7 @@ pub(super) enum News {
 pub(crate) struct Follower {
     news: Sender<News>,
     sets: watch::Receiver<BackendSet>,
-    has_file: bool,
+    has_files: bool,
 }
 
 impl Follower {
@@ -59,10 +71,10 @@ impl Follower {
     ///
     /// # Errors
     ///
-    /// What is wrong with the file.
+    /// What is wrong with a file.
     pub(crate) fn start(sources: Sources) -> Result<Self, String> {
         let (news, received) = channel();
-        let has_file = sources.file.is_some();
+        let has_files = !sources.files.is_empty();
         let mut state = State::new(sources, news.clone())?;
         state.wait_for_names(&received);
         let (sets, followed) = watch::channel(state.set());
@@ -72,7 +84,7 @@ impl Follower {
         Ok(Self {
             news,
             sets: followed,
-            has_file,
+            has_files,
         })
     }
 
@@ -80,10 +92,10 @@ impl Follower {
         self.sets.clone()
     }
 
-    /// Reads the file again.
+    /// Reads the files again.
     pub(crate) fn reload(&self) {
-        if !self.has_file {
-            info!("There is no file to read again: see --backends-file");
+        if !self.has_files {
+            info!("There is no file to read again: see --config and --backends-file");
         }
         // It follows as long as this is here.
         let _ = self.news.send(News::Reload);
@@ -92,9 +104,7 @@ impl Follower {
 
 struct State {
     listed: Vec<Backend>,
-    file: Option<BackendsFile>,
-    stamp: Option<Stamp>,
-    in_file: Vec<Backend>,
+    files: Vec<Followed>,
     /// What each name stands for; nothing yet where it was never answered.
     names: BTreeMap<String, Option<BTreeSet<String>>>,
     /// The servers of each service; nothing yet where etcd has not answered.
@@ -104,15 +114,10 @@ struct State {
 
 impl State {
     fn new(sources: Sources, news: Sender<News>) -> Result<Self, String> {
-        let file = sources.file.as_deref().map(BackendsFile::new);
-        // Looked at before it is read: what changes meanwhile is seen later.
-        let stamp = file.as_ref().and_then(BackendsFile::stamp);
-        let in_file = file.as_ref().map(BackendsFile::read).transpose()?;
+        let files = sources.files.into_iter().map(Followed::new);
         let mut state = Self {
             listed: sources.listed,
-            file,
-            stamp,
-            in_file: in_file.unwrap_or_default(),
+            files: files.collect::<Result<_, _>>()?,
             names: BTreeMap::new(),
             servers: BTreeMap::new(),
             news,
@@ -126,7 +131,8 @@ impl State {
 
     /// Begins to look up what is new. A name that is gone is looked up on, to no effect.
     fn watch_names(&mut self) -> io::Result<()> {
-        for backend in self.listed.iter().chain(&self.in_file) {
+        let in_files = self.files.iter().flat_map(|file| &file.content.backends);
+        for backend in self.listed.iter().chain(in_files) {
             if let Place::Each(url) = &backend.place
                 && !self.names.contains_key(&url.to_string())
             {
@@ -173,7 +179,7 @@ impl State {
         loop {
             let changed = match received.recv_timeout(STEP) {
                 Ok(news) => self.take(news),
-                Err(RecvTimeoutError::Timeout) => self.look_at_file(),
+                Err(RecvTimeoutError::Timeout) => self.look_at_files(),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             if changed {
@@ -188,8 +194,8 @@ impl State {
     /// Whether that changes anything.
     fn take(&mut self, news: News) -> bool {
         match news {
-            News::Reload => self.read_file(),
-            News::Same => self.look_at_file(),
+            News::Reload => self.read_files(|_| true),
+            News::Same => self.look_at_files(),
             News::Servers(service, servers) => {
                 info!("Service {service} has {} servers", servers.len());
                 self.servers.insert(service, Some(servers));
@@ -212,34 +218,19 @@ impl State {
         }
     }
 
-    fn look_at_file(&mut self) -> bool {
-        let stamp = self.file.as_ref().and_then(BackendsFile::stamp);
-        stamp != self.stamp && self.read_file()
+    fn look_at_files(&mut self) -> bool {
+        self.read_files(|file| file.file.stamp() != file.stamp)
     }
 
-    fn read_file(&mut self) -> bool {
-        let Some(file) = &self.file else {
-            return false;
-        };
-        self.stamp = file.stamp();
-        match file.read() {
-            Ok(backends) => {
-                info!(
-                    "{} names {} backends",
-                    file.path().display(),
-                    backends.len()
-                );
-                self.in_file = backends;
-                if let Err(e) = self.watch_names() {
-                    warn!("Names of backends are not looked up: {e}");
-                }
-                true
-            }
-            Err(problem) => {
-                warn!("The backends stay as they are: {problem}");
-                false
-            }
+    /// Reads again those that are `wanted`. Whether one could be read.
+    fn read_files(&mut self, wanted: impl Fn(&Followed) -> bool) -> bool {
+        let wanted = self.files.iter_mut().filter(|file| wanted(file));
+        // Each of them, whatever became of the others.
+        let was_read = wanted.fold(false, |any, file| file.read_again() | any);
+        if was_read && let Err(e) = self.watch_names() {
+            warn!("Names of backends are not looked up: {e}");
         }
+        was_read
     }
 
     fn set(&self) -> BackendSet {
@@ -249,10 +240,11 @@ impl State {
                 .flat_map(|b| self.specs(b, origin))
                 .collect()
         };
-        let path = self.file.as_ref().map(BackendsFile::path);
-        let path = path.map(Path::display).map(|path| path.to_string());
         let mut all = from(&self.listed, "command line");
-        all.extend(from(&self.in_file, &path.unwrap_or_default()));
+        for file in &self.files {
+            let path = file.file.path().display().to_string();
+            all.extend(from(&file.content.backends, &path));
+        }
         all.extend(self.servers.values().flatten().flatten().cloned());
         all.into_iter().collect()
     }
@@ -270,4 +262,55 @@ impl State {
         let origin = format!("dns+{name}");
         urls.map(|url| backend.at(url, &origin)).collect()
     }
+}
+
+/// A file and what it said last.
+struct Followed {
+    file: BackendsFile,
+    stamp: Option<Stamp>,
+    content: Document,
+}
+
+impl Followed {
+    fn new(file: BackendsFile) -> Result<Self, String> {
+        // Looked at before it is read: what changes meanwhile is seen later.
+        let stamp = file.stamp();
+        let content = file.read()?;
+        Ok(Self {
+            file,
+            stamp,
+            content,
+        })
+    }
+
+    /// Whether it could be read.
+    fn read_again(&mut self) -> bool {
+        self.stamp = self.file.stamp();
+        let content = match self.file.read() {
+            Ok(content) => content,
+            Err(problem) => {
+                warn!("The backends stay as they are: {problem}");
+                return false;
+            }
+        };
+        let path = self.file.path().display();
+        info!("{path} names {} backends", content.backends.len());
+        for name in changed(&self.content.settings, &content.settings) {
+            warn!("{path} says something else of {name}: that takes llmlb serve --replace");
+        }
+        self.content.backends = content.backends;
+        true
+    }
+}
+
+/// The names of which `new` says something else.
+fn changed<'a>(old: &'a [Setting], new: &'a [Setting]) -> BTreeSet<&'a str> {
+    fn says<'a>(settings: &'a [Setting], name: &str) -> Option<&'a toml::Value> {
+        let said = settings.iter().find(|setting| setting.name == name);
+        said.map(|setting| &setting.value)
+    }
+    let names = old.iter().chain(new).map(|setting| &*setting.name);
+    names
+        .filter(|name| says(old, name) != says(new, name))
+        .collect()
 }

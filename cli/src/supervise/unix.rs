@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
+use chrono::{SubsecRound, Utc};
 use llmlb_lock_core::{LockError, Offspring, SERVER_ID_ENV, ServerLock};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
@@ -19,13 +20,14 @@ use super::passed_through::PassedThrough;
 use super::readying;
 use super::restart::{Next, Restarts};
 use super::terminal::{self, Terminal};
-use super::{cannot_run, command};
+use super::{cannot_run, command, name};
 use crate::args::{Restart, ServeArgs};
 use crate::cluster::Active;
 use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, watch};
 use crate::ready::Readiness;
 use crate::signals::{Inherited, Shutdown, Stream, die_of};
+use crate::state::{LastEnd, StateFile};
 
 /// How long those may take to end that hold the lock still, when all else has ended.
 const GRACE: Duration = Duration::from_secs(1);
@@ -55,9 +57,11 @@ pub(crate) async fn run(
         Restart::No => Restarts::new(0),
         Restart::OnFailure => Restarts::new(args.supervision.restart_max),
     };
+    let mut state = StateFile::beside(&lock);
     loop {
-        let life = live(
+        let mut life = live(
             &mut lock,
+            &mut state,
             args,
             readiness,
             active.as_ref(),
@@ -78,12 +82,15 @@ pub(crate) async fn run(
                     );
                     if told.pause(pause).await {
                         if let Some(lost) = active.as_ref().and_then(Active::failure) {
+                            drop(state);
                             lock.release()?;
                             return Err(lost);
                         }
+                        state.restarted();
                         continue;
                     }
                     announce_shutdown();
+                    drop(state);
                     lock.release()?;
                     return Ok(exit::OK);
                 }
@@ -95,9 +102,9 @@ pub(crate) async fn run(
             }
         }
         readiness.untold().await;
-        if let Err(e) = lock.reclaim(GRACE).and_then(|()| lock.release()) {
-            // The server's exit code tells its caller more than ours would.
-            warn!("{e}");
+        drop(state);
+        if !give_back(lock) {
+            life.left_behind = LeftBehind::Alive;
         }
         if let Some(active) = active {
             let has_ended = !matches!(life.left_behind, LeftBehind::Alive);
@@ -108,6 +115,25 @@ pub(crate) async fn run(
             None => life.outcome(),
         };
     }
+}
+
+/// Whether nobody holds the lock any more; else the file stays. What the server started as another
+/// user may neither be seen nor ended.
+fn give_back(mut lock: ServerLock) -> bool {
+    let reclaimed = lock.reclaim(GRACE);
+    let released = lock.release();
+    let is_held = matches!(&released, Err(LockError::ReleaseFailed(e)) if is_busy(e));
+    let is_told = |e: &LockError| is_held && matches!(e, LockError::StopFailed(e) if is_busy(e));
+    // The server's exit code tells its caller more than these would.
+    let reclaimed = reclaimed.err().filter(|e| !is_told(e));
+    for e in reclaimed.into_iter().chain(released.err()) {
+        warn!("{e}");
+    }
+    !is_held
+}
+
+fn is_busy(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::ResourceBusy
 }
 
 fn failed(e: io::Error) -> Failure {
@@ -203,16 +229,32 @@ impl Life {
     }
 }
 
+fn last_end(status: WaitStatus, too_late: bool) -> LastEnd {
+    let (exit_code, signal) = match status {
+        WaitStatus::Exited(_, code) => (Some(code), None),
+        WaitStatus::Signaled(_, signal, _) => (None, Some(signal.as_str().to_owned())),
+        _ => (None, None),
+    };
+    LastEnd {
+        at: Utc::now().trunc_subsecs(6),
+        exit_code,
+        signal,
+        too_late,
+    }
+}
+
 /// From the server's start until all that it has left behind is gone. The lock is ours again then.
 async fn live(
     lock: &mut ServerLock,
+    state: &mut StateFile,
     args: &ServeArgs,
     readiness: &Readiness,
     active: Option<&Active>,
     told: &mut Told,
     terminal: Option<&Terminal>,
 ) -> Result<Life, Failure> {
-    let mut offspring = Offspring::prepare(lock)?;
+    let watchdog = || active.and_then(Active::watchdog);
+    let mut offspring = Offspring::prepare_beside(lock, watchdog().as_slice())?;
     let (server, output) = spawn(lock, args, &offspring, active)?;
     offspring.started(server.as_raw().unsigned_abs());
     if terminal.is_some_and(|terminal| terminal.offer(server)) {
@@ -229,13 +271,16 @@ async fn live(
         }
     }
     info!(
-        "Guarding port {} for {:?} (PID: {server})",
+        "Guarding port {} for {} (PID: {server})",
         lock.info().port,
-        args.command[0]
+        name(args)
     );
 
     let probe = readying::probe(server.as_raw().unsigned_abs(), lock.info().port, args);
-    let mut following = Box::pin(readying::follow(probe, readiness, args));
+    let waits_for_url = probe.url.is_some();
+    state.names(lock.info(), waits_for_url.then_some(false));
+    let following = readying::follow(probe, readiness, args, || state.ready());
+    let mut following = Box::pin(following);
     let mut too_late = None;
     readiness.begin();
     let ended = Ended::of(server);
@@ -336,10 +381,13 @@ async fn live(
     if let Err(e) = lock.adopt() {
         warn!("{e}");
     }
+    state.ended(last_end(status, too_late.is_some()));
+    state.names(lock.info(), waits_for_url.then_some(false));
     let succeeded = matches!(status, WaitStatus::Exited(_, 0));
     let left_behind = left_behind::end(
         server,
         &mut offspring,
+        &watchdog,
         &mut ending,
         succeeded,
         &mut told.shutdown,
@@ -347,6 +395,7 @@ async fn live(
     )
     .await;
     drop(offspring);
+    readiness.ended();
     if let Some(output) = output {
         output.finish();
     }
@@ -418,7 +467,7 @@ fn spawn(
         });
     }
     let spawned = match active {
-        Some(active) => active.spawn(&mut command)?,
+        Some(active) => active.spawn(&mut command, offspring)?,
         None => command.spawn(),
     };
     let child = match spawned {

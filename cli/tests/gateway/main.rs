@@ -4,6 +4,7 @@
 #![cfg(unix)]
 
 mod access;
+mod config;
 mod draining;
 mod failing;
 mod limits;

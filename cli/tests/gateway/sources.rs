@@ -1,20 +1,12 @@
 //! Backends from a file and from names: followed as they change, refused whole when they are wrong.
 
 use std::fs;
-use std::path::Path;
 
 use llmlb_tests::model_server::{Backend, Gate, Next, Port};
 use llmlb_tests::wire::{STREAM, chat, chunk, request};
 use nix::sys::signal::Signal;
 
-use crate::support::{Gateway, wait_until};
-
-/// As an editor or a deployment does it: never half a file.
-fn put(path: &Path, text: &str) {
-    let new = path.with_extension("new");
-    fs::write(&new, text).unwrap();
-    fs::rename(&new, path).unwrap();
-}
+use crate::support::{Gateway, put, wait_until};
 
 fn urls(gateway: &Gateway) -> Vec<String> {
     let health = gateway.health();

@@ -1,8 +1,10 @@
 //! `llmlb serve` to test.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::ops::Deref;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -21,6 +23,13 @@ pub(crate) struct Gateway {
     child: Child,
     locks: TempDir,
     log: Arc<Mutex<Vec<String>>>,
+}
+
+/// As an editor or a deployment does it: never half a file.
+pub(crate) fn put(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, text).unwrap();
+    fs::rename(&new, path).unwrap();
 }
 
 impl Gateway {
@@ -52,16 +61,24 @@ impl Gateway {
 
     /// One that does not start.
     pub(crate) fn refused(args: &[&str]) -> Output {
+        Self::output(&[&["--port", "0"], args].concat())
+    }
+
+    /// Of `llmlb serve`, which ends by itself.
+    pub(crate) fn output(args: &[&str]) -> Output {
         let locks = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_llmlb"));
-        command.args(["serve", "--port", "0"]).args(args);
+        command.arg("serve").args(args);
         clean(&mut command, &locks);
         command.output().unwrap()
     }
 
     fn spawn(mut command: Command, backends: &[String], args: &[&str]) -> Self {
         let locks = tempfile::tempdir().unwrap();
-        command.args(["--port", "0"]).args(args);
+        // Without affinity: most tests send the same conversation again and again.
+        command
+            .args(["--port", "0", "--affinity", "off"])
+            .args(args);
         for url in backends {
             command.args(["--backend", url]);
         }

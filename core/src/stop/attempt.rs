@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::dir::LockDir;
 use crate::error::{LockError, context};
-use crate::sys::{Directory, ProcessHandle};
+use crate::sys::{Directory, Marked, ProcessHandle};
 
 /// A launcher that makes its server the leader of a process group of its own sets this variable
 /// to the port in the server's environment: what the server leaves behind in that group is then
@@ -23,6 +23,8 @@ pub(super) struct Stop<'a> {
     pub(super) directory: Directory,
     pub(super) port: u16,
     pub(super) name: String,
+    /// Processes that carry the server's identity, and where they were.
+    pub(super) marked: Marked,
     pub(super) interrupted: Option<&'a mut dyn FnMut() -> bool>,
 }
 

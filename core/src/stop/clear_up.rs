@@ -13,7 +13,7 @@ use crate::error::LockError;
 use crate::left_behind::{KILL_WAIT, LeftBehind};
 use crate::process::{find, is_holder};
 use crate::record::Content;
-use crate::sys::{self, LockFile, Marked, ProcessHandle};
+use crate::sys::{self, LockFile, ProcessHandle};
 
 /// How long processes that a server left behind get between SIGTERM and SIGKILL.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
@@ -23,18 +23,24 @@ const SEARCH_STEP: Duration = Duration::from_millis(20);
 impl Stop<'_> {
     /// All that belong to the server beside itself: they are known by what its launcher has put
     /// into their environment.
-    pub(super) fn family(&self, target: &Target) -> Result<Vec<ProcessHandle>, LockError> {
-        let marked = self.marked(target)?;
-        let server = |pid| target.handles.iter().any(|handle| handle.pid() == pid);
-        let family = marked.found.into_iter().map(|(handle, _)| handle);
-        Ok(family.filter(|handle| !server(handle.pid())).collect())
+    pub(super) fn family(&mut self, target: &Target) -> Result<Vec<ProcessHandle>, LockError> {
+        let mut family = self.find_marked(target)?;
+        family.retain(|handle| {
+            !target
+                .handles
+                .iter()
+                .any(|server| server.pid() == handle.pid())
+        });
+        Ok(family)
     }
 
-    fn marked(&self, target: &Target) -> Result<Marked, LockError> {
-        match &target.id {
-            Some(id) => sys::marked(&|found| found == id).map_err(LockError::StopFailed),
-            None => Ok(Marked::default()),
+    fn find_marked(&mut self, target: &Target) -> Result<Vec<ProcessHandle>, LockError> {
+        if let Some(id) = &target.id {
+            let searched = self.marked.search(&|found| found == id);
+            searched.map_err(LockError::StopFailed)?;
         }
+        let found = self.marked.found.drain(..);
+        Ok(found.map(|(handle, _)| handle).collect())
     }
 
     /// After the server's end: ends what it left behind, and sees the file go. Tells how many were
@@ -47,9 +53,10 @@ impl Stop<'_> {
     ) -> Result<usize, LockError> {
         let left = Utc::now();
         let started = Instant::now();
+        // At once: a keeper has begun to end them.
+        let left_by_family = alive(family).map_err(LockError::StopFailed)?;
         self.resume_keeper(target)?;
         let own = process::id();
-        let left_by_family = alive(family).map_err(LockError::StopFailed)?;
         let mut left_behind = LeftBehind::default();
         let mut searched: Option<Instant> = None;
         let mut kept: Option<Instant> = None;
@@ -86,6 +93,7 @@ impl Stop<'_> {
             }
             // Its own lock is the caller's to give back.
             if (!held || keeper == Some(own)) && ended {
+                self.marked.close();
                 return Ok(match target.keeper {
                     Some(_) => left_by_family.max(left_behind.len()),
                     None => left_behind.len(),
@@ -133,7 +141,7 @@ impl Stop<'_> {
 
     /// One search for what the server left behind; `file` is that of its lock if it is held still.
     fn left_behind(
-        &self,
+        &mut self,
         target: &Target,
         file: Option<&LockFile>,
         keeper: Option<u32>,
@@ -141,12 +149,10 @@ impl Stop<'_> {
         to_be_killed: bool,
     ) -> Result<Vec<ProcessHandle>, LockError> {
         let failed = LockError::StopFailed;
-        let marked = self.marked(target)?;
+        let mut found = self.find_marked(target)?;
         if to_be_killed {
-            marked.kill();
+            self.marked.kill();
         }
-        marked.close();
-        let mut found: Vec<_> = marked.found.into_iter().map(|(handle, _)| handle).collect();
         if keeper.is_some() {
             return Ok(found);
         }

@@ -15,6 +15,7 @@ pub use options::{StopOptions, StopOutcome};
 use crate::dir::{LockDir, check_port, file_name};
 use crate::error::LockError;
 use crate::left_behind::KILL_WAIT;
+use crate::sys::Marked;
 use attempt::Stop;
 use clear_up::GRACE;
 use target::{Found, Target};
@@ -44,7 +45,8 @@ impl LockDir {
     /// - [`LockError::NotHolder`]: the named process is not, or not provably, the holder.
     /// - [`LockError::HeldByUnknown`]: the holder can't be found, or the lock is still held after
     ///   the server has ended.
-    /// - [`LockError::StopFailed`]: it may not be signalled, or is the calling process itself.
+    /// - [`LockError::StopFailed`]: it may not be signalled, is the calling process itself, or has
+    ///   given the port back without ending, and is not killed.
     /// - [`LockError::InvalidPort`], [`LockError::ReadFailed`].
     pub fn stop_server(&self, port: u16, options: &StopOptions) -> Result<StopOutcome, LockError> {
         self.stop(port, options, None)
@@ -79,12 +81,13 @@ impl LockDir {
                 directory,
                 port,
                 name: file_name(port),
+                marked: Marked::default(),
                 interrupted,
             },
             None => return Ok(StopOutcome::NotRunning),
         };
         let mut left_overs = Vec::new();
-        let target = loop {
+        let mut target = loop {
             match stop.find_target()? {
                 // The lock is held by what a killed server has left.
                 Found::Target(target) if target.is_left_over() && left_overs.is_empty() => {
@@ -107,7 +110,7 @@ impl LockDir {
         };
         let family = stop.family(&target)?;
         let asked = Instant::now();
-        let Some(forced) = stop.end(&target, options)? else {
+        let Some(forced) = stop.end(&mut target, options)? else {
             return Ok(StopOutcome::TimedOut { info: target.info });
         };
         let left = options.timeout.saturating_sub(asked.elapsed());
@@ -128,7 +131,11 @@ impl LockDir {
 impl Stop<'_> {
     /// Asks, waits, and kills if that is wanted. Tells whether it had to be forced; `None` if it
     /// runs on.
-    fn end(&mut self, target: &Target, options: &StopOptions) -> Result<Option<bool>, LockError> {
+    fn end(
+        &mut self,
+        target: &mut Target,
+        options: &StopOptions,
+    ) -> Result<Option<bool>, LockError> {
         // A launcher that stays learns by this that its server is being stopped.
         self.resume_keeper(target)?;
         let mut forced = false;
@@ -147,8 +154,7 @@ impl Stop<'_> {
         if !options.force {
             return Ok(None);
         }
-        warn!("Server on port {port} (PID: {pid}) did not stop in time, killing it");
-        if let Err(gave_back) = self.check_guards(target) {
+        if let Err(gave_back) = self.keep_guards(target) {
             // A server on its way out gives the port back an instant before it has ended.
             let ended = self.wait_for(&target.handles, KILL_WAIT)?;
             return if ended {
@@ -157,6 +163,8 @@ impl Stop<'_> {
                 Err(gave_back)
             };
         }
+        let pid = target.info.pid;
+        warn!("Server on port {port} (PID: {pid}) did not stop in time, killing it");
         for handle in &target.handles {
             handle.kill().map_err(|e| self.failed(handle.pid(), e))?;
         }

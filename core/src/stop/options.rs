@@ -14,6 +14,14 @@ use crate::left_over::LeftOver;
 /// let patient = StopOptions::default().timeout(Duration::from_secs(60));
 /// assert!(!patient.force);
 /// ```
+///
+/// They may come to be more, so that no program may name them all:
+///
+/// ```compile_fail,E0639
+/// use llmlb_lock_core::StopOptions;
+///
+/// let patient = StopOptions { force: false, ..StopOptions::default() };
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StopOptions {

@@ -1,6 +1,7 @@
 //! Whom a stop ends: found beyond doubt, or nobody.
 
 use std::io;
+use std::mem;
 use std::process;
 use std::time::{Duration, Instant};
 
@@ -100,7 +101,7 @@ impl Stop<'_> {
                     continue;
                 }
                 // Who has let go of it meanwhile is spared.
-                handles = holding(handles, &file).map_err(LockError::StopFailed)?;
+                (handles, _) = holding(handles, &file).map_err(LockError::StopFailed)?;
                 let Some(first) = handles.first() else {
                     let named = match &record {
                         Some(record) => is_holder(record, &file).map_err(LockError::ReadFailed)?,
@@ -119,13 +120,7 @@ impl Stop<'_> {
                         },
                     });
                 };
-                let found = find(first.pid()).map_err(LockError::StopFailed)?;
-                let started = found.and_then(|process| process.started);
-                let info = LockInfo {
-                    pid: first.pid(),
-                    started_at: started.unwrap_or_else(Utc::now),
-                    port: self.port,
-                };
+                let info = self.info_of(first)?;
                 let taker = sys::taker(first.pid(), &file).map_err(LockError::StopFailed)?;
                 let id = sys::server_id_of(first.pid(), &file, &self.directory, self.port);
                 return Ok(Found::Target(Box::new(Target {
@@ -232,34 +227,54 @@ impl Stop<'_> {
         Ok(Some((handle, keeper)))
     }
 
-    /// An error if those who were asked to end no longer guard the port: another may do that by now.
-    pub(super) fn check_guards(&self, target: &Target) -> Result<(), LockError> {
-        // There a server's job is ended with it, and may outlive it: its handle stands for both.
-        if cfg!(windows) {
-            return Ok(());
+    /// How one that is named by no file is shown.
+    fn info_of(&self, handle: &ProcessHandle) -> Result<LockInfo, LockError> {
+        let found = find(handle.pid()).map_err(LockError::StopFailed)?;
+        let started = found.and_then(|process| process.started);
+        Ok(LockInfo {
+            pid: handle.pid(),
+            started_at: started.unwrap_or_else(Utc::now),
+            port: self.port,
+        })
+    }
+
+    /// Of those who were asked to end, leaves the ones in `target` who guard the port still: another
+    /// may do that by now. An error if there is none.
+    pub(super) fn keep_guards(&self, target: &mut Target) -> Result<(), LockError> {
+        // What it ran is ended with it there, and may outlive it: its handle stands for both.
+        #[cfg(windows)]
+        for handle in &target.handles {
+            if handle.has_ended_itself().map_err(LockError::StopFailed)? {
+                return Ok(());
+            }
         }
         let file = self.directory.open_lock(&self.name);
         let file = file.map_err(LockError::ReadFailed)?;
         let guards = match (&file, &target.record) {
             (None, _) => false,
             (Some(file), Some(record)) => self.identify(record, file)?.is_some(),
-            (Some(file), None) => {
-                let pids = target.handles.iter().map(ProcessHandle::pid);
-                let held = pids.map(|pid| sys::holds(pid, file));
-                let held: io::Result<Vec<_>> = held.collect();
-                // Some may have ended.
-                held.map_err(LockError::StopFailed)?.contains(&Some(true))
-            }
+            (Some(file), None) => self.keep_holders(target, file)?,
         };
         if guards {
             return Ok(());
         }
-        Err(LockError::NotHolder {
-            port: self.port,
-            pid: target.info.pid,
-            path: self.locks.lock_path(self.port),
-            reason: "it has given the port back since, and runs on",
-        })
+        let pid = target.info.pid;
+        let what = "it has given the port back since it was asked to end, and runs on: it was not \
+                    killed; end it by its PID if it is yours";
+        Err(self.failed(pid, io::Error::other(what)))
+    }
+
+    /// False if there is none of them.
+    fn keep_holders(&self, target: &mut Target, file: &LockFile) -> Result<bool, LockError> {
+        let handles = mem::take(&mut target.handles);
+        let (holding, others) = holding(handles, file).map_err(LockError::StopFailed)?;
+        let Some(first) = holding.first() else {
+            target.handles = others;
+            return Ok(false);
+        };
+        target.info = self.info_of(first)?;
+        target.handles = holding;
+        Ok(true)
     }
 
     /// Handles of all processes that hold the lock, as `taken_by` took it, and belong to the
@@ -288,15 +303,19 @@ impl Stop<'_> {
     }
 }
 
-/// Those of them who hold the lock still.
-fn holding(handles: Vec<ProcessHandle>, file: &LockFile) -> io::Result<Vec<ProcessHandle>> {
-    let mut holding = Vec::new();
+/// Those of them who hold the lock still, and the others.
+fn holding(
+    handles: Vec<ProcessHandle>,
+    file: &LockFile,
+) -> io::Result<(Vec<ProcessHandle>, Vec<ProcessHandle>)> {
+    let (mut holding, mut others) = (Vec::new(), Vec::new());
     for handle in handles {
-        if sys::holds(handle.pid(), file)? == Some(true) {
-            holding.push(handle);
+        match sys::holds(handle.pid(), file)? {
+            Some(true) => holding.push(handle),
+            _ => others.push(handle),
         }
     }
-    Ok(holding)
+    Ok((holding, others))
 }
 
 /// The nearest ancestor of a process that holds the lock: the launcher that stays with its server.

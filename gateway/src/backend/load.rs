@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::bars::Bars;
 use super::ramp::{Ramp, WHOLE};
-use crate::choose::Standing;
+use crate::choose::{Glance, Standing};
 
 /// One line of the processor's cache.
 #[derive(Debug)]
@@ -60,6 +60,20 @@ impl Load {
             free
         };
         (standing, in_flight + bars.penalty())
+    }
+
+    /// What there is to know of one that nothing keeps from being given requests and whose share is
+    /// the whole, as nearly all are: a look at it is short.
+    #[inline]
+    pub(crate) fn glance(&self) -> Option<Glance> {
+        let in_flight = self.in_flight();
+        let is_full = in_flight >= self.max.load(Ordering::Relaxed);
+        let is_plain = self.bars.none() && self.ramp.is_off() && !is_full;
+        is_plain.then(|| Glance {
+            in_flight: in_flight as u64,
+            weight: self.weight.load(Ordering::Relaxed),
+            turn: self.turn(),
+        })
     }
 
     fn free(&self, in_flight: usize) -> Standing {

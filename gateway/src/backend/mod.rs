@@ -37,8 +37,10 @@ use pool::Pool;
 pub(crate) use ramp::WHOLE;
 
 use crate::auth::ApiKey;
+use crate::counters::Counters;
 use crate::options::Options;
 use crate::outlier::Record;
+use crate::queue::Queue;
 use crate::set::BackendSpec;
 use crate::url::BackendUrl;
 use crate::warnings::Warnings;
@@ -59,12 +61,15 @@ pub(crate) struct Care {
     pub(crate) via: HeaderValue,
     /// How many threads keep connections.
     pub(crate) workers: usize,
+    /// Who waits for a place.
+    pub(crate) queue: Arc<Queue>,
 }
 
 impl Care {
     pub(crate) fn of(options: &Options, workers: usize, via: HeaderValue) -> Self {
         Self {
             workers,
+            queue: Arc::new(Queue::new(options.queue)),
             thresholds: Thresholds {
                 rise: options.health_rise,
                 fall: options.health_fall,
@@ -99,6 +104,7 @@ pub(crate) struct Backend {
     ejection: Box<Ejection>,
     busy: Box<Busy>,
     pub(crate) warnings: Box<Warnings>,
+    pub(crate) counters: Box<Counters>,
     /// Told when it is down.
     fell: Notify,
     /// None when it does not say. Outlasts being down.
@@ -130,6 +136,7 @@ impl Backend {
             ejection: Box::new(Ejection::new(care.ejection_time)),
             busy: Box::default(),
             warnings: Box::default(),
+            counters: Box::default(),
             fell: Notify::new(),
             models: ArcSwapOption::empty(),
             loaded: Loaded::default(),
@@ -216,7 +223,7 @@ impl Backend {
 
     /// A probe found it in order.
     pub(crate) fn succeeded(&self) {
-        self.note(&self.last_probe);
+        note(&self.last_probe, self.load.age());
         let load = &self.load;
         if self.condition.succeeded(&self.name, &load.bars) {
             self.ejection.rose(&load.bars);
@@ -226,6 +233,7 @@ impl Backend {
         if self.ejection.probed(&self.name, last_piece, &load.bars) {
             self.returned();
         }
+        self.care.queue.changed();
     }
 
     /// It was found out of order.
@@ -333,9 +341,10 @@ impl Backend {
         self.load.in_flight()
     }
 
-    /// Notes that a piece of an answer has come.
-    pub(crate) fn answering(&self) {
-        self.note(&self.last_piece);
+    /// Notes that a piece of an answer has come just now.
+    pub(crate) fn answering(&self, now: Instant) {
+        let at = now.saturating_duration_since(self.load.since);
+        note(&self.last_piece, at);
     }
 
     /// When a piece of an answer came last.
@@ -350,11 +359,11 @@ impl Backend {
     fn since_start(&self, noted: &AtomicU64) -> Duration {
         Duration::from_millis(noted.load(Ordering::Relaxed))
     }
+}
 
-    fn note(&self, when: &AtomicU64) {
-        let now = u64::try_from(self.load.age().as_millis()).unwrap_or(u64::MAX);
-        when.store(now, Ordering::Relaxed);
-    }
+fn note(when: &AtomicU64, at: Duration) {
+    let millis = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
+    when.store(millis, Ordering::Relaxed);
 }
 
 /// How soon one that may start at any moment is looked at again.

@@ -42,6 +42,12 @@ impl Ramp {
         self.0.store(begun, Ordering::Relaxed);
     }
 
+    /// Whether its share is the whole, and nothing is due.
+    #[inline]
+    pub(crate) fn is_off(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == OFF
+    }
+
     /// Its share out of [`WHOLE`], while that grows.
     #[inline]
     pub(crate) fn share(&self, now: impl FnOnce() -> Duration) -> Option<u64> {

@@ -1,28 +1,35 @@
 //! The clients that are connected, and which of them leaves when there is no room.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::socket::Socket;
+use crate::peer::Peer;
 
 /// The clients that are connected, in the order in which they came.
 #[derive(Default)]
 pub(super) struct Clients(Mutex<(u64, BTreeMap<u64, Arc<Client>>)>);
 
 pub(super) struct Client {
-    /// How many of its requests are in flight.
-    pub(super) busy: Arc<AtomicUsize>,
+    peer: Arc<Peer>,
     pub(super) socket: Arc<Socket>,
     pub(super) asked_to_leave: Notify,
 }
 
+impl Client {
+    /// Whether any of its requests is in flight.
+    pub(super) fn is_busy(&self) -> bool {
+        self.peer.busy.load(Ordering::Acquire) > 0
+    }
+}
+
 impl Clients {
-    pub(super) fn enter(all: &Arc<Self>, busy: &Arc<AtomicUsize>, socket: &Arc<Socket>) -> Entry {
+    pub(super) fn enter(all: &Arc<Self>, peer: &Arc<Peer>, socket: &Arc<Socket>) -> Entry {
         let client = Arc::new(Client {
-            busy: Arc::clone(busy),
+            peer: Arc::clone(peer),
             socket: Arc::clone(socket),
             asked_to_leave: Notify::new(),
         });
@@ -43,7 +50,7 @@ impl Clients {
         let inside = self.lock();
         let without_request = || {
             let clients = inside.1.values();
-            clients.filter(|client| client.busy.load(Ordering::Acquire) == 0)
+            clients.filter(|client| !client.is_busy())
         };
         // One that has yet to read the end of its answer goes only if there is no other.
         let chosen = without_request().find(|client| !client.socket.is_blocked());

@@ -1,34 +1,26 @@
-//! One client's connection: its requests, its deadlines, and its end in good order.
+//! One client's connection, from when it comes to its end: it talks, or waits for a request.
+//!
+//! hyper is there only while it talks. With its buffers and all that belongs to a request it takes
+//! ten times what is left of a connection that waits, and nearly all of them do.
 
-use std::convert::Infallible;
-use std::future::{Future, ready};
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
-use axum::http::header::CONNECTION;
-use axum::http::{HeaderValue, Request, StatusCode};
-use axum::response::{IntoResponse, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::task::yield_now;
-use tokio::time::{sleep, timeout};
+use tokio::sync::watch::Receiver;
+use tokio::time::sleep;
 use tokio_io_timeout::TimeoutStream;
 
-use super::clients::Entry;
+use super::activity::Activity;
+use super::clients::{Client, Entry};
+use super::crew::Counted;
+use super::lent::Home;
+use super::signal;
 use super::socket::{Shared, Socket};
 use super::strict::Strict;
+use super::talk::{App, Host, talk};
 use crate::life::Phase;
-use crate::pages::is_for_backends;
 use crate::peer::Peer;
-use crate::shared::Shared as Gateway;
-use crate::{protocol, proxy};
 
 /// How long a client may idle between requests. Longer than any load balancer before this server
 /// does by default (nginx 60 s, AWS 60 s, Google 600 s), so that it is never this one that closes a
@@ -38,144 +30,44 @@ const IDLE: Duration = Duration::from_secs(620);
 /// How long a client may read nothing of what waits for it.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// How long a client of a server that has given up its port may idle. It asks elsewhere when the next
-/// answer tells it to; closed on the instant, it could be about to ask here.
-const LINGER: Duration = Duration::from_secs(5);
-
-const CLOSE: HeaderValue = HeaderValue::from_static("close");
-
-/// For what is about to happen anyway.
-const HURRY: Duration = Duration::from_secs(1);
-
-pub(super) fn server() -> http1::Builder {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(IDLE);
-    http
-}
-
 pub(super) async fn converse(
     (socket, stream): (Arc<Socket>, Shared),
-    peer: Peer,
+    peer: Arc<Peer>,
     app: App,
-    http: http1::Builder,
-    mut phase: tokio::sync::watch::Receiver<Phase>,
-    entry: Entry,
+    phase: Receiver<Phase>,
+    (entry, _counted): (Entry, Counted),
 ) {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(STALLED));
-    let answered = Arc::new(AtomicBool::new(false));
-    let stream = Strict::new(Box::pin(stream), Arc::clone(&answered));
-    let broken = Arc::clone(&peer.broken);
-    let router = TowerToHyperService::new(app.router);
-    let shared = app.shared;
-    let phases = phase.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(request, &peer, shared.as_ref(), &router);
-        let answered = Arc::clone(&answered);
-        let phases = phases.clone();
-        async move {
-            let mut answer = answer.await;
-            let leaves = matches!(*phases.borrow(), Phase::Retiring | Phase::Retired);
-            if leaves && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-                answer.headers_mut().insert(CONNECTION, CLOSE);
-            }
-            answered.store(true, Ordering::Relaxed);
-            Ok::<_, Infallible>(answer)
+    let activity = Arc::new(Activity::default());
+    let stream = Strict::new(Box::pin(stream), Arc::clone(&activity));
+    let home = Home::of(stream);
+    let host = Arc::new(Host::new(Arc::clone(&peer), app, phase.clone(), activity));
+    while asks(&entry.client, phase.clone()).await {
+        let Some(stream) = home.lend() else {
+            break;
+        };
+        // On the heap, as it is big: a connection that waits is not to keep the room for it.
+        let goes_on = Box::pin(talk(&host, stream, &entry.client, phase.clone()));
+        if !goes_on.await {
+            break;
         }
-    });
-    let connection = http.serve_connection(TokioIo::new(stream), service);
-    let conversation = async {
-        let mut connection = pin!(connection.with_upgrades());
-        let mut given_up = phase.clone();
-        let mut closing = pin!(phase.wait_for(|phase| *phase == Phase::Closing));
-        let mut lingered = pin!(async {
-            let _ = given_up.wait_for(|phase| *phase == Phase::Retired).await;
-            sleep(LINGER).await;
-        });
-        let mut lingers = true;
-        let client = &entry.client;
-        loop {
-            tokio::select! {
-                // First, so that a request that is there is seen.
-                biased;
-                // What goes wrong with a client is its own affair.
-                _ = connection.as_mut() => return,
-                () = abandoned(&socket, &client.busy) => return,
-                _ = closing.as_mut() => break,
-                () = lingered.as_mut(), if lingers => {
-                    lingers = false;
-                    // At once where nothing is asked, and behind the answer where something is.
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = async {
-                    client.asked_to_leave.notified().await;
-                    // By then all that has arrived is known to the runtime, and so to the connection.
-                    yield_now().await;
-                } => {
-                    // The descriptor is needed elsewhere.
-                    if client.busy.load(Ordering::Acquire) == 0 {
-                        return;
-                    }
-                }
-            }
-        }
-        connection.as_mut().graceful_shutdown();
-        // An answer that is still going out is waited for, the rest of a request is not.
-        while timeout(HURRY, connection.as_mut()).await.is_err() {
-            if client.busy.load(Ordering::Acquire) == 0 && !socket.is_blocked() {
-                return;
-            }
-        }
-    };
-    conversation.await;
+    }
     // Where the end of the connection is the end of the answer, this one must look different.
-    if broken.load(Ordering::Relaxed) {
+    if peer.broken.load(Ordering::Relaxed) {
         socket.abort_at_end();
     }
 }
 
-/// What requests are given to.
-#[derive(Clone)]
-pub(super) struct App {
-    pub(super) router: Router,
-    /// For those that need no router.
-    pub(super) shared: Option<Arc<Gateway>>,
-}
-
-/// On the heap, as it is big: a connection that idles is not to keep the room for it.
-type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
-
-fn answer(
-    request: Request<Incoming>,
-    peer: &Peer,
-    shared: Option<&Arc<Gateway>>,
-    router: &TowerToHyperService<Router>,
-) -> Answering {
-    if let Err(refusal) = protocol::check(&request) {
-        return Box::pin(ready(refusal.into_response()));
-    }
-    let mut request = request.map(Body::new);
-    match shared {
-        Some(shared) if is_for_backends(&request) => {
-            Box::pin(proxy::direct(Arc::clone(shared), peer.clone(), request))
-        }
-        _ => {
-            request.extensions_mut().insert(peer.clone());
-            let answer = hyper::service::Service::call(router, request);
-            Box::pin(async move {
-                let Ok(answer) = answer.await;
-                answer
-            })
-        }
-    }
-}
-
-/// Waits until the client has left though its request is in flight.
-async fn abandoned(socket: &Socket, busy: &AtomicUsize) {
-    socket.left().await;
-    // Where none is, hyper reads on, and sees it.
-    while busy.load(Ordering::Acquire) == 0 {
-        sleep(HURRY).await;
+/// Waits for a client to ask, and tells whether it may.
+async fn asks(client: &Client, phase: Receiver<Phase>) -> bool {
+    tokio::select! {
+        // First, so that a request that is there is seen.
+        biased;
+        // The end is seen by who reads.
+        ready = client.socket.readable() => ready.is_ok(),
+        () = sleep(IDLE) => false,
+        _ = signal::next(client, phase, false) => false,
     }
 }
 
@@ -183,9 +75,11 @@ async fn abandoned(socket: &Socket, busy: &AtomicUsize) {
 mod tests {
     use std::io;
 
+    use axum::Router;
+    use axum::body::Body;
+    use axum::http::HeaderMap;
     use axum::routing::{get, post};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     use tokio::net::{TcpListener, TcpStream};
 
     use super::super::clients::Clients;
@@ -193,7 +87,6 @@ mod tests {
     use super::*;
     use crate::body::{Intake, Received};
     use crate::model::Search;
-    use axum::http::HeaderMap;
 
     /// Serves one client, on a clock that jumps whenever all wait for it.
     async fn served(app: Router) -> TcpStream {
@@ -201,21 +94,17 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (client, accepted) = tokio::join!(client, listener.accept());
         let (stream, address) = accepted.unwrap();
-        let peer = Peer {
-            address: Some(address),
-            busy: Arc::default(),
-            broken: Arc::default(),
-            _permit: None,
-        };
+        let peer = Arc::new(Peer::new(Some(address), None));
         let socket = Socket::new(stream);
-        let entry = Clients::enter(&Arc::default(), &peer.busy, &socket.0);
+        let entry = Clients::enter(&Arc::default(), &peer, &socket.0);
         tokio::spawn(async move {
             let (_sender, phase) = tokio::sync::watch::channel(Phase::Serving);
             let app = App {
                 router: app,
                 shared: None,
             };
-            converse(socket, peer, app, server(), phase, entry).await;
+            let counted = Counted::among(&Arc::default());
+            converse(socket, peer, app, phase, (entry, counted)).await;
         });
         client.unwrap()
     }
@@ -250,6 +139,31 @@ mod tests {
             let since = tokio::time::Instant::now();
             rest(client).await;
             assert!(since.elapsed() >= IDLE, "{before}: {:?}", since.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_lost_wherever_a_client_pauses() {
+        let app = || {
+            let said = |body: String| async move { format!("[{body}]") };
+            Router::new().route("/", post(said).get(|| async { "[got]" }))
+        };
+        let all = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody\
+            POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
+            2\r\nbo\r\n3\r\nady\r\n0\r\n\r\n\r\n\
+            GET / HTTP/1.1\r\nHost: h\r\n\r\n\
+            GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+        for cut in 0..all.len() {
+            let mut client = served(app()).await;
+            let (first, second) = all.split_at(cut);
+            client.write_all(first.as_bytes()).await.unwrap();
+            // Much longer than it takes for a connection to be quiet, and shorter than a head may.
+            sleep(Duration::from_secs(9)).await;
+            client.write_all(second.as_bytes()).await.unwrap();
+            let answer = rest(client).await;
+            let bodies: Vec<&str> = answer.split('[').skip(1).collect();
+            let bodies: Vec<&str> = bodies.iter().filter_map(|b| b.split(']').next()).collect();
+            assert_eq!(bodies, ["body", "boady", "got", "got"], "{cut}: {answer}");
         }
     }
 

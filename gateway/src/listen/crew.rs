@@ -52,7 +52,7 @@ impl Newcomer {
 pub(super) struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
-    fn among(clients: &Arc<AtomicUsize>) -> Self {
+    pub(super) fn among(clients: &Arc<AtomicUsize>) -> Self {
         clients.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(clients))
     }
@@ -184,5 +184,49 @@ impl Thread {
             done,
             _wanted: wanted,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_has_as_many_clients_as_the_others_whoever_leaves() {
+        const WORKERS: usize = 4;
+        let (members, mut inboxes): (Vec<_>, Vec<_>) = (0..WORKERS).map(|_| member()).unzip();
+        let crew = Crew(members);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let room = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+        let come = async |count| {
+            for _ in 0..count {
+                let (client, accepted) =
+                    tokio::join!(TcpStream::connect(address), listener.accept());
+                drop(client);
+                let permit = Arc::clone(&room).try_acquire_owned().unwrap();
+                crew.give(accepted.unwrap().0, address, permit);
+            }
+        };
+        let clients = || {
+            let members = crew.0.iter();
+            let clients = members.map(|one| one.clients.load(Ordering::Relaxed));
+            clients.collect::<Vec<_>>()
+        };
+        come(64).await;
+        assert_eq!(clients(), [16; WORKERS]);
+        // All of one leave, and some of another.
+        while inboxes[1].try_recv().is_ok() {}
+        for _ in 0..5 {
+            inboxes[3].try_recv().ok().unwrap();
+        }
+        assert_eq!(clients(), [16, 0, 16, 11]);
+        come(21).await;
+        assert_eq!(clients(), [16; WORKERS]);
+        come(2).await;
+        assert_eq!(clients(), [17, 17, 16, 16]);
     }
 }

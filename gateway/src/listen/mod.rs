@@ -1,12 +1,17 @@
 //! Takes connections, and divides them among the workers.
 
+mod activity;
+mod aside;
 mod clients;
 mod conversation;
 mod crew;
 pub(crate) mod entrance;
 mod framing;
+mod lent;
+mod signal;
 mod socket;
 mod strict;
+mod talk;
 mod work;
 
 use std::io;

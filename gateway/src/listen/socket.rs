@@ -32,6 +32,10 @@ impl Drop for Socket {
 }
 
 impl Socket {
+    /// Whether one [that has left](Self::left) is told from one that sends more: only there can one
+    /// wait for the end without waiting for data.
+    pub(crate) const TELLS_THE_END: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
     /// And what hyper has of it.
     pub(crate) fn new(stream: TcpStream) -> (Arc<Self>, Shared) {
         // Chunks are sent as they come.
@@ -59,10 +63,15 @@ impl Socket {
         self.blocked.load(Ordering::Relaxed)
     }
 
+    /// Waits until there is something to read, the end included.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        // The runtime takes a socket that is new to it for readable until that is tried.
+        self.stream()?.peek(&mut [0]).await.map(drop)
+    }
+
     /// Waits until the client has closed its end. What it sent before need not have been read:
     /// hyper reads nothing while it has a request that waits its turn.
     pub(crate) async fn left(&self) {
-        // Only there can one wait for the end without waiting for data.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         {
             if let Ok(stream) = self.stream()

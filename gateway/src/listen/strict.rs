@@ -7,13 +7,13 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::activity::Activity;
 use super::framing::Framing;
 use crate::error::Refusal;
 
@@ -29,20 +29,18 @@ pub(super) struct Strict<S> {
     framing: Framing,
     /// Runs while a head is incomplete.
     deadline: Option<Pin<Box<Sleep>>>,
-    /// An answer of ours is about to be written.
-    answered: Arc<AtomicBool>,
+    activity: Arc<Activity>,
     /// What is written in place of what hyper wrote, and how much of it has been.
     instead: Option<(Vec<u8>, usize)>,
 }
 
 impl<S> Strict<S> {
-    /// `answered` is set whenever hyper is given an answer.
-    pub(super) fn new(stream: S, answered: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
         Self {
             stream,
             framing: Framing::new(),
             deadline: None,
-            answered,
+            activity,
             instead: None,
         }
     }
@@ -55,6 +53,7 @@ impl<S> Strict<S> {
         if !self.framing.in_head() {
             self.deadline = None;
         }
+        self.activity.has_read(!self.framing.is_between());
     }
 }
 
@@ -99,8 +98,8 @@ impl<S: AsyncWrite + Unpin> Strict<S> {
     /// Whether this is written otherwise, and has been.
     fn poll_own(&mut self, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<bool>> {
         if self.instead.is_none() {
-            if !may_be_own(data) || self.answered.load(Ordering::Relaxed) {
-                self.answered.store(false, Ordering::Relaxed);
+            let answered = self.activity.takes_answer();
+            if answered || !may_be_own(data) {
                 return Poll::Ready(Ok(false));
             }
             let Some(text) = in_our_shape(data) else {
@@ -200,8 +199,11 @@ mod tests {
     async fn written(text: &str, answered: bool) -> String {
         // So small that it takes several writes.
         let (near, mut far) = duplex(16);
-        let answered = Arc::new(AtomicBool::new(answered));
-        let mut strict = Strict::new(near, answered);
+        let activity = Arc::new(Activity::default());
+        if answered {
+            activity.answers();
+        }
+        let mut strict = Strict::new(near, activity);
         let write = async move { strict.write_all(text.as_bytes()).await.unwrap() };
         let mut read = String::new();
         let (_, result) = tokio::join!(write, far.read_to_string(&mut read));

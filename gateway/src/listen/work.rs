@@ -6,9 +6,10 @@ use axum::Router;
 use tokio::task::JoinSet;
 
 use super::clients::Clients;
-use super::conversation::{App, converse, server};
+use super::conversation::converse;
 use super::crew::Inbox;
 use super::socket::Socket;
+use super::talk::App;
 use crate::life::Phase;
 use crate::peer::Peer;
 use crate::shared::Shared;
@@ -21,7 +22,6 @@ pub(super) async fn work(mut inbox: Inbox, router: Router, shared: &Arc<Shared>)
         shared: Some(Arc::clone(shared)),
     };
     let mut phase = shared.life.phases();
-    let http = server();
     let mut connections = JoinSet::new();
     loop {
         let newcomer = tokio::select! {
@@ -35,20 +35,18 @@ pub(super) async fn work(mut inbox: Inbox, router: Router, shared: &Arc<Shared>)
         let Ok((stream, address, permit, counted)) = newcomer.settle() else {
             continue;
         };
-        let peer = Peer {
-            address: Some(address),
-            busy: Arc::default(),
-            broken: Arc::default(),
-            _permit: Some(Arc::new(permit)),
-        };
+        let peer = Arc::new(Peer::new(Some(address), Some(permit)));
         let socket = Socket::new(stream);
-        let client = Clients::enter(&shared.entrance.clients, &peer.busy, &socket.0);
+        let client = Clients::enter(&shared.entrance.clients, &peer, &socket.0);
         let phase = shared.life.phases();
-        let conversation = converse(socket, peer, app.clone(), http.clone(), phase, client);
-        connections.spawn(async move {
-            let _counted = counted;
-            conversation.await;
-        });
+        // Within another future it would take its room twice.
+        connections.spawn(converse(
+            socket,
+            peer,
+            app.clone(),
+            phase,
+            (client, counted),
+        ));
     }
     let last = async {
         while connections.join_next().await.is_some() {}

@@ -31,6 +31,6 @@ pub(super) async fn one(state: State<Arc<Shared>>, request: Request) -> Response
 }
 
 fn json(shared: &Shared, body: Bytes) -> Response {
-    shared.metrics.count("", StatusCode::OK.as_u16());
+    shared.metrics.answered(StatusCode::OK.as_u16());
     ([(CONTENT_TYPE, "application/json")], body).into_response()
 }

@@ -39,7 +39,7 @@ async fn merged(state: State<Arc<Shared>>, request: Request, path: &'static str)
     if lists.is_empty() {
         return proxy::handler(state, request).await;
     }
-    state.metrics.count("", StatusCode::OK.as_u16());
+    state.metrics.answered(StatusCode::OK.as_u16());
     Json(json!({ "models": ollama::merge(lists.into_iter()) })).into_response()
 }
 

@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::{Method, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tracing::{Level, enabled};
 
 use super::tally::Tally;
@@ -23,7 +24,7 @@ use crate::verdict;
 
 pub(super) struct Flight {
     pub(super) shared: Arc<Shared>,
-    pub(super) peer: Peer,
+    pub(super) peer: Arc<Peer>,
     /// One of those that may be passed on, once its body is here.
     slot: Option<OwnedSemaphorePermit>,
     /// Its answer may tell of something that the backend has made.
@@ -45,7 +46,7 @@ pub(super) struct Flight {
 impl Flight {
     pub(super) fn begin(
         shared: Arc<Shared>,
-        peer: Peer,
+        peer: Arc<Peer>,
         request: &Request,
         trace: Arc<Trace>,
     ) -> Self {
@@ -72,9 +73,14 @@ impl Flight {
     }
 
     /// A piece of its answer has come.
-    pub(super) fn tell(&mut self, data: &[u8]) {
-        if let Some((tally, place)) = self.tally.as_mut().zip(self.place.as_ref()) {
-            tally.piece(data, self.started, &place.name, &self.shared.metrics);
+    pub(super) fn tell(&mut self, data: &[u8], now: Instant) {
+        self.first_byte.get_or_insert_with(|| now - self.started);
+        let Some(place) = &self.place else {
+            return;
+        };
+        place.answering(now);
+        if let Some(tally) = &mut self.tally {
+            tally.piece(data, (self.started, now), place, &self.shared.metrics);
         }
     }
 
@@ -110,7 +116,7 @@ impl Drop for Flight {
                 id: self.trace.id(),
                 line: line.map(|(method, path)| (method.as_str(), path.as_str())),
                 peer: self.peer.address,
-                backend: self.place.as_ref().map(|place| place.name.as_str()),
+                backend: self.place.as_ref().map(|place| &***place),
                 status: self.status,
                 first_byte: self.first_byte,
                 total: self.started.elapsed(),

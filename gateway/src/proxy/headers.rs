@@ -1,7 +1,5 @@
 //! What becomes of headers between a client and a backend.
 
-use std::net::SocketAddr;
-
 use axum::http::header::{
     AUTHORIZATION, CONNECTION, EXPECT, FORWARDED, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
 };
@@ -16,7 +14,69 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Makes a client's headers the gateway's.
-pub(super) fn forward(headers: &mut HeaderMap, peer: Option<SocketAddr>, upgrade: bool) {
+pub(super) fn forward(headers: &mut HeaderMap, peer: Option<&HeaderValue>, upgrade: bool) {
+    let mut seen = Seen::among(headers);
+    if seen.hop_by_hop {
+        forward_hop_by_hop(headers, upgrade);
+        // Any of them may have been named there.
+        seen = Seen::among(headers);
+    }
+    if seen.expect {
+        // Answered by this server already.
+        headers.remove(EXPECT);
+    }
+    if seen.forwarded {
+        // Says the same as the others, and would say it wrong now.
+        headers.remove(FORWARDED);
+    }
+    if let Some(peer) = peer {
+        if seen.forwarded_for {
+            add_forwarded_for(headers, peer);
+        } else {
+            headers.insert(X_FORWARDED_FOR, peer.clone());
+        }
+    }
+    if !seen.forwarded_host
+        && let Some(host) = headers.get(HOST).cloned()
+    {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    if !seen.forwarded_proto {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+}
+
+/// Which of those that matter are there: to go through the names once costs less than to look each of
+/// these up.
+#[derive(Default)]
+struct Seen {
+    hop_by_hop: bool,
+    expect: bool,
+    forwarded: bool,
+    forwarded_for: bool,
+    forwarded_host: bool,
+    forwarded_proto: bool,
+}
+
+impl Seen {
+    fn among(headers: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "expect" => seen.expect = true,
+                "forwarded" => seen.forwarded = true,
+                "x-forwarded-for" => seen.forwarded_for = true,
+                "x-forwarded-host" => seen.forwarded_host = true,
+                "x-forwarded-proto" => seen.forwarded_proto = true,
+                _ => seen.hop_by_hop |= is_hop_by_hop(name),
+            }
+        }
+        seen
+    }
+}
+
+/// Leaves of what is meant for this connection what is meant for the next, too.
+fn forward_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     let protocol = if upgrade {
         headers.remove(UPGRADE)
     } else {
@@ -31,37 +91,21 @@ pub(super) fn forward(headers: &mut HeaderMap, peer: Option<SocketAddr>, upgrade
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
-    // Answered by this server already.
-    headers.remove(EXPECT);
     if let Some(protocol) = protocol {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
-    if let Some(peer) = peer {
-        add_forwarded_for(headers, peer);
-    }
-    if !headers.contains_key(X_FORWARDED_HOST)
-        && let Some(host) = headers.get(HOST).cloned()
-    {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
-    if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    }
-    // Says the same as those, and would say it wrong now.
-    headers.remove(FORWARDED);
 }
 
-fn add_forwarded_for(headers: &mut HeaderMap, peer: SocketAddr) {
-    let ip = peer.ip().to_canonical();
-    let mut path = String::new();
+fn add_forwarded_for(headers: &mut HeaderMap, peer: &HeaderValue) {
+    let mut path = Vec::new();
     for value in headers.get_all(X_FORWARDED_FOR) {
-        if let Ok(value) = value.to_str() {
-            path.push_str(value);
-            path.push_str(", ");
+        if value.to_str().is_ok() {
+            path.extend_from_slice(value.as_bytes());
+            path.extend_from_slice(b", ");
         }
     }
-    path.push_str(&ip.to_string());
+    path.extend_from_slice(peer.as_bytes());
     if let Ok(value) = HeaderValue::try_from(path) {
         headers.insert(X_FORWARDED_FOR, value);
     }
@@ -75,6 +119,10 @@ pub(super) fn remove_keys(headers: &mut HeaderMap) {
 
 /// Removes what is meant for this connection alone (RFC 9110, 7.6.1).
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // To look at each name costs less than to look each of these up.
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
             .filter_map(|name| name.parse().ok())
@@ -93,6 +141,13 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     ] {
         headers.remove(name);
     }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
+    )
 }
 
 pub(super) fn ask_for_upgrade(headers: &HeaderMap) -> bool {
@@ -126,9 +181,9 @@ mod tests {
     }
 
     fn forwarded(pairs: &[(&'static str, &'static str)], upgrade: bool) -> HeaderMap {
-        let peer = "10.0.0.9:1".parse().unwrap();
+        let peer = HeaderValue::from_static("10.0.0.9");
         let mut headers = headers(pairs);
-        forward(&mut headers, Some(peer), upgrade);
+        forward(&mut headers, Some(&peer), upgrade);
         headers
     }
 
@@ -161,6 +216,21 @@ mod tests {
                 "x-other"
             ]
         );
+    }
+
+    #[test]
+    fn what_a_client_takes_away_is_said_again() {
+        let out = forwarded(
+            &[
+                ("host", "h"),
+                ("connection", "x-forwarded-for, x-forwarded-host"),
+                ("x-forwarded-for", "1.2.3.4"),
+                ("x-forwarded-host", "other"),
+            ],
+            false,
+        );
+        assert_eq!(out["x-forwarded-for"], "10.0.0.9");
+        assert_eq!(out["x-forwarded-host"], "h");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::deadline::Pauses;
 use super::flight::Flight;
@@ -141,14 +142,8 @@ impl http_body::Body for Relay {
                     if let Some((answer, data)) = relay.answer.as_mut().zip(frame.data_ref()) {
                         note(flight, answer.read(data));
                     }
-                    if let Some(data) = frame.data_ref() {
-                        flight.tell(data);
-                    }
-                    let started = flight.started;
-                    flight.first_byte.get_or_insert_with(|| started.elapsed());
-                    if let Some(place) = &flight.place {
-                        place.answering();
-                    }
+                    let data = frame.data_ref().map_or(&[][..], |data| data);
+                    flight.tell(data, Instant::now());
                 }
                 if self.body.is_end_stream() {
                     self.complete();

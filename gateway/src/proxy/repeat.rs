@@ -55,7 +55,7 @@ pub(super) fn may_be_repeated(method: &Method, path: &PathAndQuery) -> bool {
 fn is_inference(path: &str) -> bool {
     let path = path.trim_end_matches('/');
     let last = path.rsplit('/').next().unwrap_or_default();
-    INFERENCE.contains(&last) && !MADE.iter().any(|made| path.starts_with(made))
+    INFERENCE.binary_search(&last).is_ok() && !MADE.iter().any(|made| path.starts_with(made))
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! What an answer about a model is measured by: when its pieces come, and what it says of tokens.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use prometheus::Histogram;
+use tokio::time::Instant;
 
+use crate::backend::Backend;
 use crate::metrics::Metrics;
 use crate::usage::{Tail, Usage};
 
@@ -55,8 +56,8 @@ impl Tally {
     pub(super) fn piece(
         &mut self,
         data: &[u8],
-        started: Instant,
-        backend: &str,
+        (started, now): (Instant, Instant),
+        backend: &Backend,
         metrics: &Metrics,
     ) {
         if self.kind == Kind::Opaque || data.is_empty() {
@@ -66,7 +67,6 @@ impl Tally {
         if self.kind != Kind::Stream {
             return;
         }
-        let now = Instant::now();
         let gaps = match self.last.take() {
             Some((last, gaps)) => {
                 gaps.observe((now - last).as_secs_f64());

@@ -180,6 +180,26 @@ fn a_backend_that_keeps_its_models_to_itself_may_serve_any() {
 }
 
 #[test]
+fn a_backend_that_answers_nothing_but_401_is_asked_last_and_one_that_knows_no_path_is_down() {
+    let all = |status: &'static str| {
+        Backend::bare(crate::support::Port::reserve(), move |_, wire| {
+            wire.send(answer(status, "", status));
+            Next::Read
+        })
+    };
+    let (locked, lost) = (all("401 Unauthorized"), all("404 Not Found"));
+    let open = Backend::named("open", &["small"]);
+    let gateway = Gateway::before(&[locked.url(), lost.url(), open.url()]);
+    gateway.wait_for_states(&["up", "down", "up"]);
+    for _ in 0..4 {
+        assert_eq!(who(&gateway.chat("small")), "open");
+        // It may serve what nobody lists, and its answer is the client's affair.
+        assert_eq!(gateway.chat("secret").status(), 401);
+    }
+    gateway.wait_for_states(&["up", "down", "up"]);
+}
+
+#[test]
 fn a_model_whose_only_backend_is_down_exists_all_the_same() {
     let mut a = Backend::named("a", &["small"]);
     let b = Backend::named("b", &["large"]);

@@ -6,8 +6,16 @@
 //! - `deaf`: the same, and ignores SIGTERM; `stopped`: the same, and is stopped
 //! - `renamed`: the same, and has overwritten its environment, as setproctitle does
 //! - `let-go`: in a session of its own, and without the variable that says whose it is
+//! - `let-go-zombie`: the same, with a child in the server's group that has ended and is not reaped
 //! - `twice=N`, `dying-twice=N`: N times forked twice, at the start or at SIGTERM
+//! - `holding`: in a session of its own, and keeps its descriptors
+//! - `zombie`: as `deaf`, with a child that has ended and that it does not reap
+//! - `set-uid=PATH`: that program, a set-uid copy of this one, as its owner in all respects; keeps its
+//!   descriptors
 //! - `chain=N`: forks without end, N times: each one leaves when it has started the next
+//!
+//! `guinea-family stranger COMMAND...` runs that, becomes the parent of all orphans below it, and reaps
+//! nobody.
 
 #![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
@@ -35,6 +43,7 @@ mod unix {
         match &*args[0] {
             "serve" => serve(&rest),
             "member" => member(rest[0]),
+            "stranger" => stranger(&rest),
             "hop" => hop(rest[0].parse().unwrap()),
             other => panic!("{other}"),
         }
@@ -66,6 +75,14 @@ mod unix {
                     itself(&["hop", "0"]).spawn().unwrap();
                 }
             }
+            Some(("set-uid", path)) => {
+                drop(
+                    Command::new(path)
+                        .args(["member", "set-uid"])
+                        .spawn()
+                        .unwrap(),
+                );
+            }
             Some(("chain", times)) => drop(itself(&["hop", times]).spawn().unwrap()),
             _ if kind == "daemonize" => {}
             _ => drop(itself(&["member", kind]).spawn().unwrap()),
@@ -88,27 +105,52 @@ mod unix {
     }
 
     fn member(kind: &str) {
-        if env::var_os("LLMLB_SERVER_ID").is_some() && kind == "let-go" {
+        if env::var_os("LLMLB_SERVER_ID").is_some() && kind.starts_with("let-go") {
+            if kind == "let-go-zombie" {
+                Command::new("true").spawn().unwrap();
+            }
             let mut again = itself(&["member", kind]);
             let e = again.env_remove("LLMLB_SERVER_ID").exec();
             panic!("{e}");
         }
         nix::unistd::setsid().ok();
         let mut signals = SigSet::empty();
-        if kind == "deaf" {
+        if kind == "deaf" || kind == "zombie" {
             signals.add(Signal::SIGTERM);
         }
         signals.thread_set_mask().unwrap();
         if kind == "renamed" {
             overwrite_environment();
         }
+        if kind == "set-uid" {
+            let owner = nix::unistd::geteuid();
+            nix::unistd::setresuid(owner, owner, owner).unwrap();
+        }
+        if kind == "zombie" {
+            Command::new("true").spawn().unwrap();
+        }
         println!("member {}", std::process::id());
-        for fd in 0..256 {
+        let last = match kind {
+            "set-uid" | "holding" => 3,
+            _ => 256,
+        };
+        for fd in 0..last {
             let _ = nix::unistd::close(fd);
         }
         if kind == "stopped" {
             raise(Signal::SIGSTOP).unwrap();
         }
+        loop {
+            std::thread::park();
+        }
+    }
+
+    fn stranger(command: &[&str]) {
+        nix::sys::prctl::set_child_subreaper(true).unwrap();
+        Command::new(command[0])
+            .args(&command[1..])
+            .spawn()
+            .unwrap();
         loop {
             std::thread::park();
         }

@@ -18,7 +18,7 @@ use crate::sys::{Directory, LockFile, user_and_place};
 const ROUNDS: usize = 64;
 
 /// Processes of killed servers, and the cgroups that they are in.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Marked {
     pub(crate) found: Vec<(ProcessHandle, ServerId)>,
     leaves: Vec<(Leaf, ServerId)>,
@@ -44,35 +44,6 @@ pub(crate) fn server_id_of(
     server_id(pid).filter(|id| id.port() == port && id.is_of(owner, &place))
 }
 
-/// All live processes of the servers that are `wanted`, this one and its ancestors apart. Where a
-/// process starts others meanwhile, these are found too.
-pub(crate) fn marked(wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<Marked> {
-    let mut marked = Marked::default();
-    let mut reader = Reader::default();
-    let mut seen: HashSet<u32> = own_line();
-    for _ in 0..ROUNDS {
-        let new: Vec<u32> = all_pids()?
-            .into_iter()
-            .filter(|&pid| seen.insert(pid))
-            .collect();
-        if new.is_empty() {
-            break;
-        }
-        for pid in new {
-            if let Some(id) = carried(pid, &mut reader).filter(wanted) {
-                marked.add(pid, id, &mut reader)?;
-            }
-        }
-    }
-    for (leaf, id) in Leaf::all_here() {
-        if wanted(&id) {
-            marked.add_leaf(leaf, &id);
-        }
-    }
-    marked.add_members()?;
-    Ok(marked)
-}
-
 /// The ID in the environment of a live process.
 fn carried(pid: u32, reader: &mut Reader) -> Option<ServerId> {
     let found = match reader.server_id(pid) {
@@ -92,6 +63,35 @@ fn carried(pid: u32, reader: &mut Reader) -> Option<ServerId> {
 }
 
 impl Marked {
+    /// Looks for all live processes of the servers that are `wanted`, this one and its ancestors
+    /// apart. Where a process starts others meanwhile, these are found too, and so are those in a
+    /// cgroup that an earlier search has found.
+    pub(crate) fn search(&mut self, wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<()> {
+        self.found.clear();
+        let mut reader = Reader::default();
+        let mut seen: HashSet<u32> = own_line();
+        for _ in 0..ROUNDS {
+            let new: Vec<u32> = all_pids()?
+                .into_iter()
+                .filter(|&pid| seen.insert(pid))
+                .collect();
+            if new.is_empty() {
+                break;
+            }
+            for pid in new {
+                if let Some(id) = carried(pid, &mut reader).filter(wanted) {
+                    self.add(pid, id, &mut reader)?;
+                }
+            }
+        }
+        for (leaf, id) in Leaf::all_here() {
+            if wanted(&id) {
+                self.add_leaf(leaf, &id);
+            }
+        }
+        self.add_members()
+    }
+
     fn add(&mut self, pid: u32, id: ServerId, reader: &mut Reader) -> io::Result<()> {
         if let Some(handle) = ProcessHandle::open(pid)?
             && is_alive(pid)

@@ -103,6 +103,11 @@ impl ProcessHandle {
         self.job.as_ref().map_or(Ok(()), ServerJob::terminate)
     }
 
+    /// Whether it has ended itself, whatever the server that it runs does.
+    pub(crate) fn has_ended_itself(&self) -> io::Result<bool> {
+        wait(&self.handle, 0)
+    }
+
     /// Waits for its end and that of the server that it runs. False when `timeout` ran out first.
     pub(crate) fn wait(&self, timeout: Duration) -> io::Result<bool> {
         let deadline = Instant::now().checked_add(timeout);

@@ -1,0 +1,179 @@
+//! One file for all that the command line says: what it may say, who wins, and what of it changes
+//! while the balancer serves.
+
+use std::path::PathBuf;
+use std::process::Output;
+
+use llmlb_tests::model_server::Backend;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::support::{Gateway, chat, put, wait_until};
+
+struct Config {
+    _directory: TempDir,
+    path: PathBuf,
+}
+
+impl Config {
+    fn new(text: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("llmlb.toml");
+        put(&path, text);
+        Self {
+            _directory: directory,
+            path,
+        }
+    }
+
+    fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+
+    /// What is said of it, and the exit code.
+    fn check(&self, args: &[&str]) -> (i32, String) {
+        told(&Gateway::output(
+            &[&["--config", self.path(), "--check"], args].concat(),
+        ))
+    }
+}
+
+fn told(output: &Output) -> (i32, String) {
+    let text = [&*output.stdout, &*output.stderr].concat();
+    let text = String::from_utf8(text).unwrap();
+    (output.status.code().unwrap(), text)
+}
+
+fn table(backend: &Backend) -> String {
+    format!("[[backend]]\nurl = \"{}\"\n", backend.url())
+}
+
+#[test]
+fn a_file_says_what_the_command_line_can() {
+    let (one, two) = (Backend::named("one", &[]), Backend::named("two", &[]));
+    let config = Config::new(&format!(
+        "api-key = \"open-sesame\"\nmax-requests = 7\naccess-log = true\n{}",
+        table(&one)
+    ));
+    let gateway = Gateway::with(&[two.url()], &["--config", config.path()]);
+    assert_eq!(gateway.chat("m").status(), 401);
+    let key = "authorization: Bearer open-sesame\r\n";
+    let health = gateway.connect().ask("GET", "/health", key, b"").json();
+    assert_eq!(health["backends"].as_array().unwrap().len(), 2, "{health}");
+    let mut client = gateway.connect();
+    let answer = client.ask("POST", "/v1/chat/completions", key, &chat("m"));
+    assert_eq!(answer.status(), 200);
+    gateway.expect_log("\"status\":200");
+}
+
+#[test]
+fn what_is_typed_or_in_the_environment_wins() {
+    let config = Config::new("port = 65999\n");
+    let (code, said) = config.check(&["--port", "8123"]);
+    assert!(
+        code == 0 && said.contains("port 8123, 0 backends"),
+        "{said}"
+    );
+    let config = Config::new("port = 8124\ncommand = [\"no-such-program\"]\n");
+    let (code, said) = config.check(&["--", "sh"]);
+    assert!(code == 0 && said.contains("port 8124, sh under"), "{said}");
+    let (code, said) = config.check(&[]);
+    assert!(code == 127 && said.contains("no-such-program"), "{said}");
+}
+
+#[test]
+fn a_mistake_is_told_with_its_line_and_what_was_meant() {
+    for (text, wanted) in [
+        (
+            "port = 1\nmax_requests = 64\n",
+            "line 2: there is no 'max_requests': did you mean 'max-requests'?",
+        ),
+        (
+            "\nmax-requests = 0\n",
+            "line 2: invalid value '0' for '--max-requests <N>': not a number from 1 on",
+        ),
+        (
+            "api-key = \"\"\n",
+            "line 1: invalid value for '--api-key <KEY>'",
+        ),
+        (
+            "access-log = \"yes\"\n",
+            "line 1: access-log is true or false",
+        ),
+        (
+            "[[backend]]\nurl = \"http://a\"\nwieght = 2\n",
+            "line 3: unknown field `wieght`",
+        ),
+        ("port = \n", "line 1: "),
+        ("check = true\n", "line 1: check is for the command line"),
+        (
+            "# both\nmax-requests = 5\ncommand = [\"sh\"]\n",
+            "line 2: --max-requests is for the built-in server",
+        ),
+    ] {
+        let config = Config::new(text);
+        let (code, said) = config.check(&[]);
+        let wanted = format!("Error: {}: {wanted}", config.path());
+        assert!(
+            code == 2 && said.starts_with(&wanted),
+            "{text}: {code} {said}"
+        );
+        // And it is no start.
+        let (code, again) = told(&Gateway::refused(&["--config", config.path()]));
+        assert!(code == 2 && again == said, "{again}");
+    }
+    let (code, said) = told(&Gateway::refused(&["--config", "/nowhere/llmlb.toml"]));
+    assert!(code == 2 && said.contains("/nowhere/llmlb.toml"), "{said}");
+}
+
+#[test]
+fn a_check_takes_no_port() {
+    let config = Config::new("port = 1\n");
+    let (code, said) = config.check(&[]);
+    assert_eq!(
+        (code, &*said),
+        (0, "Nothing is wrong: port 1, 0 backends\n")
+    );
+}
+
+#[test]
+fn changes_take_effect_or_are_told() {
+    let (one, two) = (Backend::named("one", &[]), Backend::named("two", &[]));
+    let config = Config::new(&format!("max-requests = 7\n{}", table(&one)));
+    let gateway = Gateway::with(&[], &["--config", config.path()]);
+    assert_eq!(gateway.chat("m").body, b"one");
+
+    put(&config.path, &format!("max-requests = 8\n{}", table(&two)));
+    gateway.signal(Signal::SIGHUP);
+    let said = gateway.expect_log("says something else of max-requests");
+    assert!(
+        said.contains(config.path()) && said.contains("--replace"),
+        "{said}"
+    );
+    wait_until("the other backend", || {
+        (gateway.chat("m").body == b"two").then_some(())
+    });
+
+    // A mistake changes nothing.
+    put(&config.path, &format!("max-requests = 0\n{}", table(&one)));
+    gateway.signal(Signal::SIGHUP);
+    let said = gateway.expect_log("stay as they are");
+    assert!(said.contains("line 1: invalid value '0'"), "{said}");
+    assert_eq!(gateway.chat("m").body, b"two");
+}
+
+/// What docs/gateway.md shows.
+#[test]
+fn the_file_in_the_manual_is_right() {
+    let manual = include_str!("../../../docs/gateway.md");
+    let section = manual.split("## One file for all of it").nth(1).unwrap();
+    let shown = section.split("```toml\n").nth(1).unwrap();
+    let shown = shown.split("```").next().unwrap();
+    // A variable that there is, and whose value could be a key.
+    let config = Config::new(&shown.replace("GPU2_KEY", "CARGO_PKG_NAME"));
+    let (code, said) = config.check(&[]);
+    assert_eq!(
+        (code, &*said),
+        (0, "Nothing is wrong: port 8000, 2 backends\n")
+    );
+}
