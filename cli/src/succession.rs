@@ -198,7 +198,7 @@ impl Succession {
         if let Err(e) = self.lock.adopt() {
             warn!("{e}");
         }
-        self.state.names(self.lock.info(), None);
+        self.state.begins(self.lock.info(), None);
     }
 
     /// What is left to see to before the lock is given back.
