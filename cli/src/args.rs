@@ -11,7 +11,7 @@ use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCandidates;
 
-use llmlb_gateway::{ApiKey, ApiKeyError, BackendUrlError, Options};
+use llmlb_gateway::{Affinity, ApiKey, ApiKeyError, BackendUrlError, Options};
 
 use crate::backends::{Backend, BackendsFile, Place, Sources};
 use crate::cluster::options::ClusterArgs;
@@ -214,9 +214,24 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "N", default_value = "1024", value_parser = positive)]
     max_requests: u32,
 
+    /// How many more may wait for a backend, where all that fit have as many as their max; more are
+    /// answered with 429. With 0 none waits: 503
+    #[arg(long, value_name = "N", default_value = "512")]
+    queue: u32,
+
+    /// How long each of them may wait; then the answer is 503
+    #[arg(long, value_name = "TIME", default_value = "30", value_parser = seconds)]
+    queue_timeout: Duration,
+
     /// How many threads serve clients; by default one for each core that may be used
     #[arg(long, value_name = "N", value_parser = positive)]
     workers: Option<u32>,
+
+    /// What makes requests go where those before them went: their session (X-Session-ID,
+    /// prompt_cache_key or user) or else the beginning of their conversation, the session alone, or
+    /// nothing
+    #[arg(long, value_name = "BY", value_enum, default_value_t = AffinityBy::Prefix)]
+    affinity: AffinityBy,
 
     /// Log each request at its end, as a line of JSON on stderr
     #[arg(long)]
@@ -257,6 +272,24 @@ pub(crate) struct GatewayArgs {
     stream_idle_timeout: Option<Duration>,
 }
 
+/// What makes requests go where those before them went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AffinityBy {
+    Prefix,
+    Session,
+    Off,
+}
+
+impl From<AffinityBy> for Affinity {
+    fn from(by: AffinityBy) -> Self {
+        match by {
+            AffinityBy::Prefix => Self::Prefix,
+            AffinityBy::Session => Self::Session,
+            AffinityBy::Off => Self::Off,
+        }
+    }
+}
+
 impl GatewayArgs {
     pub(crate) fn options(&self) -> Options {
         Options::new()
@@ -265,6 +298,9 @@ impl GatewayArgs {
             .max_requests(usize::try_from(self.max_requests).unwrap_or(usize::MAX))
             .workers(self.workers())
             .access_log(self.access_log)
+            .affinity(self.affinity.into())
+            .queue(usize::try_from(self.queue).unwrap_or(usize::MAX))
+            .queue_timeout(self.queue_timeout)
             .connect_timeout(self.connect_timeout)
             .health_interval(self.health_interval)
             .health_rise(self.health_rise)

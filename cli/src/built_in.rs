@@ -87,14 +87,40 @@ pub(crate) async fn run(
         lock.release()?;
         return Ok(exit::OK);
     };
+    let info = lock.info().clone();
     let succession = Succession::first(lock, listener);
-    serve(prepared, succession, args, readiness, shutdown).await
+    serve(prepared, succession, &info, args, readiness, shutdown).await
+}
+
+/// Serves on a port that another process guards for this one, as `info` says.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+pub(crate) async fn run_guarded(
+    info: &LockInfo,
+    listener: TcpListener,
+    args: &ServeArgs,
+    mut shutdown: Shutdown,
+) -> Result<u8, Failure> {
+    let listening = [listener.local_addr().map_err(failed)?];
+    let Ok(prepared) = Prepared::new(args, &listening, &mut shutdown).await? else {
+        return Ok(exit::OK);
+    };
+    let succession = Succession::guarded(listener);
+    serve(
+        prepared,
+        succession,
+        info,
+        args,
+        &Readiness::new(),
+        shutdown,
+    )
+    .await
 }
 
 /// Serves until a signal says to end, or a successor has taken over.
 pub(crate) async fn serve(
     prepared: Prepared,
     mut succession: Succession,
+    info: &LockInfo,
     args: &ServeArgs,
     readiness: &Readiness,
     mut shutdown: Shutdown,
@@ -108,7 +134,7 @@ pub(crate) async fn serve(
              --api-key, or listen on 127.0.0.1"
         );
     }
-    gateway.describe(description(succession.lock().info()));
+    gateway.describe(description(info));
     // Before anybody may think that it is there to be reloaded.
     let mut hangups = Hangups::listen().map_err(failed)?;
     let mut reloads = std::pin::pin!(async {
@@ -157,7 +183,7 @@ pub(crate) async fn serve(
                 }
             }
             let (lock, predecessor) = succession.end();
-            (Some(lock), predecessor)
+            (lock, predecessor)
         }
         Course::Succeeded(mut successor) => {
             info!("A successor serves; ending with the last request that came here");

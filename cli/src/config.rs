@@ -11,6 +11,7 @@ use toml::Value;
 
 use crate::args::{Cli, with_default_command};
 use crate::backends::{BackendsFile, Problem, Setting};
+use crate::cluster::typed;
 use crate::exit::{self, Failure};
 
 /// How alike a name must be to be what was meant; 1 is the same.
@@ -27,7 +28,7 @@ pub(crate) struct Told {
 
 impl Told {
     pub(crate) fn new() -> Result<Self, Failure> {
-        let arguments = with_default_command(env::args_os());
+        let arguments = with_default_command(typed());
         let Some(path) = path(&arguments) else {
             return Ok(Self {
                 arguments,
@@ -76,7 +77,7 @@ fn leniently(arguments: &[OsString]) -> Option<ArgMatches> {
 }
 
 fn check(settings: &[Setting]) -> Result<(), Problem> {
-    let joined = join(&with_default_command(env::args_os()), settings)?;
+    let joined = join(&with_default_command(typed()), settings)?;
     let Err(error) = Cli::command().try_get_matches_from(joined) else {
         return Ok(());
     };

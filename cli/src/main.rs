@@ -81,7 +81,14 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => {
             log::start(LevelFilter::INFO, !args.detach);
-            serve::run(*args)
+            #[cfg(target_os = "linux")]
+            let result = match cluster::guarded::port() {
+                Some(port) => cluster::guarded::run(*args, port),
+                None => serve::run(*args),
+            };
+            #[cfg(not(target_os = "linux"))]
+            let result = serve::run(*args);
+            result
         }
         Command::Stop(args) => {
             log::start(LevelFilter::WARN, true);

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Collected, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
@@ -39,6 +39,8 @@ pub(crate) struct Readiness {
     left: AtomicU32,
     /// Those who have told others of it.
     told: watch::Sender<usize>,
+    /// Whether nothing of it runs any more.
+    ended: watch::Sender<bool>,
 }
 
 /// Of those who wait for it.
@@ -47,6 +49,7 @@ pub(crate) struct Readiness {
 pub(crate) struct Watch {
     ready: watch::Receiver<Option<u32>>,
     told: watch::Sender<usize>,
+    ended: watch::Receiver<bool>,
 }
 
 /// Stands for others that were told of a server: it may end when they know of that too.
@@ -75,6 +78,7 @@ impl Readiness {
             leaving: AtomicBool::new(false),
             left: AtomicU32::new(0),
             told: watch::Sender::new(0),
+            ended: watch::Sender::new(false),
         }
     }
 
@@ -116,6 +120,14 @@ impl Readiness {
     pub(crate) fn begin(&self) {
         self.leaving.store(false, Ordering::Relaxed);
         self.left.store(0, Ordering::Relaxed);
+        self.ended.send_replace(false);
+    }
+
+    /// Nothing of it runs any more.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "it ends at once there"))]
+    pub(crate) fn ended(&self) {
+        self.lost();
+        self.ended.send_replace(true);
     }
 
     #[cfg_attr(not(unix), allow(dead_code, reason = "nobody waits for it there"))]
@@ -123,12 +135,13 @@ impl Readiness {
         Watch {
             ready: self.ready.subscribe(),
             told: self.told.clone(),
+            ended: self.ended.subscribe(),
         }
     }
 
-    /// Completes when nobody elsewhere takes it for ready any more.
+    /// It has ended; completes when nobody elsewhere takes it for anything else any more.
     pub(crate) async fn untold(&self) {
-        self.lost();
+        self.ended();
         // Let those who watch see it.
         tokio::task::yield_now().await;
         let _ = self.told.subscribe().wait_for(|count| *count == 0).await;
@@ -153,6 +166,15 @@ impl Watch {
     #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
     pub(crate) async fn lost(&mut self) {
         let _ = self.ready.wait_for(Option::is_none).await;
+    }
+
+    /// Completes when nothing of it runs any more, or it serves again.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+    pub(crate) async fn ended(&mut self) {
+        tokio::select! {
+            _ = self.ended.wait_for(|ended| *ended) => {}
+            _ = self.ready.wait_for(Option::is_some) => {}
+        }
     }
 }
 
@@ -245,6 +267,19 @@ impl Probe {
         }
     }
 
+    /// What it answers with 200 to a GET of this path on its own port, if that is no longer than
+    /// `most`.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+    pub(crate) async fn get(&self, path: &str, most: usize) -> Option<Bytes> {
+        let place = self.address()?;
+        let authority = format!("localhost:{}", self.port);
+        let answer = async {
+            let (code, body) = ask(place.connect(), &authority, path, most).await?;
+            body.filter(|_| code == 200)
+        };
+        timeout(ANSWER, answer).await.ok()?
+    }
+
     fn address(&self) -> Option<Place> {
         match listening(self.server, self.launcher, self.port, &Insight::default()) {
             Listening::On(address) => Some(Place::Seen(address)),
@@ -291,15 +326,17 @@ async fn answers(
     authority: &str,
     path: &str,
 ) -> bool {
-    matches!(timeout(ANSWER, ask(connecting, authority, path)).await, Ok(Some(code)) if code < 400)
+    let answer = timeout(ANSWER, ask(connecting, authority, path, 0)).await;
+    matches!(answer, Ok(Some((code, _))) if code < 400)
 }
 
-/// The status of one answer.
+/// The status of one answer, and what it says if that is no longer than `most`.
 async fn ask(
     connecting: impl Future<Output = std::io::Result<TcpStream>>,
     authority: &str,
     path: &str,
-) -> Option<u16> {
+    most: usize,
+) -> Option<(u16, Option<Bytes>)> {
     let stream = TokioIo::new(connecting.await.ok()?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.ok()?;
     let request = Request::get(path)
@@ -308,14 +345,21 @@ async fn ask(
         .header("user-agent", concat!("llmlb/", env!("CARGO_PKG_VERSION")))
         .body(Empty::<Bytes>::new())
         .ok()?;
-    let answer = sender.send_request(request);
+    let answer = async {
+        let answer = sender.send_request(request).await.ok()?;
+        let status = answer.status().as_u16();
+        if most == 0 {
+            return Some((status, None));
+        }
+        let body = Limited::new(answer.into_body(), most).collect().await;
+        Some((status, body.ok().map(Collected::to_bytes)))
+    };
     let mut answer = std::pin::pin!(answer);
-    let answer = tokio::select! {
+    tokio::select! {
         answer = &mut answer => answer,
         // It may have brought the answer, and been closed.
         _ = connection => answer.await,
-    };
-    answer.ok().map(|answer| answer.status().as_u16())
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::args::{FOR_EVER, ServeArgs};
 #[cfg(target_os = "linux")]
-use crate::cluster::Membership;
+use crate::cluster::{Membership, guarded};
 #[cfg(unix)]
 use crate::detach::{self, Detached, Side};
 use crate::exit::{self, Failure};
@@ -87,7 +87,7 @@ fn check(args: &ServeArgs) -> Result<u8, Failure> {
 }
 
 async fn serve(
-    args: ServeArgs,
+    mut args: ServeArgs,
     #[cfg(unix)] mut detached: Option<Detached>,
 ) -> Result<u8, Failure> {
     let mut shutdown = Shutdown::listen()
@@ -105,6 +105,10 @@ async fn serve(
     };
     #[cfg(target_os = "linux")]
     let mut membership = Membership::new(&args, port)?;
+    #[cfg(target_os = "linux")]
+    if membership.as_ref().is_some_and(Membership::is_exclusive) && args.command.is_empty() {
+        guarded::prepare(&mut args, port)?;
+    }
     let obtained = obtain(&locks, port, &args, &mut shutdown).await?;
     let obtained = clear_left_overs(obtained, &mut shutdown).await?;
     #[cfg(unix)]
@@ -138,7 +142,12 @@ async fn serve(
             Obtained::Lock(lock) => lock,
             #[cfg(unix)]
             Obtained::Succession(prepared, succession) => {
-                return built_in::serve(*prepared, *succession, &args, &readiness, shutdown).await;
+                let info = succession.lock().map(|lock| lock.info().clone());
+                let info =
+                    info.ok_or_else(|| Failure::new(exit::FAILURE, "no lock came with it"))?;
+                let (prepared, succession) = (*prepared, *succession);
+                return built_in::serve(prepared, succession, &info, &args, &readiness, shutdown)
+                    .await;
             }
             Obtained::Interrupted(signal) => return Ok(die_of(signal)),
         };
@@ -210,7 +219,7 @@ fn resolve(host: &str, port: u16) -> Result<(Vec<SocketAddr>, String), Failure> 
     }
 }
 
-fn bind(host: &str, port: u16) -> Result<TcpListener, Failure> {
+pub(crate) fn bind(host: &str, port: u16) -> Result<TcpListener, Failure> {
     let (addresses, wanted) = resolve(host, port)?;
     let listener = TcpListener::bind(&*addresses);
     listener.map_err(|e| {
@@ -250,7 +259,7 @@ impl Obtained {
     fn lock(&self) -> Option<&ServerLock> {
         match self {
             Self::Lock(lock) => Some(lock),
-            Self::Succession(_, succession) => Some(succession.lock()),
+            Self::Succession(_, succession) => succession.lock(),
             Self::Interrupted(_) => None,
         }
     }

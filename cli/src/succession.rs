@@ -21,7 +21,6 @@ mod alone;
 #[cfg(not(unix))]
 pub(crate) use alone::{Predecessor, Successor};
 
-#[cfg(unix)]
 use std::convert::Infallible;
 use std::io;
 #[cfg(unix)]
@@ -71,14 +70,16 @@ const TELL_STEP: Duration = Duration::from_secs(1);
 
 /// What a built-in server has to do with those before and after it.
 pub(crate) struct Succession {
-    lock: ServerLock,
+    /// None where another process guards the port for this one.
+    lock: Option<ServerLock>,
     listener: TcpListener,
     predecessor: Option<Predecessor>,
     /// Open as long as somebody may take over.
     #[cfg(unix)]
     door: Option<Door>,
+    /// Where this process guards the port.
     #[cfg(unix)]
-    state: StateFile,
+    state: Option<StateFile>,
 }
 
 /// How a reign ends.
@@ -96,13 +97,27 @@ impl Succession {
         Self::new(lock, listener, None)
     }
 
+    /// Nobody was there, and nobody can take over: another process guards the port for this one.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+    pub(crate) fn guarded(listener: TcpListener) -> Self {
+        Self {
+            #[cfg(unix)]
+            door: None,
+            #[cfg(unix)]
+            state: None,
+            lock: None,
+            listener,
+            predecessor: None,
+        }
+    }
+
     fn new(lock: ServerLock, listener: TcpListener, predecessor: Option<Predecessor>) -> Self {
         Self {
             #[cfg(unix)]
             door: open_door(&lock),
             #[cfg(unix)]
-            state: StateFile::beside(&lock),
-            lock,
+            state: Some(StateFile::beside(&lock)),
+            lock: Some(lock),
             listener,
             predecessor,
         }
@@ -131,8 +146,8 @@ impl Succession {
         door::exists(&locks.lock_path(port))
     }
 
-    pub(crate) fn lock(&self) -> &ServerLock {
-        &self.lock
+    pub(crate) fn lock(&self) -> Option<&ServerLock> {
+        self.lock.as_ref()
     }
 
     /// To accept from.
@@ -147,10 +162,10 @@ impl Succession {
     pub(crate) async fn reign(&mut self, gateway: &Gateway, shutdown: &mut Shutdown) -> Course {
         loop {
             let knock = tokio::select! {
-                never = watch(&self.lock) => match never {},
-                never = tell(&mut self.state, gateway) => match never {},
+                never = look_after(self.lock.as_ref()) => match never {},
+                never = tell(self.state.as_mut(), gateway) => match never {},
                 _ = shutdown.recv() => return Course::Shutdown,
-                knock = offer(self.door.as_ref(), &self.lock, &self.listener) => knock,
+                knock = offer(self.door.as_ref(), self.lock.as_ref(), &self.listener) => knock,
             };
             let mut successor = match knock {
                 Knock::Nothing => continue,
@@ -175,7 +190,7 @@ impl Succession {
             warn!("The successor has failed, serving on");
             self.take_back();
             gateway.resume();
-            self.door = open_door(&self.lock);
+            self.door = self.lock.as_ref().and_then(open_door);
         }
     }
 
@@ -183,7 +198,7 @@ impl Succession {
     #[cfg(not(unix))]
     pub(crate) async fn reign(&mut self, _: &Gateway, shutdown: &mut Shutdown) -> Course {
         tokio::select! {
-            never = watch(&self.lock) => match never {},
+            never = look_after(self.lock.as_ref()) => match never {},
             _ = shutdown.recv() => Course::Shutdown,
         }
     }
@@ -191,18 +206,21 @@ impl Succession {
     /// Names this process again, if the file names another.
     #[cfg(unix)]
     fn take_back(&mut self) {
-        let named = LockDir::default().read_lock_info(self.lock.info().port);
+        let Some(lock) = &mut self.lock else { return };
+        let named = LockDir::default().read_lock_info(lock.info().port);
         if named.is_ok_and(|info| info.is_some_and(|info| info.pid == std::process::id())) {
             return;
         }
-        if let Err(e) = self.lock.adopt() {
+        if let Err(e) = lock.adopt() {
             warn!("{e}");
         }
-        self.state.begins(self.lock.info(), None);
+        if let Some(state) = &mut self.state {
+            state.begins(lock.info(), None);
+        }
     }
 
     /// What is left to see to before the lock is given back.
-    pub(crate) fn end(self) -> (ServerLock, Option<Predecessor>) {
+    pub(crate) fn end(self) -> (Option<ServerLock>, Option<Predecessor>) {
         (self.lock, self.predecessor)
     }
 
@@ -220,9 +238,20 @@ fn open_door(lock: &ServerLock) -> Option<Door> {
         .ok()
 }
 
+/// Looks after the lock, if it is ours. Completes never.
+async fn look_after(lock: Option<&ServerLock>) -> Infallible {
+    match lock {
+        Some(lock) => watch(lock).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Tells `llmlb status` how many backends are up, whenever that has changed.
 #[cfg(unix)]
-async fn tell(state: &mut StateFile, gateway: &Gateway) -> Infallible {
+async fn tell(state: Option<&mut StateFile>, gateway: &Gateway) -> Infallible {
+    let Some(state) = state else {
+        return std::future::pending().await;
+    };
     loop {
         let (up, all) = gateway.backends_up();
         state.backends(up, all);
@@ -231,9 +260,9 @@ async fn tell(state: &mut StateFile, gateway: &Gateway) -> Infallible {
 }
 
 #[cfg(unix)]
-async fn offer(door: Option<&Door>, lock: &ServerLock, listener: &TcpListener) -> Knock {
-    match door {
-        Some(door) => door.offer(lock.as_fd(), listener.as_fd()).await,
-        None => std::future::pending().await,
+async fn offer(door: Option<&Door>, lock: Option<&ServerLock>, listener: &TcpListener) -> Knock {
+    match (door, lock) {
+        (Some(door), Some(lock)) => door.offer(lock.as_fd(), listener.as_fd()).await,
+        _ => std::future::pending().await,
     }
 }

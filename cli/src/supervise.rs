@@ -53,18 +53,42 @@ fn command(
         }
         None => Command::new(program),
     };
+    match is_typed(args) {
+        // It is llmlb's to log in with, and nobody else's.
+        true => command.env_remove("LLMLB_CLUSTER_PASSWORD"),
+        // Its guard speaks for it.
+        false => command
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC"),
+    };
     command
         .args(arguments.iter().map(|arg| fill(arg, &port, &args.host)))
         .env("PORT", &port)
         .env("HOST", &args.host)
         .env("LLMLB_PORT", &port)
         .env("LLMLB_HOST", &args.host)
-        // It is llmlb's to log in with, and nobody else's.
-        .env_remove("LLMLB_CLUSTER_PASSWORD")
         .env(GUARDED_PORT_ENV, &port)
         // Python programs that set their process title would overwrite the above.
         .env("SPT_NOENV", "1");
     Ok(command)
+}
+
+/// Whether the command is one that was typed; else it is the load balancer.
+fn is_typed(#[cfg_attr(not(target_os = "linux"), expect(unused))] args: &ServeArgs) -> bool {
+    #[cfg(target_os = "linux")]
+    if crate::cluster::guarded::is(&args.command) {
+        return false;
+    }
+    true
+}
+
+/// What the log calls it.
+#[cfg(unix)]
+fn name(args: &ServeArgs) -> String {
+    match is_typed(args) {
+        true => format!("{:?}", args.command[0]),
+        false => "the load balancer".to_owned(),
+    }
 }
 
 /// Whether there is such a program to run.

@@ -67,8 +67,10 @@ impl Cluster {
         record: Record,
         ttl: Duration,
     ) -> Result<Registration, ClusterError> {
-        let key = self.keys.server(&record.service, &record.instance());
-        Registration::start(&self.config, key, record, ttl)
+        let (service, instance) = (&record.service, record.instance());
+        let key = self.keys.server(service, &instance);
+        let leaving = self.keys.leaving(service, &instance);
+        Registration::start(&self.config, key, leaving, record, ttl)
     }
 
     /// Makes this server the active one of `service`; does not wait for another that is.
@@ -118,6 +120,8 @@ impl Cluster {
         self.check_service(service)?;
         let http = Http::new(&self.config, ATTEMPT, Some(interrupt));
         let mut kvs = http.list(&self.keys.servers(service))?.kvs;
+        // After those, so that none is missed on its way.
+        kvs.extend(http.list(&self.keys.all_leaving(service))?.kvs);
         kvs.extend(http.list(&self.keys.exclusive(service))?.kvs);
         Ok(view::listing(&self.keys, &kvs))
     }

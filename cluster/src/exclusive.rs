@@ -13,6 +13,7 @@ use crate::clock::BootTime;
 use crate::error::ClusterError;
 use crate::etcd::{Do, If};
 use crate::fence::Fence;
+use crate::fuse::Fuse;
 use crate::http::{Config, Http};
 use crate::interrupt::Interrupt;
 use crate::record::Record;
@@ -33,11 +34,18 @@ pub(crate) struct Held {
     pub(crate) sent: BootTime,
 }
 
+/// Who kills the server in time.
+pub(crate) struct Guards {
+    pub(crate) watchdog: Option<Watchdog>,
+    pub(crate) fuse: Option<Fuse>,
+}
+
 /// This server is the active one: see [`Cluster::acquire`](crate::Cluster::acquire).
 ///
 /// A thread renews. When [`wait_lost`](Self::wait_lost) says so the server has to be ended, and at
 /// the [`deadline`](Self::deadline) it is dead: another may be active from then on. A
-/// [`Watchdog`] sees to that even if this process is killed or stopped.
+/// [`Watchdog`] sees to that even if this process is killed or stopped; of a server that is this
+/// process the kernel does, see [`Options::with_self_fencing`](crate::Options::with_self_fencing).
 ///
 /// Dropping it gives the lease back if the server has ended. Where that is not known (a panic, a
 /// server that the watchdog still sees) the server is killed first, and without a watchdog the
@@ -47,6 +55,7 @@ pub struct Exclusive {
     config: Arc<Config>,
     holder: String,
     fence: String,
+    /// As it was when the key was taken.
     record: Record,
     timing: Timing,
     token: u64,
@@ -55,6 +64,7 @@ pub struct Exclusive {
     stop: Interrupt,
     thread: Option<JoinHandle<()>>,
     watchdog: Option<Arc<Watchdog>>,
+    fuse: Option<Arc<Fuse>>,
     released: bool,
 }
 
@@ -83,6 +93,8 @@ struct State {
     deadline: BootTime,
     /// Stays, once it is said.
     lost: Option<String>,
+    /// A record that has yet to be written.
+    update: Option<String>,
 }
 
 impl Shared {
@@ -99,6 +111,24 @@ impl Shared {
         }
         self.changed.notify_all();
     }
+
+    /// Writes the record that waits for it. `false`: the key is ours no longer.
+    fn write(
+        &self,
+        http: &Http,
+        holder: &str,
+        token: u64,
+        lease: u64,
+    ) -> Result<bool, ClusterError> {
+        let Some(json) = self.lock().update.clone() else {
+            return Ok(true);
+        };
+        let ours = [If::Created(holder, token)];
+        let txn = http.txn(&ours, &[Do::Put(holder, &json, lease)], &[])?;
+        // Unless there is another by now.
+        self.lock().update.take_if(|update| *update == json);
+        Ok(txn.succeeded)
+    }
 }
 
 impl Exclusive {
@@ -109,10 +139,11 @@ impl Exclusive {
         record: Record,
         timing: Timing,
         held: Held,
-        watchdog: Option<Watchdog>,
+        guards: Guards,
     ) -> Result<Self, ClusterError> {
         let deadline = timing.deadline(held.sent);
-        let watchdog = watchdog.map(Arc::new);
+        let watchdog = guards.watchdog.map(Arc::new);
+        let fuse = guards.fuse.map(Arc::new);
         let mut exclusive = Self {
             config: Arc::clone(config),
             holder,
@@ -125,14 +156,20 @@ impl Exclusive {
                 state: Mutex::new(State {
                     deadline,
                     lost: None,
+                    update: None,
                 }),
                 changed: Condvar::new(),
             }),
             stop: Interrupt::new(),
             thread: None,
             watchdog,
+            fuse,
             released: false,
         };
+        if let Some(fuse) = &exclusive.fuse {
+            let set = fuse.set(timing.kill_at(deadline));
+            set.map_err(ClusterError::Watchdog)?;
+        }
         if let Some(watchdog) = &exclusive.watchdog {
             watchdog.extend(timing.kill_at(deadline));
             let shared = Arc::clone(&exclusive.shared);
@@ -163,6 +200,7 @@ impl Exclusive {
             shared: Arc::clone(&self.shared),
             stop: self.stop.clone(),
             watchdog: self.watchdog.clone(),
+            fuse: self.fuse.clone(),
             failing: false,
         }
     }
@@ -176,6 +214,43 @@ impl Exclusive {
     /// The server's record, with its token.
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// Writes another record in place of the present one, so that who is refused is told of the
+    /// server: its PID is known only now. One try; where etcd does not answer, it is written with a
+    /// renewal.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::InvalidRecord`], also for another service; [`ClusterError::Lost`].
+    pub fn update(&self, record: Record) -> Result<(), ClusterError> {
+        if record.service != self.record.service {
+            return Err(ClusterError::InvalidRecord {
+                what: "service name",
+                reason: format!("{} is active as {}", record.service, self.record.service),
+            });
+        }
+        let mut record = record.with_token(self.token);
+        record.exclusive = true;
+        record.nonce.clone_from(&self.record.nonce);
+        let json = record.to_json()?;
+        self.shared.lock().update = Some(json.clone());
+        let http = Http::new(&self.config, self.timing.request(), Some(&self.stop));
+        match self
+            .shared
+            .write(&http, &self.holder, self.token, self.lease)
+        {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ClusterError::Lost {
+                service: self.record.service.clone(),
+                token: self.token,
+                reason: "another has the service, or its key was removed".into(),
+            }),
+            Err(error) => {
+                debug!(%error, "the record is written with a renewal");
+                Ok(())
+            }
+        }
     }
 
     /// When the server has to be dead, unless a renewal succeeds before.
@@ -269,8 +344,19 @@ impl Exclusive {
         self.give_back(most)
     }
 
+    /// Renews no longer, and leaves the lease to end by itself, within its TTL: where it is not known
+    /// whether the server has ended. A watchdog ends it, and self-fencing this process.
+    pub fn abandon(mut self) {
+        self.released = true;
+        self.stop_renewing();
+        std::mem::forget(self.fuse.take());
+    }
+
     fn give_back(&mut self, most: Duration) -> Result<(), ClusterError> {
         self.released = true;
+        if let Some(fuse) = &self.fuse {
+            fuse.defuse();
+        }
         self.stop_renewing();
         let http = Http::new(&self.config, self.timing.request(), None);
         let until = Instant::now() + most;
@@ -349,6 +435,7 @@ impl Drop for Exclusive {
         }
         if !self.server_has_ended() {
             self.stop_renewing();
+            std::mem::forget(self.fuse.take());
             warn!(
                 "The lease of {} is not given back, as its server may still run: it ends by itself",
                 self.record.service
@@ -388,6 +475,7 @@ struct Renewer {
     shared: Arc<Shared>,
     stop: Interrupt,
     watchdog: Option<Arc<Watchdog>>,
+    fuse: Option<Arc<Fuse>>,
     failing: bool,
 }
 
@@ -444,6 +532,12 @@ impl Renewer {
             Err(ClusterError::Interrupted) => return Err(ClusterError::Interrupted),
             Err(error) => debug!(%error, "the lease was not renewed, the next time will do"),
         }
+        let written = self
+            .shared
+            .write(&self.http, &self.holder, self.token, self.lease);
+        if let Err(error) = written {
+            debug!(%error, "the record was not written, the next time will do");
+        }
         Ok(true)
     }
 
@@ -469,6 +563,12 @@ impl Renewer {
         }
         state.deadline = deadline;
         drop(state);
+        if let Some(fuse) = &self.fuse
+            && let Err(error) = fuse.set(self.timing.kill_at(deadline))
+        {
+            self.shared
+                .lose(format!("its end can't be put off: {error}"));
+        }
         if let Some(watchdog) = &self.watchdog {
             watchdog.extend(self.timing.kill_at(deadline));
         }

@@ -27,6 +27,19 @@ impl Keys {
         }
     }
 
+    /// The record of a server that is to be found no more, and has not ended.
+    pub(crate) fn leaving(&self, service: &str, instance: &str) -> String {
+        format!("{}{instance}", self.all_leaving(Some(service)))
+    }
+
+    /// All of those, of one service or of all.
+    pub(crate) fn all_leaving(&self, service: Option<&str>) -> String {
+        match service {
+            Some(service) => format!("{}leaving/{service}/", self.root),
+            None => format!("{}leaving/", self.root),
+        }
+    }
+
     /// The record of the active server of an exclusive service.
     pub(crate) fn holder(&self, service: &str) -> String {
         format!("{}holder", self.exclusive(Some(service)))
@@ -55,13 +68,14 @@ impl Keys {
         format!("{}check/{nonce}", self.root)
     }
 
-    /// Service and the rest of a key, if it is below `servers/` or `exclusive/`.
+    /// Service and the rest of a key, if it is below `servers/`, `leaving/` or `exclusive/`.
     pub(crate) fn split<'a>(&self, key: &'a str) -> Option<(Kind, &'a str, &'a str)> {
         let rest = key.strip_prefix(&self.root)?;
         let (kind, rest) = rest.split_once('/')?;
         let (service, rest) = rest.split_once('/')?;
         let kind = match (kind, rest) {
             ("servers", _) => Kind::Server,
+            ("leaving", _) => Kind::Leaving,
             ("exclusive", "holder") => Kind::Holder,
             ("exclusive", "fence") => Kind::Fence,
             _ => return None,
@@ -74,6 +88,7 @@ impl Keys {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Server,
+    Leaving,
     Holder,
     Fence,
 }

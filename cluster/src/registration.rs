@@ -6,11 +6,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
 use crate::error::{ClusterError, code};
-use crate::etcd::lease_id;
+use crate::etcd::{Do, If, lease_id};
 use crate::http::{Config, Http};
 use crate::interrupt::Interrupt;
 use crate::record::Record;
@@ -35,6 +35,7 @@ pub struct Registration {
 
 enum Order {
     Update(Box<Record>, String),
+    Leave,
     End,
 }
 
@@ -88,6 +89,7 @@ impl Registration {
     pub(crate) fn start(
         config: &Arc<Config>,
         key: String,
+        leaving: String,
         record: Record,
         ttl: Duration,
     ) -> Result<Self, ClusterError> {
@@ -101,6 +103,7 @@ impl Registration {
         let worker = Worker {
             http: Http::new(config, attempt, None),
             key,
+            leaving: Some(leaving),
             what: format!(
                 "Registration of {} on {}",
                 record.service,
@@ -182,7 +185,14 @@ impl Registration {
         Ok(())
     }
 
-    /// Takes the server off the list, before it drains. Bounded to about 2 s: after that the lease
+    /// Takes the server off the list, as it is about to drain. Until it has ended, and is
+    /// [`withdraw`](Self::withdraw)n, who asked it to stop sees that it has not. Does not wait for
+    /// etcd.
+    pub fn leave(&self) {
+        let _ = self.orders.send(Order::Leave);
+    }
+
+    /// Takes the server off the list, as it has ended. Bounded to about 2 s: after that the lease
     /// ends it.
     pub fn withdraw(self) {
         // Dropping does.
@@ -205,6 +215,8 @@ impl Drop for Registration {
 struct Worker {
     http: Http,
     key: String,
+    /// Where the record goes when the server leaves.
+    leaving: Option<String>,
     what: String,
     nonce: String,
     json: String,
@@ -234,6 +246,7 @@ impl Worker {
             };
             match self.orders.recv_timeout(wait) {
                 Ok(Order::Update(record, json)) => self.update(*record, json),
+                Ok(Order::Leave) => self.leave(),
                 Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -263,6 +276,38 @@ impl Worker {
                 warn!("{}: {error}", self.what);
             }
         }
+    }
+
+    fn leave(&mut self) {
+        let Some(leaving) = self.leaving.take() else {
+            return;
+        };
+        let from = std::mem::replace(&mut self.key, leaving);
+        self.looked = 1;
+        let Some(lease) = self.lease else { return };
+        if let Err(error) = self.move_from(&from, lease) {
+            debug!(%error, "registering anew, as one that leaves");
+            // With it goes the record that is found.
+            let _ = self.http.revoke(lease);
+            self.lease = None;
+        }
+    }
+
+    fn move_from(&self, from: &str, lease: u64) -> Result<(), ClusterError> {
+        let put = Do::Put(&self.key, &self.json, lease);
+        // Another may have registered the same host and port since.
+        if let Some(kv) = self.http.get(from)?.filter(|kv| kv.lease == lease) {
+            let ours = [If::Modified(from, kv.mod_revision)];
+            let put = Do::Put(&self.key, &self.json, lease);
+            if self
+                .http
+                .txn(&ours, &[Do::Delete(from), put], &[])?
+                .succeeded
+            {
+                return Ok(());
+            }
+        }
+        self.http.txn(&[], &[put], &[]).map(drop)
     }
 
     /// Renews, or registers.

@@ -280,15 +280,17 @@ impl StopTicket {
         }
     }
 
-    /// Neither registered nor active.
+    /// Neither registered nor leaving nor active.
     fn has_ended(&self, http: &Http) -> Result<bool, ClusterError> {
         let server = self
             .keys
             .server(&self.record.service, &self.record.instance());
         let holder = self.keys.holder(&self.record.service);
-        let found = http
-            .txn(&[], &[Do::Get(&server), Do::Get(&holder)], &[])?
-            .found;
+        let leaving = self
+            .keys
+            .leaving(&self.record.service, &self.record.instance());
+        let looks = [Do::Get(&server), Do::Get(&leaving), Do::Get(&holder)];
+        let found = http.txn(&[], &looks, &[])?.found;
         Ok(!found.iter().flatten().any(|kv| {
             Record::read(&kv.value, &self.record.service, None)
                 .is_ok_and(|record| record.nonce == self.record.nonce)

@@ -1,16 +1,22 @@
-//! The two calls that rustix has no safe name for: all `unsafe` of this crate is here.
+//! The two calls that rustix has no safe name for, and a timer for all threads: all `unsafe` of this
+//! crate is here.
 #![allow(unsafe_code)]
 
 use std::io;
 
-/// Real-time priority for this thread, above all that is not real-time. Needs CAP_SYS_NICE or
+/// A timer that any thread may use, not only the one that made it.
+pub(crate) struct ProcessTimer(pub(crate) nix::sys::timer::Timer);
+
+// SAFETY: a timer's id is the process's, not a thread's; that it is a pointer is how libc writes it.
+unsafe impl Send for ProcessTimer {}
+
+/// Real-time priority for this thread and those it starts, above all that is not real-time. Needs CAP_SYS_NICE or
 /// RLIMIT_RTPRIO.
 pub(crate) fn real_time() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
+    // Threads that it starts have it as well: they are waited for.
     // SAFETY: the pointer is to a live local; 0 is the calling thread.
-    let result = unsafe {
-        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameters)
-    };
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
     if result == 0 {
         Ok(())
     } else {

@@ -14,8 +14,10 @@ use crate::record::Record;
 pub struct Server {
     /// What it says of itself, with the token that etcd gave it.
     pub record: Record,
-    /// Whether it has registered: one that has not is active, and not serving yet.
+    /// Whether it has registered: one that has not is leaving, or active, and not serving yet.
     pub registered: bool,
+    /// Whether it was withdrawn, and has not ended.
+    pub leaving: bool,
 }
 
 /// A key that is not a record.
@@ -67,7 +69,7 @@ pub(crate) fn judge(keys: &Keys, kv: &Kv) -> Found {
         return skipped("it is no key of this version".into());
     };
     let instance = match kind {
-        Kind::Server => Some(instance),
+        Kind::Server | Kind::Leaving => Some(instance),
         Kind::Holder => None,
         Kind::Fence => return Found::Other,
     };
@@ -79,12 +81,13 @@ pub(crate) fn judge(keys: &Keys, kv: &Kv) -> Found {
                 record
             },
             registered: kind == Kind::Server,
+            leaving: kind == Kind::Leaving,
         })),
         Err(reason) => skipped(reason),
     }
 }
 
-/// Of those that are registered and those that are active, each server once.
+/// Of those that are registered, leaving and active, each server once.
 pub(crate) fn listing(keys: &Keys, kvs: &[Kv]) -> Listing {
     let mut servers: BTreeMap<_, Server> = BTreeMap::new();
     let mut skipped = Vec::new();
@@ -93,8 +96,9 @@ pub(crate) fn listing(keys: &Keys, kvs: &[Kv]) -> Listing {
             Found::Server(server) => {
                 let record = &server.record;
                 let id = (record.service.clone(), record.host.clone(), record.port);
+                let tells = |server: &Server| (server.registered, server.leaving);
                 match servers.get(&id) {
-                    Some(known) if known.registered => {}
+                    Some(known) if tells(known) > tells(&server) => {}
                     _ => drop(servers.insert(id, *server)),
                 }
             }

@@ -45,6 +45,8 @@ mod child_hook;
 mod dir;
 mod error;
 mod info;
+#[cfg(target_os = "linux")]
+mod kin;
 mod left_behind;
 mod left_over;
 mod list;
@@ -69,6 +71,8 @@ pub use child_hook::ChildHook;
 pub use dir::{LOCK_DIR_ENV, LockDir, lock_dir, lock_path, read_lock_info};
 pub use error::LockError;
 pub use info::LockInfo;
+#[cfg(target_os = "linux")]
+pub use kin::Kin;
 pub use left_over::LeftOver;
 pub use list::{Server, ServerState, list_all_locks};
 pub use lock::ServerLock;

@@ -72,9 +72,19 @@ impl Offspring {
     ///
     /// [`LockError::HandOverFailed`] as for [`ServerLock::server_id`].
     pub fn prepare(lock: &ServerLock) -> Result<Self, LockError> {
+        Self::prepare_beside(lock, &[])
+    }
+
+    /// The same for a launcher that has these children already, which belong to no server and start
+    /// no processes, such as a watchdog.
+    ///
+    /// # Errors
+    ///
+    /// As [`prepare`](Self::prepare).
+    pub fn prepare_beside(lock: &ServerLock, others: &[u32]) -> Result<Self, LockError> {
         let id = lock.server_id()?;
         Ok(Self {
-            family: Family::new(id.clone()),
+            family: Family::new(id.clone(), others),
             id,
             server: None,
             known: Vec::new(),
@@ -90,6 +100,18 @@ impl Offspring {
     /// For the server's process.
     pub fn entrance(&self) -> OffspringEntrance {
         OffspringEntrance(self.family.entrance())
+    }
+
+    /// Tells which children that belong to no server the launcher has by now.
+    pub fn set_beside(&mut self, others: &[u32]) {
+        self.family.set_beside(others);
+    }
+
+    /// Whether a process that descends from the launcher can only come from the server, for
+    /// [`Kin::new`](crate::Kin::new).
+    #[cfg(target_os = "linux")]
+    pub fn is_told_by_descent(&self) -> bool {
+        self.family.is_told_by_descent()
     }
 
     /// Tells who the server is: the leader of a process group of its own.

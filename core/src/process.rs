@@ -52,7 +52,7 @@ pub fn stop_process(pid: u32) -> io::Result<()> {
     sys::terminate(pid)
 }
 
-fn valid_pid(pid: u32) -> Option<i32> {
+pub(crate) fn valid_pid(pid: u32) -> Option<i32> {
     i32::try_from(pid).ok().filter(|&pid| pid > 0)
 }
 

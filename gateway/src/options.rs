@@ -7,6 +7,21 @@ use serde_json::Value;
 
 use crate::auth::ApiKey;
 
+/// What makes requests go to the backend where those before them went, whose memory has what they
+/// begin with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Affinity {
+    /// Their session (`X-Session-ID`, `prompt_cache_key` or `user`), else the conversation that they
+    /// go on with.
+    #[default]
+    Prefix,
+    /// Their session alone.
+    Session,
+    /// Nothing.
+    Off,
+}
+
 /// What a [`Gateway`](crate::Gateway) is told to do. The defaults are those of `llmlb serve`,
 /// but for [`workers`](Self::workers).
 #[derive(Debug, Clone)]
@@ -25,6 +40,9 @@ pub struct Options {
     pub(crate) first_byte_timeout: Option<Duration>,
     pub(crate) stream_idle_timeout: Option<Duration>,
     pub(crate) access_log: bool,
+    pub(crate) affinity: Affinity,
+    pub(crate) queue: usize,
+    pub(crate) queue_timeout: Duration,
     pub(crate) description: Vec<(String, Value)>,
     pub(crate) no_backends_hint: String,
 }
@@ -45,6 +63,9 @@ impl Default for Options {
             first_byte_timeout: None,
             stream_idle_timeout: None,
             access_log: false,
+            affinity: Affinity::default(),
+            queue: 512,
+            queue_timeout: Duration::from_secs(30),
             description: Vec::new(),
             no_backends_hint: "no backends: none is configured".to_owned(),
         }
@@ -122,6 +143,30 @@ impl Options {
     #[must_use]
     pub fn access_log(mut self, wanted: bool) -> Self {
         self.access_log = wanted;
+        self
+    }
+
+    /// What makes requests go where those before them went (default: prefix). It gives way to the
+    /// load: see `docs/gateway.md`.
+    #[must_use]
+    pub fn affinity(mut self, affinity: Affinity) -> Self {
+        self.affinity = affinity;
+        self
+    }
+
+    /// How many requests may wait for backends that have as many as they may, see
+    /// [`BackendSpec::max`](crate::BackendSpec::max); more are answered with 429 (default: 512). With 0,
+    /// none waits, and the answer is 503.
+    #[must_use]
+    pub fn queue(mut self, count: usize) -> Self {
+        self.queue = count;
+        self
+    }
+
+    /// How long each of them may wait; then the answer is 503 (default: 30 s).
+    #[must_use]
+    pub fn queue_timeout(mut self, patience: Duration) -> Self {
+        self.queue_timeout = patience;
         self
     }
 

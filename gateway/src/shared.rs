@@ -8,6 +8,7 @@ use axum::http::HeaderValue;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use crate::affinity::Homes;
 use crate::backend::Care;
 use crate::body::Intake;
 use crate::catalog::Catalogs;
@@ -19,6 +20,7 @@ use crate::live::Live;
 use crate::made::Made;
 use crate::metrics::Metrics;
 use crate::options::Options;
+use crate::queue::Queue;
 use crate::via;
 
 /// The owner's words, in the owner's order.
@@ -36,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) intake: Intake,
     pub(crate) made: Made,
+    pub(crate) homes: Homes,
+    pub(crate) queue: Arc<Queue>,
     pub(crate) catalogs: Catalogs,
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
@@ -52,6 +56,7 @@ impl Shared {
             since: Instant::now(),
             via,
             description: Mutex::new(options.description.clone()),
+            queue: Arc::clone(&care.queue),
             live: Live::new(care),
             metrics: Metrics::new().map_err(io::Error::other)?,
             history: History::default(),
@@ -60,6 +65,7 @@ impl Shared {
             entrance: Entrance::new(limits.clients),
             intake: Intake::new(limits.uploads()),
             made: Made::new(),
+            homes: Homes::new(),
             catalogs: Catalogs::default(),
             limits,
             options,

@@ -27,22 +27,31 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The `llmlb` binary: `LLMLB_BIN`, or built on first use beside this test.
 pub fn llmlb_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        if let Some(path) = std::env::var_os("LLMLB_BIN") {
-            return path.into();
-        }
-        let test = std::env::current_exe().unwrap();
-        let profile_dir = test.ancestors().nth(2).unwrap().to_path_buf();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "-p", "llmlb"]);
-        build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        build.arg("--target-dir").arg(profile_dir.parent().unwrap());
-        if profile_dir.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success(), "llmlb does not build");
-        profile_dir.join(format!("llmlb{}", std::env::consts::EXE_SUFFIX))
+    BINARY.get_or_init(|| match std::env::var_os("LLMLB_BIN") {
+        Some(path) => path.into(),
+        None => built("llmlb", "llmlb"),
     })
+}
+
+/// The server with a family (`guinea-family`), for tests of other packages.
+pub fn family_binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| built("llmlb-tests", "guinea-family"))
+}
+
+/// A program of the workspace, beside this test.
+fn built(package: &str, name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile_dir = test.ancestors().nth(2).unwrap().to_path_buf();
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "-p", package, "--bin", name]);
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.arg("--target-dir").arg(profile_dir.parent().unwrap());
+    if profile_dir.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success(), "{name} does not build");
+    profile_dir.join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
 }
 
 /// A lock directory of its own, removed at the end.

@@ -6,15 +6,16 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use llmlb_lock_cluster::watchdog::{self, Watchdog};
+use llmlb_lock_cluster::watchdog::{self, ServerKin, Watchdog};
 use llmlb_lock_cluster::{ClusterError, Exclusive, Interrupt, Lost, Options, Timing};
+use llmlb_lock_core::Offspring;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::connection::failure;
 use super::registration::Membership;
@@ -24,7 +25,7 @@ use crate::output;
 use crate::signals::Shutdown;
 
 /// This very program, also when its file was replaced since.
-const OWN: &str = "/proc/self/exe";
+pub(super) const OWN: &str = "/proc/self/exe";
 const WATCHDOG: &str = "@watchdog";
 const GATE: &str = "@gate";
 const TOKEN_ENV: &str = "LLMLB_FENCING_TOKEN";
@@ -44,7 +45,11 @@ pub(crate) fn hidden_subcommand() -> Option<Result<u8, Failure>> {
         return None;
     }
     let program = args.next()?;
-    let error = watchdog::pass_gate(Command::new(&program).args(args));
+    let mut command = Command::new(&program);
+    if program == OWN {
+        command.arg0("llmlb");
+    }
+    let error = watchdog::pass_gate(command.args(args));
     Some(Err(crate::supervise::cannot_run(&program, &error)))
 }
 
@@ -54,6 +59,8 @@ pub(crate) struct Active {
     lost: watch::Receiver<Option<Lost>>,
     interrupt: Interrupt,
     waiter: Option<JoinHandle<()>>,
+    /// Those who tell etcd of the server.
+    tellers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Membership {
@@ -94,7 +101,7 @@ impl Membership {
                     if let Some(wait) = wait {
                         output::note(&format!("Waited {wait:?} in vain"));
                     }
-                    let url = &connection.url;
+                    let url = connection.typed();
                     let stop = format!("llmlb stop --cluster {url} --service {service}");
                     Failure::new(exit::FAILURE, format!("{e}\n\nTo stop: {stop}"))
                 }
@@ -141,6 +148,7 @@ impl Active {
             lost,
             interrupt,
             waiter: Some(waiter),
+            tellers: Mutex::default(),
         })
     }
 
@@ -151,8 +159,17 @@ impl Active {
         command
     }
 
+    /// A child of ours that is no server's.
+    pub(crate) fn watchdog(&self) -> Option<u32> {
+        self.exclusive.watchdog().and_then(Watchdog::pid)
+    }
+
     /// Starts a [`launcher`](Self::launcher); inside, that it could not be.
-    pub(crate) fn spawn(&self, command: &mut Command) -> Result<io::Result<Child>, Failure> {
+    pub(crate) fn spawn(
+        &self,
+        command: &mut Command,
+        offspring: &Offspring,
+    ) -> Result<io::Result<Child>, Failure> {
         let watchdog = self.exclusive.watchdog();
         let watchdog =
             watchdog.ok_or_else(|| Failure::new(exit::FAILURE, "the watchdog is gone"))?;
@@ -162,12 +179,37 @@ impl Active {
             Ok(child) => child,
             Err(e) => return Ok(Err(e)),
         };
-        if let Err(e) = gate.open(child.id(), None) {
+        let kin = ServerKin {
+            id: offspring.id().as_str().to_owned(),
+            told_by_descent: offspring.is_told_by_descent(),
+        };
+        if let Err(e) = gate.open(child.id(), Some(kin)) {
             let _ = child.kill();
             let _ = child.wait();
             return Err(failure(e));
         }
+        self.tell(child.id());
         Ok(Ok(child))
+    }
+
+    /// Who is refused is to be told of the server, not of us. Nobody waits for that.
+    fn tell(&self, server: u32) {
+        let exclusive = Arc::clone(&self.exclusive);
+        let tell = move || {
+            let record = exclusive.record().clone().with_pid(server);
+            if let Err(e) = exclusive.update(record) {
+                debug!("The record of the active server was not updated: {e}");
+            }
+        };
+        let thread = thread::Builder::new().name("llmlb-tell".to_owned());
+        match thread.spawn(tell) {
+            Ok(teller) => self.lock_tellers().push(teller),
+            Err(e) => debug!("The record of the active server was not updated: {e}"),
+        }
+    }
+
+    fn lock_tellers(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.tellers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Completes when the server has to end, with the time that it has before it is killed.
@@ -202,8 +244,9 @@ impl Active {
     pub(crate) async fn release(mut self, has_ended: bool) {
         self.interrupt.interrupt();
         let given = spawn_blocking(move || {
-            if let Some(waiter) = self.waiter.take() {
-                let _ = waiter.join();
+            let tellers = std::mem::take(&mut *self.lock_tellers());
+            for thread in self.waiter.take().into_iter().chain(tellers) {
+                let _ = thread.join();
             }
             match Arc::into_inner(self.exclusive) {
                 Some(exclusive) if has_ended => exclusive.release(),

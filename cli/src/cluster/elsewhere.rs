@@ -15,7 +15,17 @@ impl Active {
         match self.0 {}
     }
 
-    pub(crate) fn spawn(&self, _: &mut Command) -> Result<io::Result<Child>, Failure> {
+    #[cfg(unix)]
+    pub(crate) fn watchdog(&self) -> Option<u32> {
+        match self.0 {}
+    }
+
+    #[cfg(unix)]
+    pub(crate) fn spawn(
+        &self,
+        _: &mut Command,
+        _: &llmlb_lock_core::Offspring,
+    ) -> Result<io::Result<Child>, Failure> {
         match self.0 {}
     }
 

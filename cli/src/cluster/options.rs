@@ -29,7 +29,7 @@ pub(crate) struct ClusterArgs {
     pub(crate) slots: Option<u32>,
 
     /// One active server of the service in the cluster, at most: refused while there is another,
-    /// unless --wait makes it a standby; ended before another may start. For a COMMAND
+    /// unless --wait makes it a standby; ended before another may start
     #[arg(long, requires = "service")]
     pub(crate) exclusive: bool,
 

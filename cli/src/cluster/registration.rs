@@ -14,16 +14,20 @@ use tracing::{info, warn};
 
 use super::active::Token;
 use super::connection::{Connection, failure};
+use super::models;
 use super::options::ClusterArgs;
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
-use crate::ready::{Standing, Watch};
+use crate::ready::{Probe, Standing, Watch};
 
 /// A server's place in its cluster.
 pub(crate) struct Membership {
     pub(super) connection: Connection,
     pub(super) record: Record,
     ttl: std::time::Duration,
+    /// Where it was told to listen.
+    host: String,
+    is_balancer: bool,
     listening_stop: Option<Interrupt>,
     /// Where at most one is active.
     pub(crate) timing: Option<Timing>,
@@ -38,10 +42,6 @@ impl Membership {
             return Ok(None);
         };
         let timing = match args.cluster.exclusive {
-            true if args.command.is_empty() => {
-                let message = "--exclusive is for a COMMAND: load balancers may be many";
-                return Err(Failure::new(exit::USAGE, message));
-            }
             true => Some(Timing::new(args.cluster.ttl, args.drain_timeout).map_err(failure)?),
             false => None,
         };
@@ -51,10 +51,28 @@ impl Membership {
             connection,
             record,
             ttl: args.cluster.ttl,
+            host: args.host.clone(),
+            is_balancer: args.command.is_empty(),
             listening_stop: None,
             timing,
             token: Token::new(),
         }))
+    }
+
+    /// How to ask the server with this PID.
+    fn probe(&self, server: u32) -> Probe {
+        Probe {
+            server,
+            launcher: std::process::id(),
+            port: self.record.port,
+            host: self.host.clone(),
+            url: None,
+        }
+    }
+
+    /// Whether at most one server of its service is active.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.timing.is_some()
     }
 
     /// Hears of requests to stop it, from now until this is dropped.
@@ -66,9 +84,14 @@ impl Membership {
         thread::Builder::new()
             .name("llmlb-stops".into())
             .spawn(move || {
-                if let Ok(Some(request)) = requests.next(None, &interrupt) {
+                let mut is_asked = false;
+                while let Ok(Some(request)) = requests.next(None, &interrupt) {
                     info!("Stop asked for by {}", request.from);
-                    // As if `kill` had been typed here: there is one way to end.
+                    // As if `kill` had been typed here: there is one way to end. Twice would be more
+                    // than anybody who asks elsewhere has said.
+                    if std::mem::replace(&mut is_asked, true) {
+                        continue;
+                    }
                     if let Err(e) = kill(Pid::this(), Signal::SIGTERM) {
                         warn!("Cannot carry it out: {e}");
                     }
@@ -87,6 +110,7 @@ impl Membership {
             if let Some(&token) = self.token.get() {
                 record = record.with_token(token);
             }
+            let registered = record.clone();
             let registration = self.connection.cluster.register_with_ttl(record, self.ttl);
             match registration {
                 Ok(registration) => {
@@ -95,8 +119,20 @@ impl Membership {
                         self.record.service, self.record.url
                     );
                     let known = Known(Some((registration, standing)));
-                    readiness.lost().await;
+                    let telling = async {
+                        if let Some((registration, _)) = &known.0 {
+                            let (probe, changes) = (self.probe(pid), self.is_balancer);
+                            models::tell(registration, registered, &probe, changes).await;
+                        }
+                        pending::<()>().await;
+                    };
+                    tokio::select! {
+                        () = readiness.lost() => {}
+                        () = telling => {}
+                    }
                     info!("Withdrawing service {}", self.record.service);
+                    known.leave();
+                    readiness.ended().await;
                     drop(known);
                 }
                 Err(e) => {
@@ -118,6 +154,14 @@ impl Drop for Membership {
 
 /// Withdrawing waits for etcd for a moment, beside what else is to be done.
 struct Known(Option<(Registration, Standing)>);
+
+impl Known {
+    fn leave(&self) {
+        if let Some((registration, _)) = &self.0 {
+            registration.leave();
+        }
+    }
+}
 
 impl Drop for Known {
     fn drop(&mut self) {

@@ -98,6 +98,8 @@ enum Status {
     Running,
     /// Active, and not to be found yet.
     Starting,
+    /// Not to be found any more, and not ended.
+    Stopping,
 }
 
 impl<'a> Row<'a> {
@@ -111,10 +113,10 @@ impl<'a> Row<'a> {
             pid: record.pid,
             started_at: record.started_at,
             token: record.token,
-            status: if server.registered {
-                Status::Running
-            } else {
-                Status::Starting
+            status: match (server.registered, server.leaving) {
+                (true, _) => Status::Running,
+                (false, true) => Status::Stopping,
+                (false, false) => Status::Starting,
             },
             models: record.models.iter().map(|model| printable(model)).collect(),
         }

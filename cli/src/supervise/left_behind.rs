@@ -31,11 +31,13 @@ pub(super) enum LeftBehind {
     Alive,
 }
 
-/// Ends all that `offspring` knows of a server that has ended by itself and `succeeded`, or not, and the process group. Its members keep the group's number from
-/// being used again, so that it can't come to mean another one.
+/// Ends all that `offspring` knows of a server that has ended by itself and `succeeded`, or not, and
+/// the process group. Its members keep the group's number from being used again, so that it can't
+/// come to mean another one. The `watchdog` of the moment is none of them.
 pub(super) async fn end(
     group: Pid,
     offspring: &mut Offspring,
+    watchdog: &impl Fn() -> Option<u32>,
     ending: &mut Ending,
     succeeded: bool,
     shutdown: &mut Shutdown,
@@ -51,6 +53,7 @@ pub(super) async fn end(
     let mut step = Duration::from_micros(200);
     loop {
         let childless = reap_all();
+        offspring.set_beside(watchdog().as_slice());
         let left = offspring.survivors(childless).unwrap_or_else(|e| {
             warn!("Cannot tell what the server has left behind: {e}");
             0

@@ -20,7 +20,7 @@ use super::passed_through::PassedThrough;
 use super::readying;
 use super::restart::{Next, Restarts};
 use super::terminal::{self, Terminal};
-use super::{cannot_run, command};
+use super::{cannot_run, command, name};
 use crate::args::{Restart, ServeArgs};
 use crate::cluster::Active;
 use crate::exit::{self, Failure};
@@ -254,7 +254,8 @@ async fn live(
     told: &mut Told,
     terminal: Option<&Terminal>,
 ) -> Result<Life, Failure> {
-    let mut offspring = Offspring::prepare(lock)?;
+    let watchdog = || active.and_then(Active::watchdog);
+    let mut offspring = Offspring::prepare_beside(lock, watchdog().as_slice())?;
     let (server, output) = spawn(lock, args, &offspring, active)?;
     offspring.started(server.as_raw().unsigned_abs());
     if terminal.is_some_and(|terminal| terminal.offer(server)) {
@@ -271,9 +272,9 @@ async fn live(
         }
     }
     info!(
-        "Guarding port {} for {:?} (PID: {server})",
+        "Guarding port {} for {} (PID: {server})",
         lock.info().port,
-        args.command[0]
+        name(args)
     );
 
     let probe = readying::probe(server.as_raw().unsigned_abs(), lock.info().port, args);
@@ -384,6 +385,7 @@ async fn live(
     let left_behind = left_behind::end(
         server,
         &mut offspring,
+        &watchdog,
         &mut ending,
         succeeded,
         &mut told.shutdown,
@@ -391,6 +393,7 @@ async fn live(
     )
     .await;
     drop(offspring);
+    readiness.ended();
     if let Some(output) = output {
         output.finish();
     }
@@ -462,7 +465,7 @@ fn spawn(
         });
     }
     let spawned = match active {
-        Some(active) => active.spawn(&mut command)?,
+        Some(active) => active.spawn(&mut command, offspring)?,
         None => command.spawn(),
     };
     let child = match spawned {

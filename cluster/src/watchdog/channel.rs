@@ -3,7 +3,6 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -21,8 +20,9 @@ const MAX: usize = HEADER + 4096;
 pub(crate) enum Message {
     /// Kill the server then.
     Deadline(BootTime),
-    /// Watch the server of the handle that comes with this; the whole group if it leads one.
-    Guard(Option<PathBuf>),
+    /// Watch the server of the handle that comes with this; the whole group if it leads one, and all
+    /// its offspring if it is told how to know them.
+    Guard(Option<ServerKin>),
     /// Kill the server now.
     Kill,
     /// From the watchdog: it is there; 1: with real-time priority.
@@ -39,11 +39,21 @@ pub(crate) enum Message {
     Open,
 }
 
+/// How a watchdog knows what a server has started: see [`llmlb_lock_core::Kin`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerKin {
+    /// The server's [`SERVER_ID_ENV`](llmlb_lock_core::SERVER_ID_ENV).
+    pub id: String,
+    /// Whether whoever descends from the guardian, but for its watchdog, comes from the server.
+    pub told_by_descent: bool,
+}
+
 impl Message {
     fn encode(&self) -> Vec<u8> {
-        let (tag, number, path): (u8, u64, &[u8]) = match self {
+        let (tag, number, text): (u8, u64, &[u8]) = match self {
             Self::Deadline(at) => (1, at.as_nanos(), &[]),
-            Self::Guard(path) => (2, 0, path.as_deref().map_or(&[], bytes)),
+            Self::Guard(None) => (2, 0, &[]),
+            Self::Guard(Some(kin)) => (2, u64::from(kin.told_by_descent), kin.id.as_bytes()),
             Self::Kill => (3, 0, &[]),
             Self::Ready(real_time) => (4, u64::from(*real_time), &[]),
             Self::Armed(at) => (5, at.as_nanos(), &[]),
@@ -55,16 +65,19 @@ impl Message {
         let mut packet = vec![0; HEADER];
         packet[0] = tag;
         packet[8..].copy_from_slice(&number.to_ne_bytes());
-        packet.extend_from_slice(path);
+        packet.extend_from_slice(text);
         packet
     }
 
     fn decode(packet: &[u8]) -> Option<Self> {
         let number = u64::from_ne_bytes(packet.get(8..HEADER)?.try_into().ok()?);
-        let path = &packet[HEADER..];
+        let id = String::from_utf8(packet[HEADER..].to_vec()).ok()?;
         Some(match packet[0] {
             1 => Self::Deadline(BootTime::from_nanos(number)),
-            2 => Self::Guard((!path.is_empty()).then(|| path_of(path))),
+            2 => Self::Guard((!id.is_empty()).then_some(ServerKin {
+                id,
+                told_by_descent: number != 0,
+            })),
             3 => Self::Kill,
             4 => Self::Ready(number != 0),
             5 => Self::Armed(BootTime::from_nanos(number)),
@@ -75,16 +88,6 @@ impl Message {
             _ => return None,
         })
     }
-}
-
-fn bytes(path: &Path) -> &[u8] {
-    use std::os::unix::ffi::OsStrExt;
-    path.as_os_str().as_bytes()
-}
-
-fn path_of(bytes: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    std::ffi::OsStr::from_bytes(bytes).into()
 }
 
 /// One end. Packets keep their bounds, and its end is seen by the other.
@@ -176,7 +179,10 @@ mod tests {
         for message in [
             Message::Deadline(at),
             Message::Guard(None),
-            Message::Guard(Some("/sys/fs/cgroup/llmlb".into())),
+            Message::Guard(Some(ServerKin {
+                id: "8000.0.a.1.2.3".into(),
+                told_by_descent: true,
+            })),
             Message::Kill,
             Message::Ready(true),
             Message::Armed(at),

@@ -1,11 +1,11 @@
 //! The watchdog itself: waits for its guardian's end and for the deadline, and kills.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
+use llmlb_lock_core::Kin;
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mm::{MlockAllFlags, mlockall};
@@ -16,10 +16,12 @@ use rustix::time::{
 
 use crate::clock::BootTime;
 use crate::sys;
-use crate::watchdog::channel::{Channel, Message};
+use crate::watchdog::channel::{Channel, Message, ServerKin};
 
 /// Between two kills of what is still there.
 const AGAIN: Duration = Duration::from_millis(20);
+/// How long it is tried where the system does not let processes be looked at.
+const BLIND: Duration = Duration::from_secs(10);
 
 /// What the hidden subcommand does: watches, until the guardian is gone and the server with it.
 /// Call it first thing in `main`, with no other thread and nothing opened: it closes all
@@ -47,6 +49,7 @@ pub fn run() -> io::Result<()> {
         )?,
         deadline: None,
         server: None,
+        kin: None,
     };
     let result = dog.watch(real_time);
     // However that ended. A guardian that was killed meanwhile has left what it said.
@@ -60,14 +63,14 @@ struct Dog {
     timer: OwnedFd,
     deadline: Option<BootTime>,
     server: Option<Server>,
+    /// What it has started, which may outlive it.
+    kin: Option<Kin>,
 }
 
 /// The process that is watched.
 struct Server {
     handle: OwnedFd,
     pid: Option<rustix::process::Pid>,
-    /// Its cgroup's `cgroup.kill`, opened while there is time.
-    cgroup: Option<File>,
 }
 
 impl Dog {
@@ -84,8 +87,8 @@ impl Dog {
                 let _ = self.channel.send(&Message::Ended(false), None);
             }
             // After all that was said until now.
-            if self.deadline.is_some_and(|at| at.remaining().is_zero()) && self.server.is_some() {
-                self.kill(Duration::MAX)?;
+            let is_over = self.deadline.is_some_and(|at| at.remaining().is_zero());
+            if is_over && self.kill(Duration::MAX)? {
                 let _ = self.channel.send(&Message::Fired, None);
             }
         }
@@ -117,15 +120,19 @@ impl Dog {
                 // One that says what nobody says is none.
                 Err(_) => return Ok(false),
                 Ok(Some((Message::Deadline(at), _))) => self.arm(at)?,
-                Ok(Some((Message::Guard(cgroup), Some(handle)))) => self.guard(handle, cgroup),
-                Ok(Some((Message::Kill, _))) => self.kill(Duration::from_secs(1))?,
+                Ok(Some((Message::Guard(kin), Some(handle)))) => self.guard(handle, kin),
+                Ok(Some((Message::Kill, _))) => drop(self.kill(Duration::from_secs(1))?),
                 Ok(Some(_)) => {}
             }
         }
     }
 
     fn arm(&mut self, at: BootTime) -> io::Result<()> {
-        self.deadline = Some(at);
+        if self.deadline.replace(at) != Some(at)
+            && let Some(kin) = &mut self.kin
+        {
+            kin.look();
+        }
         let nanos = at.as_nanos().max(1);
         let value = Timespec {
             tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
@@ -144,20 +151,21 @@ impl Dog {
         self.answer(&Message::Armed(at))
     }
 
-    fn guard(&mut self, handle: OwnedFd, cgroup: Option<PathBuf>) {
-        let cgroup = match cgroup {
-            None => None,
-            Some(path) => match File::options().write(true).open(path.join("cgroup.kill")) {
-                Ok(file) => Some(file),
-                // Not taken: the guardian notices, and does not start it.
-                Err(_) => return,
-            },
+    fn guard(&mut self, handle: OwnedFd, kin: Option<ServerKin>) {
+        let pid = pid_of(&handle);
+        self.kin = match (kin, pid) {
+            // Or it has ended already.
+            (None, _) | (_, None) => None,
+            (Some(kin), Some(pid)) => {
+                let number = pid.as_raw_nonzero().get().unsigned_abs();
+                match Kin::new(&kin.id, number, kin.told_by_descent) {
+                    Ok(kin) => Some(kin),
+                    // Not taken: the guardian notices, and does not start it.
+                    Err(_) => return,
+                }
+            }
         };
-        self.server = Some(Server {
-            pid: pid_of(&handle),
-            handle,
-            cgroup,
-        });
+        self.server = Some(Server { handle, pid });
         let _ = self.answer(&Message::Guarding);
     }
 
@@ -170,28 +178,47 @@ impl Dog {
         }
     }
 
-    /// Kills, again and again, until it is gone or the time is up.
-    fn kill(&mut self, within: Duration) -> io::Result<()> {
-        let Some(server) = &self.server else {
-            return Ok(());
-        };
+    /// Kills, again and again, until all of it is gone or the time is up. Whether there was anybody.
+    fn kill(&mut self, within: Duration) -> io::Result<bool> {
+        let mut found = self.server.is_some();
+        if !found && self.kin.is_none() {
+            return Ok(false);
+        }
+        if let Some(kin) = &mut self.kin {
+            // When the server has ended that can't be seen any more.
+            kin.look();
+        }
         let start = BootTime::now();
         while BootTime::now().since(start) < within {
-            server.kill();
-            if server.wait(AGAIN)? {
-                server.kill_rest();
-                self.server = None;
-                let _ = self.channel.send(&Message::Ended(true), None);
-                return Ok(());
+            if let Some(server) = &self.server {
+                server.kill();
+            }
+            let left = match self.kin.as_mut().map_or(Ok(0), Kin::kill) {
+                Ok(left) => left,
+                Err(_) => usize::from(BootTime::now().since(start) < BLIND),
+            };
+            found |= left > 0;
+            let has_ended = match &self.server {
+                Some(server) => server.wait(AGAIN)?,
+                None => true,
+            };
+            if has_ended && left == 0 {
+                self.kin = None;
+                if self.server.take().is_some() {
+                    let _ = self.channel.send(&Message::Ended(true), None);
+                }
+                return Ok(found);
+            }
+            if has_ended {
+                thread::sleep(AGAIN);
             }
         }
-        Ok(())
+        Ok(found)
     }
 }
 
 impl Server {
     fn kill(&self) {
-        self.kill_rest();
         // Its group, while the handle shows that the number is still its own.
         if let Some(pid) = self.pid
             && !self.has_ended()
@@ -200,12 +227,6 @@ impl Server {
             let _ = kill_process_group(pid, Signal::KILL);
         }
         let _ = pidfd_send_signal(&self.handle, Signal::KILL);
-    }
-
-    fn kill_rest(&self) {
-        if let Some(mut file) = self.cgroup.as_ref() {
-            let _ = file.write_all(b"1");
-        }
     }
 
     fn has_ended(&self) -> bool {

@@ -5,11 +5,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::error::ClusterError;
-use crate::watchdog::channel::{Channel, Message};
+use crate::watchdog::channel::{Channel, Message, ServerKin};
 use crate::watchdog::guardian::Watchdog;
 
 /// Holds back a server that was started through it. Dropping it shut ends the process: it never
@@ -44,13 +43,14 @@ impl<'a> Gate<'a> {
     }
 
     /// Hands the child, which was just started and not waited for, to the watchdog, and lets it
-    /// become the server. `cgroup` is a cgroup (v2) that has the server and nothing else.
+    /// become the server. With `kin` all that the server starts is killed with it; without, its
+    /// process group alone.
     ///
     /// # Errors
     ///
     /// [`ClusterError::Watchdog`]: the watchdog has no handle of it; the child ends.
-    pub fn open(self, pid: u32, cgroup: Option<&Path>) -> Result<(), ClusterError> {
-        self.watchdog.guard(pid, cgroup)?;
+    pub fn open(self, pid: u32, kin: Option<ServerKin>) -> Result<(), ClusterError> {
+        self.watchdog.guard(pid, kin)?;
         self.channel
             .send(&Message::Open, Some(self.stdin.as_fd()))
             .map_err(ClusterError::Watchdog)

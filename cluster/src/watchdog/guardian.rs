@@ -4,17 +4,20 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use llmlb_lock_core::Kin;
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 
 use crate::clock::BootTime;
 use crate::error::ClusterError;
-use crate::watchdog::channel::{Channel, Message};
+use crate::watchdog::channel::{Channel, Message, ServerKin};
 use crate::watchdog::gate::Gate;
 
 /// A machine under load takes this long to start a process, not longer.
@@ -41,15 +44,56 @@ struct Shared {
 
 /// One watchdog process, and the way to it.
 struct Link {
-    child: Child,
+    pid: u32,
+    /// Whoever reaps all children of this process may take its exit status first, and its number is
+    /// another's then: only this is still its own.
+    handle: OwnedFd,
     channel: Arc<Channel>,
+}
+
+impl Link {
+    /// Of a child that nobody can have waited for yet.
+    fn new(mut child: Child, channel: Arc<Channel>) -> io::Result<Self> {
+        let pid = child.id();
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let raw = raw.ok_or(io::ErrorKind::InvalidInput)?;
+        match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(handle) => Ok(Self {
+                pid,
+                handle,
+                channel,
+            }),
+            Err(e) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(e.into())
+            }
+        }
+    }
+
+    fn kill(&self) {
+        let _ = pidfd_send_signal(&self.handle, Signal::KILL);
+    }
+
+    /// Waits for its end, and takes its exit status if nobody has.
+    fn wait(&self) {
+        let handle = WaitId::PidFd(self.handle.as_fd());
+        while let Err(Errno::INTR) = waitid(handle.clone(), WaitIdOptions::EXITED) {}
+    }
+}
+
+/// The server.
+struct Guarded {
+    pid: u32,
+    handle: OwnedFd,
+    kin: Option<ServerKin>,
 }
 
 #[derive(Default)]
 struct State {
     link: Option<Link>,
-    /// The server's handle and cgroup, for a successor, or to kill it ourselves.
-    server: Option<(OwnedFd, Option<PathBuf>)>,
+    /// For a successor, or to kill it ourselves.
+    server: Option<Guarded>,
     ready: Option<bool>,
     guarding: bool,
     /// The server that was watched has ended.
@@ -131,14 +175,12 @@ impl Shared {
         command.stdin(Stdio::null());
         drop(command);
         let channel = Arc::new(ours);
-        let old = self.lock().link.replace(Link {
-            child,
-            channel: Arc::clone(&channel),
-        });
-        if let Some(mut old) = old {
+        let link = Link::new(child, Arc::clone(&channel))?;
+        let old = self.lock().link.replace(link);
+        if let Some(old) = old {
             // Its channel has ended, and it with that, or it will now.
-            let _ = old.child.kill();
-            let _ = old.child.wait();
+            old.kill();
+            old.wait();
         }
         Ok(channel)
     }
@@ -163,9 +205,9 @@ impl Shared {
         if let Some(told) = state.told {
             link.channel.send(&Message::Deadline(told), None)?;
         }
-        if let Some((handle, cgroup)) = state.server.as_ref().filter(|_| !state.ended) {
-            let message = Message::Guard(cgroup.clone());
-            link.channel.send(&message, Some(handle.as_fd()))?;
+        if let Some(server) = state.server.as_ref().filter(|_| !state.ended) {
+            let message = Message::Guard(server.kin.clone());
+            link.channel.send(&message, Some(server.handle.as_fd()))?;
         }
         Ok(())
     }
@@ -173,11 +215,18 @@ impl Shared {
     /// The last resort.
     fn kill_server(&self) {
         let state = self.lock();
-        if let Some((handle, cgroup)) = state.server.as_ref().filter(|_| !state.ended) {
-            if let Some(cgroup) = cgroup {
-                let _ = std::fs::write(cgroup.join("cgroup.kill"), "1");
+        if let Some(server) = state.server.as_ref().filter(|_| !state.ended) {
+            let kin = server.kin.as_ref();
+            let kin = kin.map(|kin| Kin::new(&kin.id, server.pid, kin.told_by_descent));
+            // First those who descend from it.
+            let kin = kin.and_then(Result::ok).map(|mut kin| {
+                kin.look();
+                kin
+            });
+            let _ = pidfd_send_signal(&server.handle, Signal::KILL);
+            if let Some(mut kin) = kin {
+                let _ = kin.kill();
             }
-            let _ = pidfd_send_signal(handle, Signal::KILL);
         }
     }
 }
@@ -250,7 +299,7 @@ impl Watchdog {
 
     /// The process id.
     pub fn pid(&self) -> Option<u32> {
-        Some(self.shared.lock().link.as_ref()?.child.id())
+        Some(self.shared.lock().link.as_ref()?.pid)
     }
 
     /// Whether it has real-time priority: without, a machine under heavy load may delay it.
@@ -284,7 +333,7 @@ impl Watchdog {
     }
 
     /// Watches this process, which is a child that has not been waited for.
-    pub(crate) fn guard(&self, pid: u32, cgroup: Option<&Path>) -> Result<(), ClusterError> {
+    pub(crate) fn guard(&self, pid: u32, kin: Option<ServerKin>) -> Result<(), ClusterError> {
         let valid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let Some(raw) = valid else {
             return Err(ClusterError::Watchdog(io::Error::new(
@@ -294,8 +343,7 @@ impl Watchdog {
         };
         let handle =
             pidfd_open(raw, PidfdFlags::empty()).map_err(|e| ClusterError::Watchdog(e.into()))?;
-        let cgroup = cgroup.map(Path::to_owned);
-        let message = Message::Guard(cgroup.clone());
+        let message = Message::Guard(kin.clone());
         let sent = {
             let mut state = self.shared.lock();
             state.guarding = false;
@@ -304,7 +352,7 @@ impl Watchdog {
                 Some(link) => link.channel.send(&message, Some(handle.as_fd())),
                 None => Err(io::ErrorKind::NotConnected.into()),
             };
-            state.server = Some((handle, cgroup));
+            state.server = Some(Guarded { pid, handle, kin });
             sent
         };
         sent.map_err(ClusterError::Watchdog)?;
@@ -350,9 +398,9 @@ impl Watchdog {
             let mut state = self.shared.lock();
             // Its successor gets as much time.
             state.unanswered = Some(Instant::now());
-            if let Some(link) = &mut state.link {
+            if let Some(link) = &state.link {
                 // Its end is heard, and another started.
-                let _ = link.child.kill();
+                link.kill();
             }
         } else if let Some(told) = told {
             self.extend(told);
@@ -393,11 +441,11 @@ impl Drop for Watchdog {
             .wait(Duration::from_secs(2), |state| state.closed);
         // It may be stopped or stuck, or was killed this very moment.
         self.shared.kill_server();
-        if let Some(mut link) = self.shared.lock().link.take() {
+        if let Some(link) = self.shared.lock().link.take() {
             if !gone {
-                let _ = link.child.kill();
+                link.kill();
             }
-            let _ = link.child.wait();
+            link.wait();
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! guardian (llmlb) ──socket── watchdog         tied by a socket: either notices the other's end
-//!     └── gate, which becomes the server       tied by a handle (pidfd), and a cgroup if there is one
+//!     └── gate, which becomes the server       tied by a handle (pidfd), and all it starts
 //! ```
 //!
 //! 1. [`Watchdog::start`], before the server, and before anything is acquired.
@@ -25,6 +25,7 @@ mod dog;
 mod gate;
 mod guardian;
 
+pub use channel::ServerKin;
 pub use dog::run;
 pub use gate::{Gate, pass_gate};
 pub use guardian::Watchdog;

@@ -188,9 +188,11 @@ impl ProcessHandle {
 pub(crate) struct Family;
 
 impl Family {
-    pub(crate) fn new(_id: ServerId) -> Self {
+    pub(crate) fn new(_id: ServerId, _beside: &[u32]) -> Self {
         Self
     }
+
+    pub(crate) fn set_beside(&mut self, _beside: &[u32]) {}
 
     pub(crate) fn entrance(&self) -> Entrance {
         Entrance

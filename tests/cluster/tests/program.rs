@@ -3,8 +3,11 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
 use llmlb_cluster_tests::etcd::Etcd;
-use llmlb_cluster_tests::{eventually, guinea};
+use llmlb_cluster_tests::{eventually, guinea, is_running};
 use llmlb_lock_cluster::{Cluster, Interrupt, Record};
+use llmlb_tests::front::Front;
+use llmlb_tests::model_server::{Backend, Next};
+use llmlb_tests::wire::answer;
 use llmlb_tests::{Running, Sandbox, free_port, is_alive, signal_pid};
 use nix::sys::signal::Signal;
 
@@ -18,9 +21,11 @@ fn serve(sandbox: &Sandbox, etcd: &Etcd, prefix: &str, port: u16, options: &[&st
     Running::start(&mut command)
 }
 
+/// Those that are to be found.
 fn servers(cluster: &Cluster) -> Vec<Record> {
     let listing = cluster.servers(Some("chat"), &Interrupt::new()).unwrap();
     let servers = listing.servers.into_iter();
+    let servers = servers.filter(|server| server.registered);
     servers.map(|server| server.record).collect()
 }
 
@@ -117,6 +122,49 @@ fn one_that_is_stopped_on_its_own_machine_is_withdrawn_while_it_drains() {
 }
 
 #[test]
+fn a_stop_from_elsewhere_waits_for_the_end_of_a_server_that_is_withdrawn_before() {
+    let etcd = Etcd::start(1);
+    let cluster = etcd.cluster("waits");
+    let (sandbox, port) = (Sandbox::new(), free_port());
+    let url = etcd.url("waits").to_string();
+    let text = port.to_string();
+    let mut server = sandbox.llmlb(["serve", "-p", &text, "--cluster", &url]);
+    server.args(["--service", "chat", "--drain-timeout", "600", "--", "sh"]);
+    server.args(["-c", "trap '' TERM; exec \"$0\" listen \"$1\""]);
+    let server = Running::start(server.arg(guinea()).arg(&text));
+    let pid = found(&cluster).pid;
+    let stop = |timeout| {
+        let args = ["stop", "--cluster", &url, "--service", "chat", "--timeout"];
+        Running::start(sandbox.llmlb(args).arg(timeout))
+    };
+    let patient = stop("600");
+    eventually("it is withdrawn", || {
+        let listing = cluster.servers(None, &Interrupt::new()).unwrap();
+        listing.servers.iter().all(|server| !server.registered)
+    });
+    let late = stop("0.5").finish().expect(1);
+    assert!(late.stderr.contains("still runs after 500ms"), "{late:?}");
+    let shown = sandbox.run(["status", "--cluster", &url]).expect(0).stdout;
+    assert!(shown.contains("Stopping"), "{shown}");
+    assert!(is_running(pid), "it has time");
+    signal_pid(pid, Signal::SIGKILL);
+    let stopped = patient.finish().expect(0);
+    assert!(!is_running(pid));
+    assert!(
+        stopped.stdout.contains("Server stopped successfully"),
+        "{stopped:?}"
+    );
+    let told = server.finish();
+    assert_eq!(
+        told.stderr.matches("Stop asked for by").count(),
+        2,
+        "{told:?}"
+    );
+    assert!(!told.stderr.contains("Second signal"), "{told:?}");
+    assert_eq!(servers(&cluster), []);
+}
+
+#[test]
 fn a_server_starts_while_etcd_is_away() {
     let (sandbox, port) = (Sandbox::new(), free_port());
     let text = port.to_string();
@@ -158,8 +206,15 @@ fn what_makes_no_sense_is_a_usage_error() {
         ),
         (&["--slots", "4"], "--service"),
         (
-            &["--cluster", "etcd://h", "--service", "a", "--exclusive"],
-            "COMMAND",
+            &[
+                "--cluster",
+                "etcd://h",
+                "--service",
+                "a",
+                "--exclusive",
+                "--drain-delay=4",
+            ],
+            "--drain-delay 4s",
         ),
         (
             &[
@@ -219,6 +274,11 @@ fn a_second_active_server_is_refused_and_a_standby_takes_over_from_one_that_ends
     eventually("it is registered", || {
         servers(&cluster).iter().any(|record| record.pid == pid)
     });
+    let named = format!("(PID: {pid}, started: ");
+    eventually("the refusal names the server", || {
+        let refused = serve(&sandbox, &etcd, "two", free_port(), &EXCLUSIVE).finish();
+        refused.expect(1).stderr.contains(&named)
+    });
     let options = [&EXCLUSIVE[..], &["--wait", "0.2"]].concat();
     for options in [&EXCLUSIVE[..], &options] {
         let refused = serve(&sandbox, &etcd, "two", free_port(), options).finish();
@@ -226,7 +286,7 @@ fn a_second_active_server_is_refused_and_a_standby_takes_over_from_one_that_ends
         let words = "Error: Service chat is active on gpu1:";
         let line = refused.lines().find(|line| line.starts_with(words));
         let line = line.unwrap_or_else(|| panic!("{refused}"));
-        assert!(line.contains(", started: 20"), "{line}");
+        assert!(line.contains(&format!("{named}20")), "{line}");
         assert!(line.ends_with(&format!("Z, token {token})")), "{line}");
         let stop = format!(
             "\n\nTo stop: llmlb stop --cluster {} --service chat\n",
@@ -272,6 +332,51 @@ fn a_stopped_llmlb_leaves_no_exclusive_server_and_says_so_when_it_goes_on() {
 }
 
 #[test]
+fn a_balancer_may_be_the_only_one_of_its_service() {
+    let etcd = Etcd::start(1);
+    let sandbox = Sandbox::new();
+    let model = Backend::start(&["m"], |_, wire| {
+        wire.send(answer("200 OK", "", "{}"));
+        Next::Read
+    });
+    let url = etcd.url("balancers").to_string();
+    let balance = |port: u16, more: &[&str]| {
+        let port = port.to_string();
+        let mut command = sandbox.llmlb(["serve", "--port", &port, "--cluster", &url]);
+        command.args(["--service", "front", "--backend", &model.url()]);
+        Running::start(command.args(EXCLUSIVE).args(more))
+    };
+    let (port, other) = (free_port(), free_port());
+    let mut first = balance(port, &[]);
+    first.expect_log("listening on");
+    assert_eq!(Front { port }.chat("m").status(), 200);
+    let cluster = etcd.cluster("balancers");
+    let pid = sandbox.named_pid(port);
+    eventually("it is found", || {
+        let listing = cluster.servers(None, &Interrupt::new()).unwrap();
+        let mut servers = listing.servers.iter();
+        servers.any(|server| {
+            server.registered && server.record.pid == pid && server.record.models == ["m"]
+        })
+    });
+    let refused = balance(other, &[]).finish().expect(1);
+    assert!(
+        refused.stderr.contains(&format!("PID: {pid}")),
+        "{refused:?}"
+    );
+
+    let mut standby = balance(other, &["--wait"]);
+    standby.expect_log("Waiting: Service front is active");
+    first.kill();
+    standby.expect_log("listening on");
+    assert!(!is_running(pid), "two are active");
+    assert_eq!(Front { port: other }.chat("m").status(), 200);
+    standby.ask_to_end();
+    let ended = standby.finish().expect(0);
+    assert!(!ended.stderr.contains("killing it"), "{ended:?}");
+}
+
+#[test]
 fn etcd_that_stays_away_ends_an_exclusive_server_in_time() {
     let mut etcd = Etcd::start(1);
     let sandbox = Sandbox::new();
@@ -313,11 +418,4 @@ fn what_can_not_be_run_is_told_before_and_behind_the_gate() {
             .expect(code);
         assert!(ended.stderr.contains("cannot run"), "{ended:?}");
     }
-}
-
-/// Not a zombie either.
-fn is_running(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
-    state.is_some_and(|state| state != b'Z')
 }

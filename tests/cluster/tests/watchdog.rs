@@ -434,32 +434,3 @@ fn a_group_goes_with_the_server_that_leads_it() {
     child.wait().unwrap();
     eventually("its helper is gone", || !is_running(helper));
 }
-
-#[test]
-fn a_cgroup_goes_with_its_server() {
-    let parent = Path::new("/sys/fs/cgroup");
-    let cgroup = parent.join(format!("llmlb-test-{}", std::process::id()));
-    if !parent.join("cgroup.kill").exists() && !parent.join("cgroup.controllers").exists()
-        || std::fs::create_dir(&cgroup).is_err()
-        || !cgroup.join("cgroup.kill").exists()
-    {
-        println!("skipped: no cgroup v2 may be made here");
-        let _ = std::fs::remove_dir(&cgroup);
-        return;
-    }
-    let watchdog = Watchdog::start(role("watchdog")).unwrap();
-    let mut launcher = role("gate");
-    let gate = watchdog.gate(&mut launcher, None).unwrap();
-    // What leaves the session and is nobody's child is in the cgroup all the same.
-    launcher.args(["sh", "-c", "setsid sleep 1000 & exec sleep 1000"]);
-    let mut child = launcher.spawn().unwrap();
-    let procs = cgroup.join("cgroup.procs");
-    std::fs::write(&procs, child.id().to_string()).unwrap();
-    gate.open(child.id(), Some(&cgroup)).unwrap();
-    let count = || std::fs::read_to_string(&procs).unwrap().lines().count();
-    eventually("both run", || count() == 2);
-    drop(watchdog);
-    child.wait().unwrap();
-    eventually("both are gone", || count() == 0);
-    std::fs::remove_dir(&cgroup).unwrap();
-}

@@ -24,11 +24,14 @@ pub(crate) struct Family {
     /// and are not the one to whom all orphans of a container come.
     alone: bool,
     session: u32,
+    /// Children of the launcher that are not the server's, such as a watchdog.
+    beside: Vec<u32>,
 }
 
 impl Family {
-    /// To be called before the server is started.
-    pub(crate) fn new(id: ServerId) -> Self {
+    /// To be called before the server is started; the launcher has these children already, and they
+    /// start none.
+    pub(crate) fn new(id: ServerId, beside: &[u32]) -> Self {
         for (leaf, abandoned) in Leaf::all_here() {
             // Of launchers that were killed; a live one is about to use its own.
             if matches!(stat(abandoned.launcher()), Ok(None)) && !leaf.is_populated() {
@@ -38,11 +41,41 @@ impl Family {
         let own = process::id();
         Self {
             leaf: Leaf::create(&id),
-            alone: own != 1 && children(own).is_ok_and(|children| children.is_empty()),
+            alone: own != 1
+                && children(own)
+                    .is_ok_and(|children| children.iter().all(|child| beside.contains(child))),
             adopts: adopt_orphans(),
             session: id.session(),
+            beside: beside.to_vec(),
             id,
         }
+    }
+
+    /// As another process sees it, which was told whether whoever descends from the launcher can
+    /// only come from the server.
+    pub(crate) fn of_another(id: ServerId, told: bool) -> Self {
+        Self {
+            leaf: None,
+            alone: told,
+            adopts: told,
+            session: id.session(),
+            beside: Vec::new(),
+            id,
+        }
+    }
+
+    pub(crate) fn id(&self) -> &ServerId {
+        &self.id
+    }
+
+    /// Whether whoever descends from the launcher can only come from the server.
+    pub(crate) fn is_told_by_descent(&self) -> bool {
+        self.alone && self.adopts
+    }
+
+    /// Other children that the launcher has by now.
+    pub(crate) fn set_beside(&mut self, beside: &[u32]) {
+        self.beside = beside.to_vec();
     }
 
     /// What the server's process calls to enter, between fork and exec.
@@ -80,7 +113,10 @@ impl Family {
         let Ok(Some(stat)) = stat(pid) else {
             return false;
         };
-        if !stat.is_alive() || !is_owned_by(pid, self.id.owner()).unwrap_or(false) {
+        if !stat.is_alive()
+            || self.beside.contains(&pid)
+            || !is_owned_by(pid, self.id.owner()).unwrap_or(false)
+        {
             return false;
         }
         if stat.group == server || stat.session == server {
@@ -141,8 +177,34 @@ fn adopt_orphans() -> bool {
     rustix::process::set_child_subreaper(Some(own)).is_ok()
 }
 
+/// Whether a process descends from another that has not ended.
+pub(crate) fn descends(mut pid: u32, from: u32) -> bool {
+    // A line is no longer than this, and one that changes under our eyes has no circles for long.
+    for _ in 0..1024 {
+        pid = match stat(pid) {
+            Ok(Some(stat)) => stat.parent,
+            _ => return false,
+        };
+        if pid == from || pid == 0 {
+            return pid == from;
+        }
+    }
+    false
+}
+
+/// Those that are in the process group or in the session of a leader that has not ended.
+pub(crate) fn led_by(leader: u32) -> io::Result<Vec<u32>> {
+    let mut pids = all_pids()?;
+    pids.retain(|&pid| is_led_by(pid, leader));
+    Ok(pids)
+}
+
+pub(crate) fn is_led_by(pid: u32, leader: u32) -> bool {
+    matches!(stat(pid), Ok(Some(stat)) if stat.group == leader || stat.session == leader)
+}
+
 /// All processes that descend from one, by one look from the top to the bottom.
-fn descendants(pid: u32) -> io::Result<Vec<u32>> {
+pub(crate) fn descendants(pid: u32) -> io::Result<Vec<u32>> {
     let mut found = children(pid)?;
     let mut next = 0;
     while let Some(&pid) = found.get(next) {

@@ -12,7 +12,7 @@ mod marked;
 mod process;
 mod watch;
 
-pub(crate) use descent::{Entrance, Family};
+pub(crate) use descent::{Entrance, Family, descendants, descends, is_led_by, led_by};
 pub(crate) use environment::command_line;
 pub(crate) use flocks::Flocks;
 pub(crate) use generation::generation;
