@@ -146,6 +146,7 @@ impl Succession {
         door::exists(&locks.lock_path(port))
     }
 
+    #[cfg(unix)]
     pub(crate) fn lock(&self) -> Option<&ServerLock> {
         self.lock.as_ref()
     }
