@@ -70,7 +70,7 @@ mod linux {
         .unwrap();
         // Nobody is to wait for ever for what this test has left.
         thread::spawn(|| {
-            thread::sleep(Duration::from_secs(100));
+            thread::sleep(Duration::from_secs(300));
             std::process::exit(1);
         });
         let (hang, hangs) = channel();
