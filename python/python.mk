@@ -7,9 +7,12 @@
 
 PYTHON_VENV := $(TARGET)/venv-python
 PYTHON_BIN := $(PYTHON_VENV)/bin
-PYTHON_SOURCES := python/llmlb_lock python/tests python/benches examples/python
+PYTHON_SOURCES := python/llmlb_lock python/tests python/benches examples/python examples/cluster
 # Another program or library to test against may be named in the environment.
 LLMLB_HOLD ?= $(TARGET)/debug/examples/hold
+LLMLB_ACTIVE_STANDBY ?= $(TARGET)/debug/examples/active_standby
+# The cluster's tests are for Linux, and take etcd below target.
+PYTHON_ETCD := $(if $(filter Linux,$(shell uname -s)),$(TARGET)/etcd/etcd)
 ifneq ($(wildcard ffi/Cargo.toml),)
 LLMLB_LOCK_LIB ?= $(TARGET)/debug/libllmlb_lock.$(if $(filter Darwin,$(shell uname -s)),dylib,so)
 endif
@@ -35,10 +38,12 @@ python-wheel: $(PYTHON_VENV)/ready
 # Who the tests share ports with: the command, a Rust program and the C library.
 python-peers: cli
 	$(CARGO) build -p llmlb-lock-core --example hold
+	$(if $(PYTHON_ETCD),$(CARGO) build -p llmlb-lock-cluster --example active_standby)
 	$(if $(LLMLB_LOCK_LIB),$(CARGO) build -p llmlb-lock-ffi)
 
-test-python: python-wheel python-peers
+test-python: python-wheel python-peers $(PYTHON_ETCD)
 	cd python && LLMLB_BIN=$(LLMLB_BIN) LLMLB_HOLD=$(LLMLB_HOLD) LLMLB_LOCK_LIB=$(LLMLB_LOCK_LIB) \
+	    $(if $(PYTHON_ETCD),LLMLB_ETCD=$(PYTHON_ETCD) LLMLB_ACTIVE_STANDBY=$(LLMLB_ACTIVE_STANDBY)) \
 	    $(PYTHON_BIN)/pytest -p no:cacheprovider
 
 # Stubs are compared with the module they describe, so it is built.

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCandidates;
 
 use llmlb_gateway::{ApiKey, ApiKeyError, BackendUrlError, Options};
 
 use crate::backends::{Backend, BackendsFile, Place, Sources};
 use crate::cluster::options::ClusterArgs;
+use crate::completion::live_ports;
 use crate::ready::ReadyUrl;
 use crate::unrepeated::Unrepeated;
 
@@ -389,11 +391,12 @@ pub(crate) struct StopArgs {
     /// The port whose server to stop
     #[arg(value_name = "PORT", group = "which", conflicts_with = "cluster",
           required_unless_present_any = ["port", "all", "cluster"],
+          add = ArgValueCandidates::new(live_ports),
           value_parser = clap::value_parser!(u16).range(1..))]
     positional: Option<u16>,
 
     /// The same
-    #[arg(short, long, group = "which",
+    #[arg(short, long, group = "which", add = ArgValueCandidates::new(live_ports),
           value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
@@ -437,12 +440,13 @@ impl StopArgs {
 pub(crate) struct StatusArgs {
     /// Show this port alone, and tell by the exit code: 0 running, 3 not running, 4 cannot tell,
     /// 5 starting
-    #[arg(value_name = "PORT", conflicts_with = "port",
+    #[arg(value_name = "PORT", conflicts_with = "port", add = ArgValueCandidates::new(live_ports),
           value_parser = clap::value_parser!(u16).range(1..))]
     positional: Option<u16>,
 
     /// The same
-    #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, add = ArgValueCandidates::new(live_ports),
+          value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
     /// How to print it

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use tracing::debug;
+
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::error::ClusterError;
 use crate::etcd::{Do, If, Kv, lease_id};
-use crate::exclusive::{Exclusive, Held};
+use crate::exclusive::{Exclusive, Guards, Held};
 use crate::fence::Fence;
+use crate::fuse::Fuse;
 use crate::http::{Config, Http};
 use crate::interrupt::{Hooked, Interrupt};
 use crate::keys::Keys;
@@ -33,6 +36,7 @@ pub struct Options {
     interrupt: Interrupt,
     on_wait: Option<OnWait>,
     watchdog: Option<Watchdog>,
+    fuse: Option<Fuse>,
 }
 
 impl Options {
@@ -45,6 +49,7 @@ impl Options {
             interrupt: Interrupt::new(),
             on_wait: None,
             watchdog: None,
+            fuse: None,
         }
     }
 
@@ -75,6 +80,19 @@ impl Options {
     pub fn with_watchdog(mut self, watchdog: Watchdog) -> Self {
         self.watchdog = Some(watchdog);
         self
+    }
+
+    /// For a server that is this process: the kernel kills it (SIGKILL) at
+    /// [`Exclusive::kill_at`], however stopped or hung it is, unless a renewal succeeds or the lease
+    /// is released before. What it has started is not killed.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Watchdog`] where this process is the first of its container, which the kernel
+    /// does not kill, or the system has no timer left.
+    pub fn with_self_fencing(mut self) -> Result<Self, ClusterError> {
+        self.fuse = Some(Fuse::new().map_err(ClusterError::Watchdog)?);
+        Ok(self)
     }
 }
 
@@ -355,11 +373,31 @@ impl Candidate {
             }
             Ok(Some(held)) => Ok(Some(held)),
             Err(error) => {
-                // What may still be on its way finds no lease.
-                let _ = Http::new(&self.config, timing.request(), None).revoke(lease);
+                if let Err(error) = self.take_back(lease) {
+                    debug!(%error, "others wait until its time is over");
+                }
                 Err(error)
             }
         }
+    }
+
+    /// After a try of which nothing is known.
+    fn take_back(&self, lease: u64) -> Result<(), ClusterError> {
+        let timing = self.options.timing;
+        let http = Http::new(&self.config, timing.request(), None);
+        // What may still be on its way finds no lease.
+        http.revoke(lease)?;
+        // What has arrived is given back, as nobody has served by it.
+        let ours = Fence::held(&self.options.record.nonce, timing.ttl(), 0);
+        let Some(kv) = http.get(&self.fence)? else {
+            return Ok(());
+        };
+        if Fence::read(&kv.value).as_ref() == Ok(&ours) {
+            let unchanged = If::Modified(&self.fence, kv.mod_revision);
+            let free = ours.freed().to_json();
+            http.txn(&[unchanged], &[Do::Put(&self.fence, &free, 0)], &[])?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, lease: u64) -> Result<Option<Held>, ClusterError> {
@@ -417,7 +455,10 @@ impl Candidate {
             self.options.record,
             self.options.timing,
             held,
-            self.options.watchdog,
+            Guards {
+                watchdog: self.options.watchdog,
+                fuse: self.options.fuse,
+            },
         )
     }
 

@@ -13,6 +13,7 @@ use crate::clock::BootTime;
 use crate::error::ClusterError;
 use crate::etcd::{Do, If};
 use crate::fence::Fence;
+use crate::fuse::Fuse;
 use crate::http::{Config, Http};
 use crate::interrupt::Interrupt;
 use crate::record::Record;
@@ -33,11 +34,18 @@ pub(crate) struct Held {
     pub(crate) sent: BootTime,
 }
 
+/// Who kills the server in time.
+pub(crate) struct Guards {
+    pub(crate) watchdog: Option<Watchdog>,
+    pub(crate) fuse: Option<Fuse>,
+}
+
 /// This server is the active one: see [`Cluster::acquire`](crate::Cluster::acquire).
 ///
 /// A thread renews. When [`wait_lost`](Self::wait_lost) says so the server has to be ended, and at
 /// the [`deadline`](Self::deadline) it is dead: another may be active from then on. A
-/// [`Watchdog`] sees to that even if this process is killed or stopped.
+/// [`Watchdog`] sees to that even if this process is killed or stopped; of a server that is this
+/// process the kernel does, see [`Options::with_self_fencing`](crate::Options::with_self_fencing).
 ///
 /// Dropping it gives the lease back if the server has ended. Where that is not known (a panic, a
 /// server that the watchdog still sees) the server is killed first, and without a watchdog the
@@ -56,6 +64,7 @@ pub struct Exclusive {
     stop: Interrupt,
     thread: Option<JoinHandle<()>>,
     watchdog: Option<Arc<Watchdog>>,
+    fuse: Option<Arc<Fuse>>,
     released: bool,
 }
 
@@ -130,10 +139,11 @@ impl Exclusive {
         record: Record,
         timing: Timing,
         held: Held,
-        watchdog: Option<Watchdog>,
+        guards: Guards,
     ) -> Result<Self, ClusterError> {
         let deadline = timing.deadline(held.sent);
-        let watchdog = watchdog.map(Arc::new);
+        let watchdog = guards.watchdog.map(Arc::new);
+        let fuse = guards.fuse.map(Arc::new);
         let mut exclusive = Self {
             config: Arc::clone(config),
             holder,
@@ -153,8 +163,13 @@ impl Exclusive {
             stop: Interrupt::new(),
             thread: None,
             watchdog,
+            fuse,
             released: false,
         };
+        if let Some(fuse) = &exclusive.fuse {
+            let set = fuse.set(timing.kill_at(deadline));
+            set.map_err(ClusterError::Watchdog)?;
+        }
         if let Some(watchdog) = &exclusive.watchdog {
             watchdog.extend(timing.kill_at(deadline));
             let shared = Arc::clone(&exclusive.shared);
@@ -185,6 +200,7 @@ impl Exclusive {
             shared: Arc::clone(&self.shared),
             stop: self.stop.clone(),
             watchdog: self.watchdog.clone(),
+            fuse: self.fuse.clone(),
             failing: false,
         }
     }
@@ -328,8 +344,19 @@ impl Exclusive {
         self.give_back(most)
     }
 
+    /// Renews no longer, and leaves the lease to end by itself, within its TTL: where it is not known
+    /// whether the server has ended. A watchdog ends it, and self-fencing this process.
+    pub fn abandon(mut self) {
+        self.released = true;
+        self.stop_renewing();
+        std::mem::forget(self.fuse.take());
+    }
+
     fn give_back(&mut self, most: Duration) -> Result<(), ClusterError> {
         self.released = true;
+        if let Some(fuse) = &self.fuse {
+            fuse.defuse();
+        }
         self.stop_renewing();
         let http = Http::new(&self.config, self.timing.request(), None);
         let until = Instant::now() + most;
@@ -408,6 +435,7 @@ impl Drop for Exclusive {
         }
         if !self.server_has_ended() {
             self.stop_renewing();
+            std::mem::forget(self.fuse.take());
             warn!(
                 "The lease of {} is not given back, as its server may still run: it ends by itself",
                 self.record.service
@@ -447,6 +475,7 @@ struct Renewer {
     shared: Arc<Shared>,
     stop: Interrupt,
     watchdog: Option<Arc<Watchdog>>,
+    fuse: Option<Arc<Fuse>>,
     failing: bool,
 }
 
@@ -534,6 +563,12 @@ impl Renewer {
         }
         state.deadline = deadline;
         drop(state);
+        if let Some(fuse) = &self.fuse
+            && let Err(error) = fuse.set(self.timing.kill_at(deadline))
+        {
+            self.shared
+                .lose(format!("its end can't be put off: {error}"));
+        }
         if let Some(watchdog) = &self.watchdog {
             watchdog.extend(self.timing.kill_at(deadline));
         }

@@ -48,6 +48,7 @@ mod error;
 mod etcd;
 mod exclusive;
 mod fence;
+mod fuse;
 mod http;
 mod interrupt;
 mod keys;

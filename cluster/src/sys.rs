@@ -1,7 +1,14 @@
-//! The two calls that rustix has no safe name for: all `unsafe` of this crate is here.
+//! The two calls that rustix has no safe name for, and a timer for all threads: all `unsafe` of this
+//! crate is here.
 #![allow(unsafe_code)]
 
 use std::io;
+
+/// A timer that any thread may use, not only the one that made it.
+pub(crate) struct ProcessTimer(pub(crate) nix::sys::timer::Timer);
+
+// SAFETY: a timer's id is the process's, not a thread's; that it is a pointer is how libc writes it.
+unsafe impl Send for ProcessTimer {}
 
 /// Real-time priority for this thread and those it starts, above all that is not real-time. Needs CAP_SYS_NICE or
 /// RLIMIT_RTPRIO.

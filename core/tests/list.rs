@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::{DEAD, PORT, Stage, temp_dir};
-use llmlb_lock_core::{LockDir, LockError, LockInfo, ServerState};
+use llmlb_lock_core::{LockDir, LockError, ServerState};
 
 common::roles!(second_port);
 
@@ -116,8 +116,12 @@ fn readers_never_make_an_acquirer_fail_or_see_half_a_text() {
     let done = AtomicBool::new(false);
     let read = || {
         while !done.load(Ordering::Relaxed) {
-            let info: Option<LockInfo> = locks.read_lock_info(PORT).unwrap();
-            assert!(info.is_none_or(|info| info.pid == std::process::id()));
+            match locks.read_lock_info(PORT) {
+                Ok(info) => assert!(info.is_none_or(|info| info.pid == std::process::id())),
+                // The machine stopped its writer before the lock.
+                Err(LockError::Corrupted(why)) => assert!(why.ends_with(": empty"), "{why}"),
+                Err(e) => panic!("{e}"),
+            }
             for server in locks.servers().unwrap() {
                 assert!(!matches!(server.state, ServerState::Unreadable { .. }));
             }

@@ -155,6 +155,19 @@ impl<T> Choosing<T> {
         ranks.then_with(|| order(candidate, best, self.now)).is_lt()
     }
 
+    /// Of those that are ready, the worst that is worth to be taken in place of the best, for having
+    /// in memory what the request begins with: no worse in kind, and its load at most a quarter and
+    /// one request more.
+    pub(crate) fn bound(&self) -> Option<Bound> {
+        let (_, best) = self.best.as_ref()?;
+        (best.standing == Standing::Ready).then(|| Bound {
+            fit: best.fit,
+            loading: best.loading,
+            load: 5 * burden(best) + SLACK,
+            weight: best.weight,
+        })
+    }
+
     pub(crate) fn chosen(self) -> Choice<T> {
         match self.best {
             Some((_, one)) if self.full && one.standing == Standing::Ejected => Choice::Full,
@@ -162,6 +175,33 @@ impl<T> Choosing<T> {
             None if self.full => Choice::Full,
             None => Choice::Nobody,
         }
+    }
+}
+
+/// Of a load in quarters of requests: one.
+const SLACK: u64 = 4;
+
+/// How busy one may be that is taken for its memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bound {
+    pub(crate) fit: Fit,
+    loading: u64,
+    /// In quarters of requests, of one that has this `weight`.
+    load: u64,
+    weight: u64,
+}
+
+impl Bound {
+    /// Whether one that is ready, as it seems at a glance, is within it.
+    #[inline]
+    pub(crate) fn admits(&self, glance: Glance) -> bool {
+        let load = glance.in_flight.saturating_mul(4 * self.weight);
+        load <= self.load.saturating_mul(glance.weight)
+    }
+
+    /// Whether one that `is_cold`, and would have to load the model first, is within it.
+    pub(crate) fn admits_cold(&self, is_cold: bool) -> bool {
+        !is_cold || self.loading > 0
     }
 }
 

@@ -49,6 +49,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod affinity;
 mod auth;
 mod backend;
 mod body;
@@ -73,6 +74,7 @@ mod options;
 mod outlier;
 mod pages;
 mod peer;
+mod pick;
 mod probe;
 mod protocol;
 mod proxy;
@@ -95,7 +97,7 @@ pub use model::fuzzing;
 pub use auth::{ApiKey, ApiKeyError};
 pub use gateway::Gateway;
 pub use limits::raise_descriptor_limit;
-pub use options::Options;
+pub use options::{Affinity, Options};
 pub use peer::ClientAddress;
 pub use report::ACCESS as ACCESS_LOG;
 pub use set::{BackendSet, BackendSpec};

@@ -9,46 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::backend::{Backend, Care, Load, Place, Slot};
-use crate::choose::{Candidate, Choice, Choosing, Fit, Standing, take_turn};
+use crate::backend::{Backend, Care, Place, Slot};
+use crate::choose::{Choice, Standing, take_turn};
 use crate::outlier::{Others, is_outlier};
-use crate::roster::{Eligible, Roster};
+use crate::pick::{Tried, Wanted, pick};
+use crate::roster::Roster;
 use crate::set::BackendSet;
-
-/// What a request asks of a backend.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Wanted<'a> {
-    pub(crate) model: Option<&'a str>,
-    /// Only who may serve the model will do.
-    pub(crate) strict: bool,
-    /// The name of the backend that made what this follows up on.
-    pub(crate) affine: Option<&'a str>,
-}
-
-/// The backends that a request has been given to in vain.
-#[derive(Default)]
-pub(crate) struct Tried {
-    who: Vec<Arc<Backend>>,
-    /// One of them answered that it has enough: only who is likely to be better will do.
-    pub(crate) turned_away: bool,
-}
-
-impl Tried {
-    pub(crate) fn add(&mut self, backend: Arc<Backend>) {
-        self.who.push(backend);
-    }
-
-    fn has(&self, backend: &Arc<Backend>) -> bool {
-        self.who.iter().any(|tried| Arc::ptr_eq(tried, backend))
-    }
-
-    fn standing(&self, backend: &Arc<Backend>, load: &Load) -> (Standing, usize) {
-        let (standing, burden) = load.standing();
-        let spared = matches!(standing, Standing::Cooling | Standing::Ejected);
-        let out = (spared && self.turned_away) || self.has(backend);
-        (if out { Standing::Out } else { standing }, burden)
-    }
-}
 
 /// Why there is no place for a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -161,11 +127,11 @@ impl Live {
         self.roster.store(Arc::new(Roster::new(members)));
     }
 
-    /// Takes a place at the backend that is [chosen](Choosing), leaving out those that were `tried`.
+    /// Takes a place at the backend that is [picked](pick), leaving out those that were `tried`.
     pub(crate) fn take(&self, wanted: &Wanted<'_>, tried: &Tried) -> Result<Place, NoPlace> {
         let mut desk = self.desk();
         let roster = self.roster.load();
-        match choose(&roster, wanted, tried, desk.now) {
+        match pick(&roster, wanted, tried, desk.now) {
             Choice::Chosen(backend) => {
                 let load = backend.load();
                 let (now, turn) = take_turn(load.turn(), desk.now, load.weight().0);
@@ -214,67 +180,6 @@ impl Live {
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn choose<'a>(
-    roster: &'a Roster,
-    wanted: &Wanted<'_>,
-    tried: &Tried,
-    now: u64,
-) -> Choice<&'a Arc<Backend>> {
-    let mut choosing = Choosing::new(now);
-    let consider = |choosing: &mut Choosing<_>, index: usize, fit| {
-        let backend = &roster.members()[index];
-        let candidate = candidate(backend, roster.load(index), fit, tried, now);
-        choosing.consider(backend, candidate, |backend| {
-            let model = wanted.model;
-            model.is_some_and(|model| backend.loaded.lacks(model))
-        });
-    };
-    let eligible = roster.eligible(wanted.model, wanted.strict);
-    match maker(roster, eligible, wanted, tried) {
-        // No other will do.
-        Some(maker) => consider(&mut choosing, maker, Fit::Listed),
-        None => eligible.for_each(|index, fit| {
-            let glance = roster.load(index).glance();
-            if !glance.is_some_and(|glance| choosing.is_beaten(fit, glance)) {
-                consider(&mut choosing, index, fit);
-            }
-        }),
-    }
-    choosing.chosen()
-}
-
-/// Who made what this follows up on, if it is there.
-fn maker(
-    roster: &Roster,
-    eligible: Eligible<'_>,
-    wanted: &Wanted<'_>,
-    tried: &Tried,
-) -> Option<usize> {
-    let name = wanted.affine?;
-    let members = roster.members();
-    let index = members.iter().position(|backend| backend.name == name)?;
-    let maker = &members[index];
-    (eligible.has(index) && maker.is_up() && !tried.has(maker)).then_some(index)
-}
-
-/// Not inlined where a look at each of many is to be short.
-#[inline(never)]
-fn candidate(backend: &Arc<Backend>, load: &Load, fit: Fit, tried: &Tried, now: u64) -> Candidate {
-    let (standing, in_flight) = tried.standing(backend, load);
-    let (weight, grows) = load.weight();
-    let turn = load.turn();
-    // Else one that has none in flight would be given each next one, however small its share.
-    let early = grows && turn > now;
-    Candidate {
-        fit,
-        standing,
-        in_flight: in_flight + usize::from(early),
-        loading: 0,
-        weight,
-        turn,
     }
 }
 
@@ -337,16 +242,14 @@ mod tests {
         strict: bool,
         tried: &[Arc<Backend>],
     ) -> Result<Place, NoPlace> {
-        let tried = Tried {
-            who: tried.to_vec(),
-            turned_away: false,
-        };
+        let mut all = Tried::default();
+        tried.iter().cloned().for_each(|backend| all.add(backend));
         let wanted = Wanted {
             model: Some(model),
             strict,
-            affine: None,
+            ..Wanted::default()
         };
-        live.take(&wanted, &tried)
+        live.take(&wanted, &all)
     }
 
     fn any(live: &Live) -> Place {

@@ -7,9 +7,10 @@ use axum::http::{HeaderMap, HeaderValue};
 
 use crate::backend::Care;
 use crate::backend::models::Models;
-use crate::live::{Live, Tried, Wanted};
+use crate::live::Live;
 use crate::model::{Found, Search};
 use crate::options::Options;
+use crate::pick::{Tried, Wanted};
 use crate::set::BackendSpec;
 
 /// Backends that are up, to choose among.
@@ -49,7 +50,7 @@ impl Choosing {
         let wanted = Wanted {
             model,
             strict: true,
-            affine: None,
+            ..Wanted::default()
         };
         self.0.take(&wanted, &Tried::default()).is_ok()
     }

@@ -7,6 +7,21 @@ use serde_json::Value;
 
 use crate::auth::ApiKey;
 
+/// What makes requests go to the backend where those before them went, whose memory has what they
+/// begin with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Affinity {
+    /// Their session (`X-Session-ID`, `prompt_cache_key` or `user`), else the conversation that they
+    /// go on with.
+    #[default]
+    Prefix,
+    /// Their session alone.
+    Session,
+    /// Nothing.
+    Off,
+}
+
 /// What a [`Gateway`](crate::Gateway) is told to do. The defaults are those of `llmlb serve`,
 /// but for [`workers`](Self::workers).
 #[derive(Debug, Clone)]
@@ -25,6 +40,7 @@ pub struct Options {
     pub(crate) first_byte_timeout: Option<Duration>,
     pub(crate) stream_idle_timeout: Option<Duration>,
     pub(crate) access_log: bool,
+    pub(crate) affinity: Affinity,
     pub(crate) description: Vec<(String, Value)>,
     pub(crate) no_backends_hint: String,
 }
@@ -45,6 +61,7 @@ impl Default for Options {
             first_byte_timeout: None,
             stream_idle_timeout: None,
             access_log: false,
+            affinity: Affinity::default(),
             description: Vec::new(),
             no_backends_hint: "no backends: none is configured".to_owned(),
         }
@@ -122,6 +139,14 @@ impl Options {
     #[must_use]
     pub fn access_log(mut self, wanted: bool) -> Self {
         self.access_log = wanted;
+        self
+    }
+
+    /// What makes requests go where those before them went (default: prefix). It gives way to the
+    /// load: see `docs/gateway.md`.
+    #[must_use]
+    pub fn affinity(mut self, affinity: Affinity) -> Self {
+        self.affinity = affinity;
         self
     }
 

@@ -1,7 +1,9 @@
 //! A snapshot of the backends that requests may go to, with an index of what they list: made when
 //! either changes, so that a request looks neither through lists nor for a lock.
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hasher;
 use std::sync::Arc;
 
 use crate::backend::models::names_of;
@@ -13,6 +15,8 @@ pub(crate) struct Roster {
     members: Vec<Arc<Backend>>,
     /// What each of them has in hand, to be read without a look at anything else of it.
     loads: Vec<Slot>,
+    /// The hashes of their names, the same in each process.
+    seeds: Vec<u64>,
     /// Who lists a model, by index, in order.
     listed: HashMap<String, Vec<usize>>,
     /// Who does not say what it serves.
@@ -47,9 +51,11 @@ impl Roster {
         differ |= first.is_some() && !silent.is_empty();
         let longest_base = members.iter().map(|b| b.url.base().len()).max();
         let loads = members.iter().map(|b| b.load().clone()).collect();
+        let seeds = members.iter().map(|b| seed(&b.name)).collect();
         Self {
             members,
             loads,
+            seeds,
             listed,
             silent,
             differ,
@@ -81,6 +87,11 @@ impl Roster {
         &self.loads[index]
     }
 
+    /// What tells this one from others, in each process alike.
+    pub(crate) fn seed(&self, index: usize) -> u64 {
+        self.seeds[index]
+    }
+
     /// Who may be asked for this model. Not `strict`, all may, those that do not list it last.
     pub(crate) fn eligible(&self, model: Option<&str>, strict: bool) -> Eligible<'_> {
         let all = self.members.len();
@@ -98,6 +109,12 @@ impl Roster {
             },
         }
     }
+}
+
+fn seed(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(name.as_bytes());
+    hasher.finish()
 }
 
 /// Some of the members, by index, and how each fits. Those that fit come twice where `all` do, and the
@@ -126,8 +143,18 @@ impl Eligible<'_> {
     }
 
     pub(crate) fn has(self, index: usize) -> bool {
+        self.fit(index).is_some()
+    }
+
+    pub(crate) fn fit(self, index: usize) -> Option<Fit> {
         let is_one = |indices: &[usize]| indices.binary_search(&index).is_ok();
-        self.all.is_some() || is_one(self.listed) || is_one(self.silent)
+        if is_one(self.listed) {
+            Some(Fit::Listed)
+        } else if is_one(self.silent) {
+            Some(Fit::Unknown)
+        } else {
+            self.all.map(|(_, fit)| fit)
+        }
     }
 
     pub(crate) fn is_empty(self) -> bool {

@@ -8,6 +8,7 @@ use axum::http::HeaderValue;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use crate::affinity::Homes;
 use crate::backend::Care;
 use crate::body::Intake;
 use crate::catalog::Catalogs;
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) intake: Intake,
     pub(crate) made: Made,
+    pub(crate) homes: Homes,
     pub(crate) catalogs: Catalogs,
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
@@ -60,6 +62,7 @@ impl Shared {
             entrance: Entrance::new(limits.clients),
             intake: Intake::new(limits.uploads()),
             made: Made::new(),
+            homes: Homes::new(),
             catalogs: Catalogs::default(),
             limits,
             options,

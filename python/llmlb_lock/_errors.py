@@ -9,12 +9,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class LockError(OSError):
-    """Everything that can go wrong with a server lock.
-
-    `str()` names the port or the path and says what to do next. `errno` is the operating system's
-    error number where one caused this, else None.
-    """
+class Failure(OSError):
+    """An error with details: what its message is made of, as attributes."""
 
     def __init__(self, message: str = "", **details: Any) -> None:
         super().__init__(message)
@@ -37,8 +33,16 @@ class LockError(OSError):
         return _restore, (type(self), str(self), self._details)
 
 
-def _restore(cls: type[LockError], message: str, details: dict[str, Any]) -> LockError:
+def _restore(cls: type[Failure], message: str, details: dict[str, Any]) -> Failure:
     return cls(message, **details)
+
+
+class LockError(Failure):
+    """Everything that can go wrong with a server lock.
+
+    `str()` names the port or the path and says what to do next. `errno` is the operating system's
+    error number where one caused this, else None.
+    """
 
 
 class AlreadyRunning(LockError):

@@ -1,8 +1,9 @@
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
-from typing import Final, Literal, SupportsIndex, TypeAlias, final
+from typing import Any, Final, Literal, SupportsIndex, TypeAlias, final
 
 _Directory: TypeAlias = str | PathLike[str] | None
 _ServerFields: TypeAlias = tuple[
@@ -108,3 +109,108 @@ if sys.platform == "win32":
             error: BaseException | None,
             traceback: TracebackType | None,
         ) -> None: ...
+
+if sys.platform == "linux":
+    from llmlb_lock.cluster._records import Record, StopAnswer
+
+    _File: TypeAlias = str | PathLike[str]
+
+    @final
+    class Interrupt:
+        def __new__(cls) -> Interrupt: ...
+        def set(self) -> None: ...
+
+    @final
+    class Cluster:
+        def __new__(
+            cls,
+            url: str,
+            login: tuple[str, str] | None,
+            ca: _File | None,
+            certificate: tuple[_File, _File] | None,
+        ) -> Cluster: ...
+        def register(self, record: Record, ttl: float) -> Registration: ...
+        def acquire(
+            self,
+            service: str,
+            record: Record,
+            ttl: float,
+            drain: float,
+            lock_delay: float,
+            self_fencing: bool,
+            timeout: float | None,
+            on_wait: Callable[[Any], object] | None,
+            interrupt: Interrupt | None,
+        ) -> Exclusive: ...
+        def servers(
+            self, service: str | None, interrupt: Interrupt | None
+        ) -> tuple[list[tuple[Record, bool]], list[tuple[str, str]]]: ...
+        def watch(self, service: str | None) -> Watch: ...
+        def request_stop(
+            self, server: Record, from_host: str, interrupt: Interrupt | None
+        ) -> StopTicket: ...
+        def stop_requests(self, server: Record) -> StopRequests: ...
+
+    @final
+    class Registration:
+        @property
+        def open(self) -> bool: ...
+        def is_registered(self) -> bool: ...
+        def wait_registered(self, timeout: float, interrupt: Interrupt | None) -> bool: ...
+        def update(self, record: Record) -> None: ...
+        def withdraw(self) -> bool: ...
+
+    @final
+    class Exclusive:
+        @property
+        def open(self) -> bool: ...
+        @property
+        def token(self) -> int: ...
+        @property
+        def record(self) -> Record: ...
+        @property
+        def deadline(self) -> float: ...
+        @property
+        def kill_at(self) -> float: ...
+        @property
+        def remaining(self) -> float: ...
+        def wait_lost(
+            self, timeout: float | None, interrupt: Interrupt | None
+        ) -> tuple[str, float] | None: ...
+        def release(self) -> bool: ...
+        def abandon(self) -> bool: ...
+
+    @final
+    class Watch:
+        @property
+        def open(self) -> bool: ...
+        def wait(self, timeout: float | None, interrupt: Interrupt | None) -> bool: ...
+        def take(self) -> tuple[str, tuple[Any, ...]] | None: ...
+        def close(self) -> None: ...
+
+    @final
+    class StopRequests:
+        @property
+        def open(self) -> bool: ...
+        def wait(self, timeout: float | None, interrupt: Interrupt | None) -> bool: ...
+        def take(self) -> tuple[str, datetime] | None: ...
+        def close(self) -> None: ...
+
+    @final
+    class StopTicket:
+        @property
+        def open(self) -> bool: ...
+        @property
+        def server(self) -> Record: ...
+        def wait(self, timeout: float, interrupt: Interrupt | None) -> StopAnswer: ...
+        def close(self) -> bool: ...
+
+    __all__ += [
+        "Cluster",
+        "Exclusive",
+        "Interrupt",
+        "Registration",
+        "StopRequests",
+        "StopTicket",
+        "Watch",
+    ]

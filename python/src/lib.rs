@@ -1,9 +1,16 @@
 //! `llmlb_lock._native`: core for Python. What a user sees is in `llmlb_lock/__init__.py`.
 
 mod arguments;
+#[cfg(target_os = "linux")]
+mod cluster;
 mod errors;
+mod exit;
+#[cfg(unix)]
+mod fork;
 mod info;
 mod lock;
+#[cfg(target_os = "linux")]
+mod log_queue;
 mod logging;
 #[cfg(windows)]
 mod stop_event;
@@ -25,6 +32,11 @@ use crate::wait::{Cancel, Interruption, detached};
 mod _native {
     use super::*;
 
+    #[cfg(target_os = "linux")]
+    #[pymodule_export]
+    use crate::cluster::{
+        Cluster, Exclusive, Interrupt, Registration, StopRequests, StopTicket, Watch,
+    };
     #[pymodule_export]
     use crate::info::LockInfo;
     #[pymodule_export]
@@ -52,7 +64,9 @@ mod _native {
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
-        logging::silence_at_exit(m)
+        #[cfg(unix)]
+        fork::register(m)?;
+        exit::register(m)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::arguments::{Pid, Port, Seconds};
 use crate::errors::{after_wait, to_python};
 use crate::info::LockInfo;
 use crate::locks_in;
-use crate::wait::{Cancel, Interruption, detached};
+use crate::wait::{Cancel, Interruption, as_python, detached};
 
 /// A lock that is held, until it is released.
 #[pyclass(frozen, module = "llmlb_lock._native")]
@@ -60,7 +60,7 @@ impl Lock {
         f: impl FnOnce(&mut ServerLock) -> Result<T, LockError>,
     ) -> PyResult<T> {
         match self.get(py).as_mut() {
-            Some(lock) => f(lock).map_err(|e| to_python(py, &e)),
+            Some(lock) => as_python(|| f(lock)).map_err(|e| to_python(py, &e)),
             None => Err(PyRuntimeError::new_err(format!(
                 "the lock for port {} is not held",
                 self.port

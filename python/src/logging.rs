@@ -1,4 +1,4 @@
-//! Core's log, in Python's `logging` under `llmlb_lock`.
+//! Rust's log, in Python's `logging` under `llmlb_lock`.
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,10 +7,9 @@ use log::{LevelFilter, Log, Metadata, Record};
 use pyo3::prelude::*;
 use pyo3_log::{Caching, Logger};
 
-const NAME: &str = "llmlb_lock";
+use crate::exit;
 
-/// Set when the interpreter begins to shut down: handlers may be gone from then on.
-static SILENT: AtomicBool = AtomicBool::new(false);
+pub(crate) const NAME: &str = "llmlb_lock";
 
 struct Bridge(Logger);
 
@@ -20,17 +19,22 @@ impl Log for Bridge {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) && !SILENT.load(Ordering::Relaxed) {
-            self.0.log(
-                &Record::builder()
-                    .args(*record.args())
-                    .level(record.level())
-                    .target(NAME)
-                    .file(record.file())
-                    .line(record.line())
-                    .build(),
-            );
+        if !self.enabled(record.metadata()) || exit::has_begun() {
+            return;
         }
+        let record = Record::builder()
+            .args(*record.args())
+            .level(record.level())
+            .target(NAME)
+            .file(record.file())
+            .line(record.line())
+            .build();
+        #[cfg(target_os = "linux")]
+        if !crate::log_queue::is_python_thread() {
+            crate::log_queue::put(&record);
+            return;
+        }
+        self.0.log(&record);
     }
 
     fn flush(&self) {}
@@ -52,17 +56,5 @@ pub(crate) fn connect(py: Python<'_>) -> PyResult<()> {
         }
         CONNECTED.store(true, Ordering::Relaxed);
     });
-    Ok(())
-}
-
-#[pyfunction]
-fn silence() {
-    SILENT.store(true, Ordering::Relaxed);
-}
-
-pub(crate) fn silence_at_exit(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    let py = module.py();
-    let silence = wrap_pyfunction!(silence, module)?;
-    py.import("atexit")?.call_method1("register", (silence,))?;
     Ok(())
 }

@@ -14,11 +14,19 @@ pub(crate) const SIGNALS_STEP: Duration = Duration::from_millis(50);
 /// and the value dropped.
 pub(crate) fn detached<T: Send>(py: Python<'_>, f: impl FnOnce() -> T + Send) -> PyResult<T> {
     logging::connect(py)?;
-    let value = py.detach(f);
+    let value = py.detach(|| as_python(f));
     match PyErr::take(py) {
         Some(raised) => Err(raised),
         None => Ok(value),
     }
+}
+
+/// Runs `f` as a part of a Python thread, which may go back there to log.
+pub(crate) fn as_python<T>(f: impl FnOnce() -> T) -> T {
+    #[cfg(target_os = "linux")]
+    return crate::log_queue::in_python_thread(f);
+    #[cfg(not(target_os = "linux"))]
+    f()
 }
 
 /// Ends a wait in another thread.

@@ -35,6 +35,6 @@ case "${LLMLB_ETCD_FROM:-}" in
         ;;
 esac
 chmod +x "$found"
-"$found" --version | head -1
+"$found" --version | sed -n 1p # head would leave before it has said all
 cp "$found" "$dir/etcd.new"
 mv "$dir/etcd.new" "$dir/etcd"

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::repeat::may_be_repeated;
 use super::{deadline, headers};
+use crate::affinity::Conversation;
 use crate::backend::{Backend, Connection};
 use crate::body::{Received, Upload};
 use crate::error::Refusal;
@@ -41,6 +42,16 @@ impl Outgoing {
             whole: body.rest.is_none(),
             body,
         }
+    }
+
+    /// What it goes on with.
+    pub(super) fn conversation(
+        &self,
+        shared: &Shared,
+        model: Option<&str>,
+    ) -> Option<Conversation> {
+        let affinity = shared.options.affinity;
+        Conversation::of(affinity, model, &self.headers, &self.body.start)
     }
 
     /// As it is sent to this one; and, if that is asked for, what tells when all of it is. What is

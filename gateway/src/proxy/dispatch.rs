@@ -13,7 +13,7 @@ use super::attempt::{Attempt, Outgoing, attempt, out_of_descriptors};
 use super::flight::Flight;
 use crate::backend::{Connection, Place};
 use crate::error::Refusal;
-use crate::live::{Tried, Wanted};
+use crate::pick::{Tried, Wanted};
 use crate::report::{self, Again, Reason};
 use crate::verdict;
 
@@ -51,6 +51,9 @@ pub(super) async fn dispatch(
             (Err(none), None) => return Err(super::refusal(&shared, none, problem, wanted.model)),
         };
         let backend = Arc::clone(&place);
+        if let Some(conversation) = wanted.conversation {
+            shared.homes.note(conversation, &backend);
+        }
         let place = flight.place.insert(place);
         match attempt(&shared, &backend, outgoing, upgrade, first_byte).await? {
             Attempt::Answered(response, connection) => {

@@ -21,9 +21,10 @@ use axum::response::{IntoResponse, Response};
 
 use crate::body::Received;
 use crate::error::Refusal;
-use crate::live::{NoPlace, Wanted};
+use crate::live::NoPlace;
 use crate::model::{Asked, Found, Search};
 use crate::peer::Peer;
+use crate::pick::Wanted;
 use crate::shared::Shared;
 use crate::{admission, model, via};
 use attempt::Outgoing;
@@ -85,10 +86,17 @@ async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusa
         .as_deref()
         .filter(|model| shared.live.roster().lists(model))
         .map(|model| Tally::new(model.into()));
+    // Where there is a choice.
+    let has_choice = maker.is_none() && shared.live.roster().members().len() > 1;
+    let conversation = has_choice.then(|| outgoing.conversation(&shared, model.as_deref()));
+    let conversation = conversation.flatten();
+    let home = conversation.as_ref().and_then(|c| shared.homes.find(c));
     let wanted = Wanted {
         model: model.as_deref(),
         strict: admission::is_openai(&outgoing.path),
         affine: maker.as_ref().map(|maker| maker.name.as_str()),
+        conversation: conversation.as_ref(),
+        home: home.as_ref(),
     };
     dispatch(flight, &mut outgoing, &wanted).await
 }

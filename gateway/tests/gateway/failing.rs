@@ -7,11 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use llmlb_gateway::Options;
-
 use crate::support::{
-    Backend, Gate, Gateway, Next, PATIENCE, Port, STREAM, answer, chat, chunk, once, request,
-    wait_until,
+    Backend, Gate, Gateway, Next, PATIENCE, Port, STREAM, answer, chat, chunk, once, plain,
+    request, wait_until,
 };
 
 #[test]
@@ -319,7 +317,7 @@ fn when_all_are_down_the_error_says_when_to_come_again() {
     let mut backend = Backend::named("gone", &[]);
     let gateway = Gateway::with(
         &[backend.url()],
-        Options::new().health_interval(Duration::from_secs(7)),
+        plain().health_interval(Duration::from_secs(7)),
     );
     gateway.wait_for_states(&["up"]);
     backend.stop();

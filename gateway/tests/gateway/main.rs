@@ -22,6 +22,7 @@ mod protocol;
 mod repeating;
 mod seen;
 mod starting;
+mod staying;
 mod support;
 mod uploads;
 mod workers;

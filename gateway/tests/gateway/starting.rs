@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use llmlb_gateway::Options;
 
-use crate::support::{Backend, Gateway, Next, Port, Wire, answer, wait_until};
+use crate::support::{Backend, Gateway, Next, Port, Wire, answer, plain, wait_until};
 
 /// So seldom looked at that a test which waits for that fails.
 fn seldom() -> Options {
-    Options::new()
+    plain()
         .health_interval(Duration::from_secs(600))
         .health_rise(100)
 }

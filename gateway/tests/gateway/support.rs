@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use llmlb_gateway::{BackendSet, BackendUrl, Options};
+use llmlb_gateway::{Affinity, BackendSet, BackendUrl, Options};
 pub(crate) use llmlb_tests::front::Front;
 pub(crate) use llmlb_tests::model_server::{Backend, Gate, Next, Port};
 pub(crate) use llmlb_tests::wire::{Message, STREAM, Wire, answer, chat, chunk, request};
@@ -98,14 +98,19 @@ impl Drop for Gateway {
     }
 }
 
+/// Without affinity: most tests send the same conversation again and again.
+pub(crate) fn plain() -> Options {
+    Options::new().affinity(Affinity::Off)
+}
+
 /// Looks at the backends often.
 pub(crate) fn often() -> Options {
-    Options::new().health_interval(Duration::from_millis(50))
+    plain().health_interval(Duration::from_millis(50))
 }
 
 /// Looks at the backends once, as tests are concerned.
 pub(crate) fn once() -> Options {
-    Options::new().health_interval(Duration::from_secs(3600))
+    plain().health_interval(Duration::from_secs(3600))
 }
 
 pub(crate) fn set(urls: &[String]) -> BackendSet {
