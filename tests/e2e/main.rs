@@ -2,17 +2,22 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[cfg(unix)] // shells
+mod completion;
 #[cfg(target_os = "linux")] // PID namespaces
 mod container;
 // FUSE, ptrace.
 #[cfg(target_os = "linux")]
 mod company;
+#[cfg(target_os = "linux")] // by what a process has open
+mod crowd;
 #[cfg(target_os = "linux")] // `/proc`, `/dev/full`
 mod detach;
 mod hostile;
 // Cgroups, sessions, `/proc`.
 #[cfg(target_os = "linux")]
 mod left_over;
+mod log;
 #[cfg(unix)]
 mod picture;
 mod readme;
@@ -26,6 +31,8 @@ mod restart;
 mod serve;
 #[cfg(unix)]
 mod signals;
+#[cfg(unix)] // what a guard tells
+mod state;
 mod status;
 mod stop;
 mod stories;

@@ -56,8 +56,13 @@ fn a_warning_says_which_backend_is_ejected_why_and_for_how_long() {
     });
     let good = Backend::named("good", &["m"]);
     let gateway = Gateway::before(&[broken.url(), good.url()]);
+    let mut client = gateway.connect();
+    let mut asked = 0;
     wait_until("its ejection", || {
-        gateway.chat("m");
+        // A conversation of its own each time: one stays where it has been.
+        asked += 1;
+        let body = format!(r#"{{"model":"m","prompt":"{asked}"}}"#);
+        client.ask("POST", "/v1/completions", "", body.as_bytes());
         (gateway.health()["backends"][0]["state"] == "ejected").then_some(())
     });
     let line = gateway.expect_log("is ejected");

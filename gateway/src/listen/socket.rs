@@ -65,8 +65,8 @@ impl Socket {
 
     /// Waits until there is something to read, the end included.
     pub(crate) async fn readable(&self) -> io::Result<()> {
-        let ready = self.stream()?.ready(tokio::io::Interest::READABLE);
-        ready.await.map(drop)
+        // The runtime takes a socket that is new to it for readable until that is tried.
+        self.stream()?.peek(&mut [0]).await.map(drop)
     }
 
     /// Waits until the client has closed its end. What it sent before need not have been read:
