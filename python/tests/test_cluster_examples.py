@@ -17,7 +17,7 @@ if sys.platform != "linux":
     pytest.skip("the cluster is for Linux", allow_module_level=True)
 
 from etcd import Etcd
-from llmlb_lock.cluster import AlreadyActive, Cluster, Record
+from llmlb_lock.cluster import AlreadyActive, Cluster, Record, StopAnswer
 from support import PATIENCE, Child, free_port, run_python, wait_until
 from test_interop import BIN, llmlb, needs_command
 
@@ -204,7 +204,7 @@ def test_we_stop_the_server_of_the_command(url: str) -> None:
             wait_until(lambda: watch.next(PATIENCE) and len(cluster.servers()) == 1, "it is found")
         (server,) = cluster.servers("chat")
         with cluster.request_stop(server.record, "laptop") as ticket:
-            assert ticket.wait(PATIENCE) == "stopped"
+            assert ticket.wait(PATIENCE) is StopAnswer.STOPPED
         serving.wait()
 
 
