@@ -5,7 +5,6 @@
 //! Whoever asks it gets its fencing token. The server is this process: when the lease is lost it
 //! ends at once, long before another may start, and if it can't, as it is stopped or hung, the
 //! kernel kills it. `llmlb stop --cluster` ends it in good order.
-
 #![cfg_attr(not(target_os = "linux"), allow(unused, reason = "clusters need it"))]
 
 use std::error::Error;

@@ -16,7 +16,7 @@ pub(crate) fn generation() -> usize {
 #[pyfunction]
 fn after_fork() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
-    crate::exit::forget_others();
+    crate::entry::forget_others();
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -3,9 +3,11 @@
 mod arguments;
 #[cfg(target_os = "linux")]
 mod cluster;
+#[cfg(target_os = "linux")]
+mod entry;
 mod errors;
 mod exit;
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 mod fork;
 mod info;
 mod lock;
@@ -64,7 +66,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
-        #[cfg(unix)]
+        #[cfg(target_os = "linux")]
         fork::register(m)?;
         exit::register(m)
     }

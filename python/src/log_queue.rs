@@ -9,7 +9,7 @@ use std::thread;
 use log::{Level, Record};
 use pyo3::prelude::*;
 
-use crate::exit::Entry;
+use crate::entry::Entry;
 use crate::fork;
 
 /// A handler that hangs must not take all memory.

@@ -41,6 +41,7 @@ from llmlb_lock.cluster import (
     Record,
     Refused,
     Snapshot,
+    StopAnswer,
     StopRequest,
     Unreachable,
     Up,
@@ -241,9 +242,9 @@ def test_a_server_is_stopped_from_elsewhere(cluster: Cluster) -> None:
             assert isinstance(request, StopRequest)
             assert request.from_host == "laptop"
             assert request.at <= datetime.now(timezone.utc)
-            assert ticket.wait(0.1) == "accepted"
+            assert ticket.wait(0.1) is StopAnswer.ACCEPTED
             registration.withdraw()
-            assert ticket.wait(PATIENCE) == "stopped"
+            assert ticket.wait(PATIENCE) is StopAnswer.STOPPED
 
 
 def test_a_server_that_leaves_is_not_found_and_has_not_ended(cluster: Cluster) -> None:
@@ -256,9 +257,9 @@ def test_a_server_that_leaves_is_not_found_and_has_not_ended(cluster: Cluster) -
             assert watch.next(PATIENCE) == Down("chat", "gpu1:8000")
             (server,) = cluster.servers("chat")
             assert (server.record, server.registered, server.leaving) == (record, False, True)
-            assert ticket.wait(0.1) == "unanswered"
+            assert ticket.wait(0.1) is StopAnswer.UNANSWERED
             registration.withdraw()
-            assert ticket.wait(PATIENCE) == "stopped"
+            assert ticket.wait(PATIENCE) is StopAnswer.STOPPED
 
 
 def test_a_request_that_nobody_hears_is_unanswered(cluster: Cluster) -> None:
@@ -266,7 +267,7 @@ def test_a_request_that_nobody_hears_is_unanswered(cluster: Cluster) -> None:
         assert registration.wait_registered(PATIENCE)
         (server,) = cluster.servers()
         with cluster.request_stop(server.record) as ticket:
-            assert ticket.wait(0.1) == "unanswered"
+            assert ticket.wait(0.1) is StopAnswer.UNANSWERED
 
 
 def test_what_is_no_record_is_named(cluster: Cluster, etcd: Etcd, url: str) -> None:

@@ -17,7 +17,7 @@ if sys.platform != "linux":
     pytest.skip("the cluster is for Linux", allow_module_level=True)
 
 from etcd import Etcd
-from llmlb_lock.cluster import AlreadyActive, Cluster, Record
+from llmlb_lock.cluster import AlreadyActive, Cluster, Record, StopAnswer
 from support import PATIENCE, Child, free_port, run_python, wait_until
 from test_interop import BIN, llmlb, needs_command
 
@@ -134,42 +134,30 @@ def test_sigterm_ends_it_in_good_order(url: str) -> None:
 
 
 @needs_command
-def test_the_session_with_three_hosts(url: str) -> None:
+def test_the_session_with_a_standby(url: str) -> None:
     # Addresses that nobody else has at this moment: its ports are what a user would take.
     net = f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
     gpu1, gpu2, _ = hosts = [f"{net}.{number}" for number in (1, 2, 3)]
     path = f"{Path(BIN).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "LLMLB_CLUSTER": url, "PYTHON": sys.executable}
     ran = subprocess.run(
-        [EXAMPLES / "hosts.sh", *hosts],
-        env=environment,
+        [EXAMPLES / "standby.sh", *hosts],
+        env={**os.environ, "PATH": path, "LLMLB_CLUSTER": url, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
         timeout=4 * PATIENCE,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    parts = dict(part.split("\n", 1) for part in ran.stdout.split("\n# ")[1:])
-
-    def said(title: str, *without: str) -> list[str]:
-        lines = parts[title].splitlines()
-        return [line for line in lines if line and not line.startswith(without)]
-
-    finds = "Two load balancers that know no server, and find those there are"
-    assert said(finds, "Serving") == [gpu1, gpu2] * 2
-    (first,) = said("One active server of index, and a standby", "Serving", "Waiting")
-    takes_over = "kill -9 of the llmlb that guards the active one: its server ends, and the standby"
-    (second,) = said(f"{takes_over} takes over")
-    tokens = [int(line.rpartition(" ")[2]) for line in (first, second)]
-    assert [first, second] == [f"{gpu1}, token {tokens[0]}", f"{gpu2}, token {tokens[1]}"]
-    assert tokens[1] > tokens[0]
-    stopped = said("A server is stopped from another host, and no request is lost")
-    assert stopped[1:] == ["Server stopped successfully", gpu2, gpu2]
-    left = [line.split()[:2] for line in said("What is left", "HOST")]
-    assert left == [[gpu2, "chat"], [gpu2, "index"]]
-    assert f"Error: Service index is active on {gpu1}:8001 " in ran.stderr
-    # Nothing is left when it has ended.
-    wait_until(lambda: len(Cluster.connect(url).servers()) == 0, "all is withdrawn")
+    parts = ran.stdout.split("\n== ")[1:]
+    first, second = (
+        re.findall(rf"^I am {host}, token (\d+)$", part, re.MULTILINE)
+        for host, part in ((gpu1, parts[0]), (gpu2, parts[2]))
+    )
+    assert int(second[0]) > int(first[0])
+    refused = f"Error: Service index is active on {gpu1}:8000 "
+    assert refused in parts[1]
+    assert f"To stop: llmlb stop --cluster {url} --service index" in parts[1]
+    assert parts[3].endswith("Server stopped successfully\nNo servers running\n")
 
 
 @needs_command
@@ -204,7 +192,7 @@ def test_we_stop_the_server_of_the_command(url: str) -> None:
             wait_until(lambda: watch.next(PATIENCE) and len(cluster.servers()) == 1, "it is found")
         (server,) = cluster.servers("chat")
         with cluster.request_stop(server.record, "laptop") as ticket:
-            assert ticket.wait(PATIENCE) == "stopped"
+            assert ticket.wait(PATIENCE) is StopAnswer.STOPPED
         serving.wait()
 
 

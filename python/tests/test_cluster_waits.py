@@ -27,6 +27,7 @@ from llmlb_lock.cluster import (
     Exclusive,
     Record,
     Snapshot,
+    StopAnswer,
     Up,
 )
 from support import PATIENCE, Child, run_python
@@ -204,7 +205,7 @@ def test_blocks_and_waits_in_an_event_loop(cluster: Cluster) -> None:
                     async for request in requests:
                         assert request.from_host
                         break
-                    assert await ticket.wait_async(0.05) == "accepted"
+                    assert await ticket.wait_async(0.05) is StopAnswer.ACCEPTED
         assert active.released
         await active.release_async()
 

@@ -344,16 +344,12 @@ class StopTicket(_Block):
         return self._native.server
 
     def wait(self, timeout: float) -> StopAnswer:
-        """Waits until the server's records are gone, at most `timeout` seconds.
-
-        "stopped": they are. "accepted": whoever guards it has heard it, and it still ends.
-        "unanswered": nothing is heard; whoever guards it is hung, or cut off from etcd.
-        """
-        return self._native.wait(timeout, None)
+        """Waits until the server has ended, at most `timeout` seconds."""
+        return StopAnswer(self._native.wait(timeout, None))
 
     async def wait_async(self, timeout: float) -> StopAnswer:
         """`wait` that lets the event loop run."""
-        return await in_thread(lambda stop: self._native.wait(timeout, stop))
+        return StopAnswer(await in_thread(lambda stop: self._native.wait(timeout, stop)))
 
     def close(self) -> None:
         """Takes the request back."""

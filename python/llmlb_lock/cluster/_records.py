@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, Literal
+from enum import Enum
+from typing import Any
 
 from llmlb_lock import _native
 
@@ -159,7 +160,15 @@ class StopRequest:
     at: datetime
 
 
-StopAnswer = Literal["stopped", "accepted", "unanswered"]
+class StopAnswer(Enum):
+    """What became of a request to stop."""
+
+    STOPPED = "stopped"
+    """None of the server's records is left: it has ended."""
+    ACCEPTED = "accepted"
+    """Whoever guards it has heard it, and it still ends."""
+    UNANSWERED = "unanswered"
+    """Nothing is heard: whoever guards it is hung, or cut off from etcd."""
 
 
 def change(kind: str, told: tuple[Any, ...]) -> Change:

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 
 use crate::arguments::Seconds;
 use crate::cluster::errors::to_python;
-use crate::exit::Entry;
+use crate::entry::Entry;
 use crate::logging;
 use crate::wait::SIGNALS_STEP;
 
