@@ -12,6 +12,11 @@ checkout=$(cd "$(dirname "$0")/.." && pwd)
 rm -rf "$out"
 mkdir -p "$out/build"
 cp -r "$checkout/packaging/debian" "$out/build/debian"
+# Of the crates that are linked into both.
+{
+    echo
+    "${PYTHON:-python3}" "$checkout/packaging/third_party.py" "${CARGO:-cargo}"
+} >> "$out/build/debian/copyright"
 # As /etc/logrotate.d/llmlb.
 cp "$checkout/packaging/llmlb.logrotate" "$out/build/debian/llmlb.logrotate"
 cd "$out/build"

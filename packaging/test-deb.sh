@@ -38,6 +38,18 @@ else
     echo "test-deb: no lint, as lintian is not installed"
 fi
 
+# Whose code is in it, and on what terms; what only builds it, or is for other systems, is not.
+for package in "$out"/deb/*.deb; do
+    terms=$(dpkg-deb --fsys-tarfile "$package" | tar -xO --wildcards './usr/share/doc/*/copyright')
+    for crate in hyper serde ring; do
+        printf '%s\n' "$terms" | grep -q "crates/$crate-[0-9.]*/" || fail "copyright: no $crate"
+    done
+    for crate in syn windows-sys criterion; do
+        ! printf '%s\n' "$terms" | grep -q "crates/$crate-[0-9.]*/" || fail "copyright: $crate"
+    done
+    printf '%s\n' "$terms" | grep -q 'hyper: Copyright .* Sean McArthur' || fail "copyright: by nobody"
+done
+
 # A root of packages that this machine has, and of what they depend on.
 root=$out/root
 mkdir -p "$root/var/lib/dpkg/info" "$root/var/lib/dpkg/updates" "$root/tmp"

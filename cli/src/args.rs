@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCandidates;
 
-use llmlb_gateway::{ApiKey, ApiKeyError, BackendUrlError, Options};
+use llmlb_gateway::{Affinity, ApiKey, ApiKeyError, BackendUrlError, Options};
 
 use crate::backends::{Backend, BackendsFile, Place, Sources};
 use crate::cluster::options::ClusterArgs;
+use crate::completion::live_ports;
 use crate::ready::ReadyUrl;
 use crate::unrepeated::Unrepeated;
 
@@ -212,9 +214,24 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "N", default_value = "1024", value_parser = positive)]
     max_requests: u32,
 
+    /// How many more may wait for a backend, where all that fit have as many as their max; more are
+    /// answered with 429. With 0 none waits: 503
+    #[arg(long, value_name = "N", default_value = "512")]
+    queue: u32,
+
+    /// How long each of them may wait; then the answer is 503
+    #[arg(long, value_name = "TIME", default_value = "30", value_parser = seconds)]
+    queue_timeout: Duration,
+
     /// How many threads serve clients; by default one for each core that may be used
     #[arg(long, value_name = "N", value_parser = positive)]
     workers: Option<u32>,
+
+    /// What makes requests go where those before them went: their session (X-Session-ID,
+    /// prompt_cache_key or user) or else the beginning of their conversation, the session alone, or
+    /// nothing
+    #[arg(long, value_name = "BY", value_enum, default_value_t = AffinityBy::Prefix)]
+    affinity: AffinityBy,
 
     /// Log each request at its end, as a line of JSON on stderr
     #[arg(long)]
@@ -255,6 +272,24 @@ pub(crate) struct GatewayArgs {
     stream_idle_timeout: Option<Duration>,
 }
 
+/// What makes requests go where those before them went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AffinityBy {
+    Prefix,
+    Session,
+    Off,
+}
+
+impl From<AffinityBy> for Affinity {
+    fn from(by: AffinityBy) -> Self {
+        match by {
+            AffinityBy::Prefix => Self::Prefix,
+            AffinityBy::Session => Self::Session,
+            AffinityBy::Off => Self::Off,
+        }
+    }
+}
+
 impl GatewayArgs {
     pub(crate) fn options(&self) -> Options {
         Options::new()
@@ -263,6 +298,9 @@ impl GatewayArgs {
             .max_requests(usize::try_from(self.max_requests).unwrap_or(usize::MAX))
             .workers(self.workers())
             .access_log(self.access_log)
+            .affinity(self.affinity.into())
+            .queue(usize::try_from(self.queue).unwrap_or(usize::MAX))
+            .queue_timeout(self.queue_timeout)
             .connect_timeout(self.connect_timeout)
             .health_interval(self.health_interval)
             .health_rise(self.health_rise)
@@ -389,11 +427,12 @@ pub(crate) struct StopArgs {
     /// The port whose server to stop
     #[arg(value_name = "PORT", group = "which", conflicts_with = "cluster",
           required_unless_present_any = ["port", "all", "cluster"],
+          add = ArgValueCandidates::new(live_ports),
           value_parser = clap::value_parser!(u16).range(1..))]
     positional: Option<u16>,
 
     /// The same
-    #[arg(short, long, group = "which",
+    #[arg(short, long, group = "which", add = ArgValueCandidates::new(live_ports),
           value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
@@ -437,12 +476,13 @@ impl StopArgs {
 pub(crate) struct StatusArgs {
     /// Show this port alone, and tell by the exit code: 0 running, 3 not running, 4 cannot tell,
     /// 5 starting
-    #[arg(value_name = "PORT", conflicts_with = "port",
+    #[arg(value_name = "PORT", conflicts_with = "port", add = ArgValueCandidates::new(live_ports),
           value_parser = clap::value_parser!(u16).range(1..))]
     positional: Option<u16>,
 
     /// The same
-    #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, add = ArgValueCandidates::new(live_ports),
+          value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
     /// How to print it

@@ -11,6 +11,7 @@ use toml::Value;
 
 use crate::args::{Cli, with_default_command};
 use crate::backends::{BackendsFile, Problem, Setting};
+use crate::cluster::typed;
 use crate::exit::{self, Failure};
 
 /// How alike a name must be to be what was meant; 1 is the same.
@@ -27,7 +28,7 @@ pub(crate) struct Told {
 
 impl Told {
     pub(crate) fn new() -> Result<Self, Failure> {
-        let arguments = typed();
+        let arguments = with_default_command(typed());
         let Some(path) = path(&arguments) else {
             return Ok(Self {
                 arguments,
@@ -53,14 +54,6 @@ impl Told {
     }
 }
 
-fn typed() -> Vec<OsString> {
-    #[cfg(target_os = "linux")]
-    let (arguments, _) = crate::cluster::guarded::arguments(env::args_os());
-    #[cfg(not(target_os = "linux"))]
-    let arguments = env::args_os();
-    with_default_command(arguments)
-}
-
 /// A configuration that is read again must make sense beside what was typed.
 pub(crate) fn file(path: &Path) -> BackendsFile {
     BackendsFile::config(path, check)
@@ -84,7 +77,7 @@ fn leniently(arguments: &[OsString]) -> Option<ArgMatches> {
 }
 
 fn check(settings: &[Setting]) -> Result<(), Problem> {
-    let joined = join(&typed(), settings)?;
+    let joined = join(&with_default_command(typed()), settings)?;
     let Err(error) = Cli::command().try_get_matches_from(joined) else {
         return Ok(());
     };

@@ -5,11 +5,12 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use llmlb_lock_core::{LockInfo, process_command};
 use serde::Serialize;
 
 use crate::insight::Insight;
+use crate::state::{LastEnd, State};
 
 /// Null where it can't be told.
 #[derive(Default, Serialize)]
@@ -23,17 +24,24 @@ pub(crate) struct Details {
     pub(crate) log_file: Option<String>,
     /// The launcher that guards the port beside the server; the server itself where there is none.
     pub(crate) launcher_pid: Option<u32>,
+    /// Since llmlb guards the port.
+    pub(crate) restarts: Option<u32>,
+    pub(crate) last_end: Option<LastEnd>,
+    pub(crate) backends: Option<usize>,
+    pub(crate) backends_up: Option<usize>,
 }
 
 impl Details {
-    /// Of the live holder of a lock.
+    /// Of the live holder of a lock, and what its guard tells.
     pub(crate) fn of(
         info: &LockInfo,
         lock: &Path,
         address: Option<SocketAddr>,
         insight: &Insight,
+        state: Option<&State>,
     ) -> Self {
         let launcher = outer::launcher(info.pid, lock, insight).unwrap_or(info.pid);
+        let last_end = state.and_then(|state| state.last_end.clone());
         Self {
             command: process_command(info.pid).map(|words| harmless(&shown(&words))),
             address,
@@ -41,7 +49,46 @@ impl Details {
             uptime_seconds: Some(uptime(info.started_at, Utc::now())),
             log_file: outer::log_file(launcher).map(|path| harmless(&path)),
             launcher_pid: Some(launcher),
+            restarts: state.map(|state| state.restarts),
+            last_end: last_end.map(|end| LastEnd {
+                signal: end.signal.map(|signal| harmless(&signal)),
+                ..end
+            }),
+            backends: state.and_then(|state| state.backends),
+            backends_up: state.and_then(|state| state.backends_up),
         }
+    }
+
+    /// In its two greatest units, as that is read.
+    pub(crate) fn uptime(&self) -> Option<String> {
+        let seconds = self.uptime_seconds?;
+        let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+        Some(match (days, hours, minutes) {
+            (0, 0, 0) => format!("{seconds}s"),
+            (0, 0, _) => format!("{minutes}m{}s", seconds % 60),
+            (0, ..) => format!("{hours}h{}m", minutes % 60),
+            _ => format!("{days}d{}h", hours % 24),
+        })
+    }
+
+    /// What it is, in a few words.
+    pub(crate) fn what(&self) -> Option<String> {
+        match (self.backends_up, self.backends) {
+            (Some(up), Some(all)) => Some(format!("balancer, {up} of {all} backends up")),
+            _ => self.command.clone(),
+        }
+    }
+
+    /// How often it was started again, and why the last time.
+    pub(crate) fn restarts(&self) -> Option<String> {
+        let restarts = self.restarts?;
+        Some(match &self.last_end {
+            Some(end) => {
+                let at = end.at.to_rfc3339_opts(SecondsFormat::Secs, true);
+                format!("{restarts} ({end}, {at})")
+            }
+            None => restarts.to_string(),
+        })
     }
 }
 
@@ -137,6 +184,20 @@ mod outer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_uptime_is_read_at_a_glance() {
+        let shown = |uptime_seconds| {
+            let details = Details {
+                uptime_seconds: Some(uptime_seconds),
+                ..Details::default()
+            };
+            details.uptime().unwrap()
+        };
+        let seconds = [0, 59, 60, 3599, 3600, 90_061, 100 * 86_400];
+        let expected = ["0s", "59s", "1m0s", "59m59s", "1h0m", "1d1h", "100d0h"];
+        assert_eq!(seconds.map(shown), expected);
+    }
 
     #[test]
     fn words_are_shown_as_they_are_typed_and_move_no_cursor() {

@@ -4,6 +4,7 @@ mod args;
 mod backends;
 mod built_in;
 mod cluster;
+mod completion;
 mod config;
 #[cfg(unix)]
 mod detach;
@@ -14,6 +15,7 @@ mod hangup;
 mod hints;
 mod insight;
 mod listening;
+mod log;
 mod manual;
 mod output;
 mod own_address;
@@ -22,6 +24,7 @@ mod pool;
 mod ready;
 mod serve;
 mod signals;
+mod state;
 mod status;
 mod stop;
 mod succession;
@@ -29,25 +32,19 @@ mod supervise;
 mod unrepeated;
 
 use std::env;
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
-use llmlb_gateway::ACCESS_LOG;
 use llmlb_lock_core::LOCK_DIR_ENV;
-use tracing::Metadata;
-use tracing::level_filters::{LevelFilter, ParseLevelFilterError};
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{Targets, filter_fn};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing::level_filters::LevelFilter;
 
 use args::{Cli, ClusterCommand, Command};
 use config::Told;
 use exit::Failure;
 
 fn main() -> ExitCode {
+    completion::answer();
     #[cfg(target_os = "linux")]
     if let Some(result) = cluster::hidden_subcommand() {
         return match result {
@@ -83,9 +80,9 @@ fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Serve(args) => {
-            log(LevelFilter::INFO, !args.detach);
+            log::start(LevelFilter::INFO, !args.detach);
             #[cfg(target_os = "linux")]
-            let result = match cluster::guarded::arguments(env::args_os()).1 {
+            let result = match cluster::guarded::port() {
                 Some(port) => cluster::guarded::run(*args, port),
                 None => serve::run(*args),
             };
@@ -94,14 +91,14 @@ fn main() -> ExitCode {
             result
         }
         Command::Stop(args) => {
-            log(LevelFilter::WARN, true);
+            log::start(LevelFilter::WARN, true);
             match &args.cluster {
                 Some(url) => cluster::stop(url.as_deref(), &args),
                 None => stop::run(&args.named()),
             }
         }
         Command::Status(args) => {
-            log(LevelFilter::WARN, true);
+            log::start(LevelFilter::WARN, true);
             match &args.cluster {
                 Some(url) => cluster::status(url.as_deref(), &args),
                 None => status::run(&args.named()),
@@ -110,13 +107,12 @@ fn main() -> ExitCode {
         Command::Cluster {
             command: ClusterCommand::Check { cluster },
         } => {
-            log(LevelFilter::ERROR, true);
+            log::start(LevelFilter::ERROR, true);
             cluster::check(cluster.as_deref())
         }
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "llmlb", &mut script);
-            output::write(&script).map(|()| exit::OK)
+            let script = completion::script(shell);
+            script.and_then(|script| output::write(&script).map(|()| exit::OK))
         }
         Command::Man { command } => {
             let page = manual::page(Cli::command(), command.as_deref());
@@ -126,50 +122,5 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code.into(),
         Err(failure) => output::report(failure),
-    }
-}
-
-/// Logs to stderr, in colours where that is a terminal and stays one: what `LLMLB_LOG` asks for, else what the command needs.
-fn log(default: LevelFilter, may_colour: bool) {
-    let wanted = env::var("LLMLB_LOG").ok().filter(|text| !text.is_empty());
-    // A bare word is a level; as a target, which it could be too, it would silence all others.
-    let level = |text: &str| {
-        let level: LevelFilter = text.parse()?;
-        Ok::<_, ParseLevelFilterError>(Targets::new().with_default(level))
-    };
-    let parse = |text: &str| match level(text) {
-        Ok(filter) => Ok(filter),
-        Err(e) if !text.contains('=') => Err(e.to_string()),
-        Err(_) => text.parse::<Targets>().map_err(|e| e.to_string()),
-    };
-    let (filter, mistake) = match wanted.as_deref().map(parse).transpose() {
-        Ok(filter) => (filter, None),
-        Err(e) => (None, Some(e)),
-    };
-    let filter = filter.unwrap_or_else(|| Targets::new().with_default(default));
-    let colour = may_colour
-        && io::stderr().is_terminal()
-        && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let is_access = |metadata: &Metadata<'_>| metadata.target() == ACCESS_LOG;
-    let layer = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .with_ansi(colour)
-        .with_target(false)
-        .with_filter(filter_fn(move |metadata| !is_access(metadata)));
-    // Lines of JSON, for programs: nothing stands before them.
-    let access = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .without_time()
-        .with_level(false)
-        .with_target(false)
-        .with_filter(filter_fn(is_access));
-    tracing_subscriber::registry()
-        .with(layer)
-        .with(access)
-        .with(filter)
-        .init();
-    if let Some(e) = mistake {
-        tracing::warn!("LLMLB_LOG is not understood and has no effect: {e}");
     }
 }

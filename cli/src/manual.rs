@@ -140,13 +140,21 @@ const ENVIRONMENT: &[Told] = &[
     ),
 ];
 
-const FILES: &[Told] = &[(
-    GUARDS,
-    "/tmp/llmlb/serve_PORT.lock",
-    "Guards PORT with a kernel lock, and names the holder in JSON: pid, started_at, port. It has \
-     mode 0600, and is removed when the server has ended; one that a crash has left behind blocks \
-     nobody.",
-)];
+const FILES: &[Told] = &[
+    (
+        GUARDS,
+        "/tmp/llmlb/serve_PORT.lock",
+        "Guards PORT with a kernel lock, and names the holder in JSON: pid, started_at, port. It has \
+         mode 0600, and is removed when the server has ended; one that a crash has left behind blocks \
+         nobody.",
+    ),
+    (
+        GUARDS,
+        "/tmp/llmlb/serve_PORT.state",
+        "What llmlb status tells of a server beside that: restarts, backends that are up. It may be \
+         missing, and decides nothing.",
+    ),
+];
 
 /// Beside those that the help shows.
 const EXAMPLES: &[Told] = &[

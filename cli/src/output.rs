@@ -39,16 +39,6 @@ pub(crate) fn report(failure: Failure) -> ExitCode {
     failure.code.into()
 }
 
-/// Who was ended before a server could start.
-pub(crate) fn left_overs_ended(port: u16, ended: &[LeftOver]) {
-    if !ended.is_empty() {
-        note(&format!(
-            "Ended {}, left behind by a killed server on port {port}",
-            processes(ended)
-        ));
-    }
-}
-
 /// "1 process (PID: 12)", "2 processes (PIDs: 12, 13)"
 pub(crate) fn processes(processes: &[LeftOver]) -> String {
     let pids: Vec<_> = processes

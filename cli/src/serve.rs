@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use llmlb_lock_core::{LockDir, LockError, ServerLock, StopOptions, StopOutcome};
+use llmlb_lock_core::{LeftOver, LockDir, LockError, ServerLock, StopOptions, StopOutcome};
+#[cfg(unix)]
+use tracing::error;
+use tracing::{info, warn};
 
 use crate::args::{FOR_EVER, ServeArgs};
 #[cfg(target_os = "linux")]
@@ -84,7 +87,7 @@ fn check(args: &ServeArgs) -> Result<u8, Failure> {
 }
 
 async fn serve(
-    mut args: ServeArgs,
+    #[cfg_attr(not(target_os = "linux"), expect(unused_mut))] mut args: ServeArgs,
     #[cfg(unix)] mut detached: Option<Detached>,
 ) -> Result<u8, Failure> {
     let mut shutdown = Shutdown::listen()
@@ -182,10 +185,15 @@ async fn serve(
     };
     #[cfg(unix)]
     if let Some(attended) = attended {
-        return tokio::select! {
+        let result = tokio::select! {
             result = serving => result,
             failed = attended => failed,
         };
+        // Nobody has typed this: why it failed is one more line of the log.
+        return result.or_else(|failure| {
+            error!("{}", failure.message);
+            Ok(failure.code)
+        });
     }
     serving.await
 }
@@ -298,9 +306,7 @@ async fn obtain(
         }
         let mut options = StopOptions::default();
         options.timeout = args.wait.unwrap_or(options.timeout);
-        output::note(&format!(
-            "Stopping server on port {port} {holder} to take its place..."
-        ));
+        info!("Stopping server on port {port} {holder} to take its place...");
         let stop = {
             let locks = locks.clone();
             move |interrupted: &AtomicBool| {
@@ -333,9 +339,7 @@ async fn obtain(
         FOR_EVER => "for ever".to_owned(),
         patience => format!("up to {patience:?}"),
     };
-    output::note(&format!(
-        "Waiting {limit} for server on port {port} {holder} to leave..."
-    ));
+    info!("Waiting {limit} for server on port {port} {holder} to leave...");
     let locks = locks.clone();
     let wait = move |interrupted: &AtomicBool| {
         locks.acquire_interruptible(port, patience, || interrupted.load(Ordering::Relaxed))
@@ -343,7 +347,7 @@ async fn obtain(
     match interruptible(shutdown, wait).await? {
         Finished::Done(Ok(lock)) => Ok(Obtained::Lock(lock)),
         Finished::Done(Err(e)) => {
-            output::note(&format!("Waited {patience:?} in vain"));
+            warn!("Waited {patience:?} in vain");
             Err(e.into())
         }
         Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
@@ -363,7 +367,7 @@ async fn clear_left_overs(
     match interruptible(shutdown, clear).await? {
         Finished::Done(result) => {
             let (lock, ended) = result?;
-            output::left_overs_ended(port, &ended);
+            tell_ended(port, &ended);
             Ok(Obtained::Lock(lock))
         }
         Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
@@ -380,11 +384,19 @@ async fn end_left_overs(
     let end = move |_: &AtomicBool| locks.end_left_overs(port, GRACE);
     Ok(match interruptible(shutdown, end).await? {
         Finished::Done(result) => Finished::Done(result.map(|ended| {
-            output::left_overs_ended(port, &ended);
+            tell_ended(port, &ended);
             !ended.is_empty()
         })),
         Finished::Interrupted(signal) => Finished::Interrupted(signal),
     })
+}
+
+/// Who was ended before a server could start.
+fn tell_ended(port: u16, ended: &[LeftOver]) {
+    if !ended.is_empty() {
+        let processes = output::processes(ended);
+        warn!("Ended {processes}, left behind by a killed server on port {port}");
+    }
 }
 
 /// Takes the port over from a built-in server, if there is one and this is one.

@@ -7,7 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use comfy_table::{Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
+use console::Term;
 use llmlb_lock_core::{LeftOver, LockDir, Server, ServerState};
 use serde::Serialize;
 
@@ -16,6 +17,7 @@ use crate::details::Details;
 use crate::exit::{self, Failure};
 use crate::insight::Insight;
 use crate::listening::{Listening, holder_listens};
+use crate::state::{self, State};
 use crate::{output, owner, pool};
 
 /// A listening port on this machine accepts within microseconds.
@@ -45,7 +47,8 @@ pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
     let started = Instant::now();
     let mut step = FIRST_STEP;
     loop {
-        let rows = match rows(&locks, args) {
+        let look = Look::of(args.format);
+        let rows = match rows(&locks, args, look) {
             Ok(rows) => rows,
             Err(failure) if args.port.is_some() => {
                 return Err(Failure {
@@ -68,10 +71,15 @@ pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
         }
         let remark = rows.remark();
         let rows = rows.rows;
-        let text = match (args.format, remark) {
-            (Format::Table | Format::Wide, None) => table(&rows, args),
-            (Format::Table | Format::Wide, Some(remark)) => table(&rows, args) + &remark + "\n",
-            (Format::Json, remark) => {
+        let text = match args.format {
+            Format::Table | Format::Wide => {
+                let mut text = table(&rows, args.port, look);
+                if look.tells_all() && !rows.is_empty() {
+                    text += &format!("Locks are in {}\n", locks.path().display());
+                }
+                text + &remark.map_or_else(String::new, |remark| remark + "\n")
+            }
+            Format::Json => {
                 remark.iter().for_each(|remark| output::note(remark));
                 json(&rows)?
             }
@@ -94,7 +102,7 @@ pub(crate) fn run(args: &StatusArgs) -> Result<u8, Failure> {
     }
 }
 
-fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Rows, Failure> {
+fn rows(locks: &LockDir, args: &StatusArgs, look: Look) -> Result<Rows, Failure> {
     let servers: Vec<Server> = match args.port {
         Some(port) => locks.server(port)?.into_iter().collect(),
         None => locks.servers()?,
@@ -104,43 +112,69 @@ fn rows(locks: &LockDir, args: &StatusArgs) -> Result<Rows, Failure> {
         live || args.all || args.port.is_some()
     };
     let (servers, hidden): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(shown);
-    let unreadable = |server: &&Server| matches!(server.state, ServerState::Unreadable { .. });
-    let hidden = hidden.iter().filter(unreadable).count();
-    if hidden > 0 && args.port.is_none() && !args.watch && args.format != Format::Json {
-        output::note(&format!(
-            "{hidden} lock files that can't be read, of other users perhaps, are not shown: see --all"
-        ));
+    if args.port.is_none() && !args.watch && args.format != Format::Json {
+        hidden_of_others(&hidden)
+            .iter()
+            .for_each(|line| output::note(line));
     }
     let (servers, left_out) = within_bounds(servers);
     // Looked up by the first probe, if there is one.
     let addresses = &LazyLock::new(local_addresses);
     let insight = &Insight::default();
     let seen = pool::map(&servers, LOOKS, |server| {
-        (server.port, seen(server, insight))
+        (server.port, seen(server, insight), told(server))
     });
-    let listening = pool::map(&seen, PROBES, |&(port, seen)| match seen {
-        Listening::On(_) => true,
-        Listening::Not => false,
-        Listening::Unknown => connects(port, addresses),
-    });
-    let details = match args.format {
-        Format::Table => servers.iter().map(|_| Details::default()).collect(),
-        Format::Wide | Format::Json => {
-            let seen: Vec<_> = servers.iter().zip(&seen).collect();
-            pool::map(&seen, LOOKS, |(server, (_, seen))| {
-                details(server, *seen, insight)
-            })
-        }
+    let unknown: Vec<u16> = seen
+        .iter()
+        .filter(|(_, seen, told)| ready(*seen, told.as_ref()).is_none())
+        .map(|(port, ..)| *port)
+        .collect();
+    let connected = pool::map(&unknown, PROBES, |&port| connects(port, addresses));
+    let mut connected = connected.into_iter();
+    let ready: Vec<bool> = seen
+        .iter()
+        .map(|(_, seen, told)| {
+            let known = ready(*seen, told.as_ref());
+            known.or_else(|| connected.next()).unwrap_or(false)
+        })
+        .collect();
+    let details = if args.format == Format::Json || look.tells_all() {
+        let seen: Vec<_> = servers.iter().zip(&seen).collect();
+        pool::map(&seen, LOOKS, |(server, (_, seen, told))| {
+            details(server, *seen, insight, told.as_ref())
+        })
+    } else {
+        servers.iter().map(|_| Details::default()).collect()
     };
-    let rows = servers.into_iter().zip(listening).zip(details);
+    let rows = servers.into_iter().zip(ready).zip(details);
     let mut rows: Vec<Row> = rows
-        .map(|((server, listening), details)| Row::new(server, listening, details))
+        .map(|((server, ready), details)| Row::new(server, ready, details))
         .collect();
     if args.all && args.port.is_none() {
         rows.extend(locks.left_overs()?.into_iter().map(Row::left_over));
         rows.sort_by_key(|row| row.port);
     }
     Ok(Rows { rows, left_out })
+}
+
+/// A line for the rest: whose it is, as far as that can be told.
+fn hidden_of_others(hidden: &[Server]) -> Option<String> {
+    let unreadable = hidden.iter().filter_map(|server| match &server.state {
+        ServerState::Unreadable { owner } => Some(owner.as_deref().unwrap_or("unknown")),
+        _ => None,
+    });
+    let mut owners: Vec<&str> = unreadable.collect();
+    let lock_files = match owners.len() {
+        0 => return None,
+        1 => "1 lock file that can't be read is".to_owned(),
+        count => format!("{count} lock files that can't be read are"),
+    };
+    owners.sort_unstable();
+    owners.dedup();
+    Some(format!(
+        "{lock_files} not shown (owned by {}): see --all",
+        owners.join(", ")
+    ))
 }
 
 /// What is shown of them, and how many are not: those of others, who may have made any number.
@@ -193,9 +227,9 @@ enum Status {
 }
 
 impl Row {
-    fn new(server: Server, listening: bool, details: Details) -> Self {
+    fn new(server: Server, ready: bool, details: Details) -> Self {
         let (status, owner) = match server.state {
-            ServerState::Running if listening => (Status::Running, None),
+            ServerState::Running if ready => (Status::Running, None),
             ServerState::Running => (Status::Starting, None),
             ServerState::Stale => (Status::Stale, None),
             ServerState::Unreadable { owner } => (Status::Unreadable, owner),
@@ -225,21 +259,40 @@ impl Row {
     }
 }
 
-fn table(rows: &[Row], args: &StatusArgs) -> String {
-    if rows.is_empty() {
-        return match args.port {
-            Some(port) => format!("No server running on port {port}\n"),
-            None => "No servers running\n".to_owned(),
-        };
+/// What a table shows, and where. Programs read the first four columns from a pipe.
+#[derive(Clone, Copy)]
+struct Look {
+    wide: bool,
+    /// Of the terminal, which shows what each server is as well.
+    width: Option<u16>,
+}
+
+impl Look {
+    fn of(format: Format) -> Self {
+        let terminal = Term::stdout();
+        let size = terminal.is_term().then(|| terminal.size());
+        Self {
+            wide: format == Format::Wide,
+            width: size.map(|(_, columns)| columns),
+        }
     }
-    let wide = args.format == Format::Wide;
-    let mut header = vec!["PORT", "PID", "STARTED", "STATUS"];
-    if wide {
-        header.extend(["UPTIME", "USER", "ADDRESS", "LOG", "COMMAND"]);
+
+    fn tells_all(self) -> bool {
+        self.wide || self.width.is_some()
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    for row in rows {
+
+    fn header(self) -> Vec<&'static str> {
+        let mut header = vec!["PORT", "PID", "STARTED", "STATUS"];
+        if self.wide {
+            header.extend(["UPTIME", "USER", "ADDRESS", "RESTARTS", "LOG"]);
+        }
+        if self.tells_all() {
+            header.push("COMMAND");
+        }
+        header
+    }
+
+    fn cells(self, row: &Row) -> Vec<String> {
         let started = row
             .started_at
             .map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
@@ -248,17 +301,45 @@ fn table(rows: &[Row], args: &StatusArgs) -> String {
             None => format!("{:?}", row.status),
         };
         let mut cells = vec![row.port.to_string(), cell(row.pid), cell(started), status];
-        if wide {
-            let details = &row.details;
+        let details = &row.details;
+        if self.wide {
             cells.extend([
-                cell(details.uptime_seconds.map(|seconds| format!("{seconds}s"))),
+                cell(details.uptime()),
                 cell(details.user.as_ref()),
                 cell(details.address),
+                cell(details.restarts()),
                 cell(details.log_file.as_ref()),
-                cell(details.command.as_ref()),
             ]);
         }
+        if self.tells_all() {
+            cells.push(cell(details.what()));
+        }
+        cells
+    }
+}
+
+fn table(rows: &[Row], port: Option<u16>, look: Look) -> String {
+    if rows.is_empty() {
+        return match port {
+            Some(port) => format!("No server running on port {port}\n"),
+            None => "No servers running\n".to_owned(),
+        };
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(look.header());
+    for row in rows {
+        let mut cells = comfy_table::Row::from(look.cells(row));
+        cells.max_height(1);
         table.add_row(cells);
+    }
+    // Only what is as wide as it takes is shown in full.
+    if let (false, Some(width)) = (look.wide, look.width) {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(width).set_truncation_indicator("…");
+        for column in table.column_iter_mut().take(4) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
     }
     let lines = table.lines().map(|line| format!("{}\n", line.trim()));
     lines.collect()
@@ -331,14 +412,32 @@ fn seen(server: &Server, insight: &Insight) -> Listening {
     }
 }
 
-fn details(server: &Server, seen: Listening, insight: &Insight) -> Details {
+/// Whether it serves, as far as that is told without connecting.
+fn ready(seen: Listening, told: Option<&State>) -> Option<bool> {
+    match (told.and_then(|state| state.ready), seen) {
+        // Whoever was told where to ask knows better than who looks at sockets.
+        (Some(ready), _) => Some(ready),
+        (None, Listening::On(_)) => Some(true),
+        (None, Listening::Not) => Some(false),
+        (None, Listening::Unknown) => None,
+    }
+}
+
+/// What its guard tells.
+fn told(server: &Server) -> Option<State> {
+    let info = server.info.as_ref()?;
+    let runs = server.state == ServerState::Running;
+    runs.then(|| state::read(&server.path, info)).flatten()
+}
+
+fn details(server: &Server, seen: Listening, insight: &Insight, told: Option<&State>) -> Details {
     let address = match seen {
         Listening::On(address) => Some(address),
         Listening::Not | Listening::Unknown => None,
     };
     match &server.info {
         Some(info) if server.state == ServerState::Running => {
-            Details::of(info, &server.path, address, insight)
+            Details::of(info, &server.path, address, insight, told)
         }
         _ => Details::default(),
     }

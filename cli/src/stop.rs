@@ -5,12 +5,14 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
-use llmlb_lock_core::{LockDir, Server, ServerState, StopOptions, StopOutcome};
+use llmlb_lock_core::{LockDir, LockError, Server, ServerState, StopOptions, StopOutcome};
 use tracing::subscriber::NoSubscriber;
 
 use crate::args::StopArgs;
 use crate::exit::{self, Failure};
-use crate::{output, owner, pool};
+#[cfg(unix)]
+use crate::state::Beside;
+use crate::{log, output, owner, pool};
 
 /// How many are stopped side by side.
 const STOPS: usize = 128;
@@ -53,7 +55,7 @@ fn stop_one(
     let spinner = server
         .filter(|server| server.state != ServerState::Stale)
         .map(|_| spin(progress, port));
-    let outcome = locks.stop_server(port, options);
+    let outcome = stop_and_clear(locks, port, options);
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
         progress.remove(&spinner);
@@ -122,6 +124,27 @@ fn stop_one(
     }
 }
 
+fn stop_and_clear(
+    locks: &LockDir,
+    port: u16,
+    options: &StopOptions,
+) -> Result<StopOutcome, LockError> {
+    #[cfg(unix)]
+    let beside = Beside::of(&locks.lock_path(port));
+    let outcome = locks.stop_server(port, options);
+    // Whoever was killed could not clear up.
+    #[cfg(unix)]
+    if let Ok(
+        StopOutcome::Stopped { forced: true, .. }
+        | StopOutcome::StaleCleaned { .. }
+        | StopOutcome::LeftOversEnded { .. },
+    ) = outcome
+    {
+        beside.clear();
+    }
+    outcome
+}
+
 fn spin(progress: &MultiProgress, port: u16) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(format!("waiting for port {port}"));
     let spinner = progress.add(spinner);
@@ -137,7 +160,7 @@ fn remove_stale(locks: &LockDir, ports: &[u16], options: &StopOptions) -> Result
     let removed = pool::map(ports, STOPS, |&port| {
         // Each would be a line of its own.
         tracing::subscriber::with_default(NoSubscriber::default(), || {
-            locks.stop_server(port, options)
+            stop_and_clear(locks, port, options)
         })
     });
     let mut count = 0;
@@ -211,9 +234,11 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
 
 /// Moves on a terminal alone.
 fn progress() -> MultiProgress {
-    MultiProgress::with_draw_target(if io::stderr().is_terminal() {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    })
+    let target = match io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let progress = MultiProgress::with_draw_target(target);
+    log::keep_above(&progress);
+    progress
 }

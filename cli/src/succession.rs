@@ -43,6 +43,8 @@ use tracing::{debug, warn};
 use crate::guard::watch;
 use crate::signals::Shutdown;
 #[cfg(unix)]
+use crate::state::StateFile;
+#[cfg(unix)]
 use door::Door;
 #[cfg(unix)]
 pub(crate) use holder::Successor;
@@ -63,6 +65,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[cfg(unix)]
 const PAUSE: Duration = Duration::from_millis(20);
 
+#[cfg(unix)]
+const TELL_STEP: Duration = Duration::from_secs(1);
+
 /// What a built-in server has to do with those before and after it.
 pub(crate) struct Succession {
     /// None where another process guards the port for this one.
@@ -72,6 +77,9 @@ pub(crate) struct Succession {
     /// Open as long as somebody may take over.
     #[cfg(unix)]
     door: Option<Door>,
+    /// Where this process guards the port.
+    #[cfg(unix)]
+    state: Option<StateFile>,
 }
 
 /// How a reign ends.
@@ -95,6 +103,8 @@ impl Succession {
         Self {
             #[cfg(unix)]
             door: None,
+            #[cfg(unix)]
+            state: None,
             lock: None,
             listener,
             predecessor: None,
@@ -105,6 +115,8 @@ impl Succession {
         Self {
             #[cfg(unix)]
             door: open_door(&lock),
+            #[cfg(unix)]
+            state: Some(StateFile::beside(&lock)),
             lock: Some(lock),
             listener,
             predecessor,
@@ -134,16 +146,9 @@ impl Succession {
         door::exists(&locks.lock_path(port))
     }
 
+    #[cfg(unix)]
     pub(crate) fn lock(&self) -> Option<&ServerLock> {
         self.lock.as_ref()
-    }
-
-    /// Looks after the lock, if it is ours. Completes never.
-    async fn watch(&self) -> Infallible {
-        match &self.lock {
-            Some(lock) => watch(lock).await,
-            None => std::future::pending().await,
-        }
     }
 
     /// To accept from.
@@ -158,9 +163,10 @@ impl Succession {
     pub(crate) async fn reign(&mut self, gateway: &Gateway, shutdown: &mut Shutdown) -> Course {
         loop {
             let knock = tokio::select! {
-                never = self.watch() => match never {},
+                never = look_after(self.lock.as_ref()) => match never {},
+                never = tell(self.state.as_mut(), gateway) => match never {},
                 _ = shutdown.recv() => return Course::Shutdown,
-                knock = self.offer() => knock,
+                knock = offer(self.door.as_ref(), self.lock.as_ref(), &self.listener) => knock,
             };
             let mut successor = match knock {
                 Knock::Nothing => continue,
@@ -189,19 +195,11 @@ impl Succession {
         }
     }
 
-    #[cfg(unix)]
-    async fn offer(&self) -> Knock {
-        match (&self.door, &self.lock) {
-            (Some(door), Some(lock)) => door.offer(lock.as_fd(), self.listener.as_fd()).await,
-            _ => std::future::pending().await,
-        }
-    }
-
     /// Until a signal says to end.
     #[cfg(not(unix))]
     pub(crate) async fn reign(&mut self, _: &Gateway, shutdown: &mut Shutdown) -> Course {
         tokio::select! {
-            never = self.watch() => match never {},
+            never = look_after(self.lock.as_ref()) => match never {},
             _ = shutdown.recv() => Course::Shutdown,
         }
     }
@@ -216,6 +214,9 @@ impl Succession {
         }
         if let Err(e) = lock.adopt() {
             warn!("{e}");
+        }
+        if let Some(state) = &mut self.state {
+            state.begins(lock.info(), None);
         }
     }
 
@@ -236,4 +237,33 @@ fn open_door(lock: &ServerLock) -> Option<Door> {
     Door::open(lock)
         .inspect_err(|e| debug!("No successor can take over: {e}"))
         .ok()
+}
+
+/// Looks after the lock, if it is ours. Completes never.
+async fn look_after(lock: Option<&ServerLock>) -> Infallible {
+    match lock {
+        Some(lock) => watch(lock).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells `llmlb status` how many backends are up, whenever that has changed.
+#[cfg(unix)]
+async fn tell(state: Option<&mut StateFile>, gateway: &Gateway) -> Infallible {
+    let Some(state) = state else {
+        return std::future::pending().await;
+    };
+    loop {
+        let (up, all) = gateway.backends_up();
+        state.backends(up, all);
+        sleep(TELL_STEP).await;
+    }
+}
+
+#[cfg(unix)]
+async fn offer(door: Option<&Door>, lock: Option<&ServerLock>, listener: &TcpListener) -> Knock {
+    match (door, lock) {
+        (Some(door), Some(lock)) => door.offer(lock.as_fd(), listener.as_fd()).await,
+        _ => std::future::pending().await,
+    }
 }

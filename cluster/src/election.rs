@@ -283,6 +283,11 @@ impl Candidate {
 
     /// Waits until something is seen, or `then`.
     fn wait(&mut self, then: Option<BootTime>) -> Result<(), ClusterError> {
+        // Holder and fence change at once, and are heard of one after the other.
+        let left = then.map_or(Duration::ZERO, BootTime::remaining);
+        if self.seen.holder.is_none() && self.told.is_some() && self.hear(left.min(JITTER))? {
+            return Ok(());
+        }
         let refusal = self.refusal(then);
         let end = match (self.patience, &self.seen.holder) {
             // Its lease lives: that is an answer. Without one, its time has to run out.

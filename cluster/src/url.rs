@@ -98,7 +98,16 @@ impl fmt::Display for ClusterUrl {
         for (i, endpoint) in self.endpoints.iter().enumerate() {
             write!(f, "{}{endpoint}", if i == 0 { "" } else { "," })?;
         }
-        write!(f, "/{}", self.prefix)
+        write!(f, "/{}", self.prefix)?;
+        let ca = self.ca.as_ref().map(|file| ("ca", file));
+        let identity = self.identity.as_ref();
+        let identity = identity.map(|(cert, key)| [("cert", cert), ("key", key)]);
+        let files = ca.into_iter().chain(identity.into_iter().flatten());
+        for (i, (name, file)) in files.enumerate() {
+            let mark = if i == 0 { '?' } else { '&' };
+            write!(f, "{mark}{name}={}", file.display())?;
+        }
+        Ok(())
     }
 }
 
@@ -238,7 +247,8 @@ mod tests {
     fn all_of_it_is_read() {
         let url = "etcds://h1:1,[::1]:2,10.0.0.3/a/b?ca=/ca.pem&cert=/c.pem&key=/k.pem";
         let url = ClusterUrl::parse(url).unwrap();
-        assert_eq!(url.to_string(), "etcds://h1:1,[::1]:2,10.0.0.3:2379/a/b");
+        let whole = "etcds://h1:1,[::1]:2,10.0.0.3:2379/a/b?ca=/ca.pem&cert=/c.pem&key=/k.pem";
+        assert_eq!(url.to_string(), whole);
         assert_eq!(url.ca, Some("/ca.pem".into()));
         assert_eq!(url.identity, Some(("/c.pem".into(), "/k.pem".into())));
     }

@@ -21,6 +21,8 @@ pub struct Kin {
     launcher: Option<ProcessHandle>,
     /// May belong to it: looked at before they are killed.
     seen: Vec<ProcessHandle>,
+    /// Who carries the ID, or is in the cgroup.
+    marked: Marked,
 }
 
 impl Kin {
@@ -44,6 +46,7 @@ impl Kin {
             server: ProcessHandle::open(server)?.ok_or(io::ErrorKind::NotFound)?,
             launcher: ProcessHandle::open(launcher)?,
             seen: Vec::new(),
+            marked: Marked::default(),
         })
     }
 
@@ -115,18 +118,18 @@ impl Kin {
                 result = result.and(handle.kill());
             }
         }
-        let mut marked = Marked::default();
-        marked.search(&|id| id == self.family.id())?;
-        for (handle, _) in &marked.found {
+        let family = &self.family;
+        self.marked.search(&|id| id == family.id())?;
+        for (handle, _) in &self.marked.found {
             if handle.pid() != server && !has_ended(handle) {
                 left += usize::from(!known.contains(&handle.pid()));
                 result = result.and(handle.kill());
             }
         }
         if left == 0 {
-            marked.close();
+            self.marked.close();
         } else {
-            marked.kill();
+            self.marked.kill();
         }
         result.map(|()| left)
     }

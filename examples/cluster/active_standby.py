@@ -36,6 +36,7 @@ async def until_it_has_to_end(cluster: Cluster, active: Exclusive) -> None:
     terminated = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     async with cluster.stop_requests(active.record) as requests:
+        say(f"active: token {active.token}")
         lost = asyncio.create_task(active.wait_lost_async())
         ends = {
             lost,
@@ -56,8 +57,8 @@ async def main(url: str, service: str, host: str, port: str) -> None:
     active = await cluster.acquire_async(
         service,
         record,
-        ttl=5,
-        drain=1,
+        ttl=3,
+        drain=0.5,
         self_fencing=True,
         timeout=math.inf,
         on_wait=lambda reason: say(f"standby: {reason}"),
@@ -68,7 +69,6 @@ async def main(url: str, service: str, host: str, port: str) -> None:
         await asyncio.start_server(partial(answer, active.token), "127.0.0.1", int(port)),
         cluster.register(active.record),
     ):
-        say(f"active: token {active.token}")
         await until_it_has_to_end(cluster, active)
     say("ended")
 

@@ -73,10 +73,12 @@ class Stack:
         script = HERE / "llama_server.py"
         return [sys.executable, script, "--model", self.model, "--alias", alias, "--port", port]
 
-    def gateway(self, backends, *args):
+    def gateway(self, backends, *args, key=KEY):
         port = free_port()
         urls = [part for url in backends for part in ("--backend", url)]
-        command = ["serve", "--port", port, "--health-interval", "0.1", "--api-key", KEY]
+        command = ["serve", "--port", port, "--health-interval", "0.1"]
+        if key:
+            command += ["--api-key", key]
         process = self.start(LLMLB, *command, *urls, *args)
         wait_until("all backends", lambda: self.up(port) == len(backends))
         return process, port

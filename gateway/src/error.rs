@@ -54,6 +54,10 @@ pub(crate) enum Refusal {
     Loop,
     /// All that could serve it have as many as they may have.
     Full,
+    /// And as many wait for them as may; when it may have gone on.
+    QueueFull(Duration),
+    /// It has waited for them as long as it may.
+    QueueTimedOut,
     /// As many are in flight as may be.
     Overloaded,
     /// The gateway is about to end.
@@ -76,8 +80,10 @@ impl Refusal {
             Self::Unreachable(..) | Self::Broken(_) => StatusCode::BAD_GATEWAY,
             Self::TooLate(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Loop => StatusCode::LOOP_DETECTED,
+            Self::QueueFull(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::NoBackends(_)
             | Self::Full
+            | Self::QueueTimedOut
             | Self::AllDown(_)
             | Self::Overloaded
             | Self::TooManyUploads
@@ -106,6 +112,8 @@ impl Refusal {
             Self::TooLate(_) => "backend_timeout",
             Self::Loop => "loop_detected",
             Self::Full | Self::Overloaded | Self::TooManyUploads => "overloaded",
+            Self::QueueFull(_) => "queue_full",
+            Self::QueueTimedOut => "queue_timeout",
             Self::Draining => "shutting_down",
         }
     }
@@ -143,6 +151,16 @@ impl Refusal {
             Self::Full => {
                 "every backend that could serve this has as many requests as it may".to_owned()
             }
+            Self::QueueFull(_) => {
+                "every backend that could serve this has as many requests as it may, \
+                and so has the queue"
+                    .to_owned()
+            }
+            Self::QueueTimedOut => {
+                "every backend that could serve this has as many requests as it \
+                may, and this has waited as long as it may"
+                    .to_owned()
+            }
             Self::Overloaded => "too many requests in flight".to_owned(),
             Self::Draining => "the gateway is shutting down".to_owned(),
         }
@@ -152,9 +170,11 @@ impl Refusal {
         match self {
             Self::NoBackends(_)
             | Self::Full
+            | Self::QueueTimedOut
             | Self::Overloaded
             | Self::TooManyUploads
             | Self::Draining => Some(Duration::ZERO),
+            Self::QueueFull(time) => Some(*time),
             Self::AllDown(interval) | Self::Unreachable(_, interval) => Some(*interval),
             _ => None,
         }

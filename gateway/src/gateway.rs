@@ -42,6 +42,14 @@ impl Gateway {
         *self.shared.description() = description;
     }
 
+    /// How many backends answer health checks, and how many there are.
+    #[must_use]
+    pub fn backends_up(&self) -> (usize, usize) {
+        let roster = self.shared.live.roster();
+        let up = roster.members().iter().filter(|b| b.is_up()).count();
+        (up, roster.members().len())
+    }
+
     /// Takes its backends from here, the set that is there now and all that come: backends that
     /// stay keep their state and their connections, new ones are given requests after their first
     /// good health check, and those that are gone finish what they have. When the sender is

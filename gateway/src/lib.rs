@@ -78,6 +78,7 @@ mod pick;
 mod probe;
 mod protocol;
 mod proxy;
+mod queue;
 mod report;
 mod roster;
 mod set;

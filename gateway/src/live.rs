@@ -117,6 +117,7 @@ impl Live {
         let still = removed.iter().cloned().chain(leaving.into_values());
         desk.retired = still.filter(|backend| backend.in_flight() > 0).collect();
         self.roster.store(Arc::new(Roster::new(members)));
+        self.care.queue.changed();
         Change { added, removed }
     }
 

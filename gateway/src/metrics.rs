@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     first_token: HistogramVec,
     inter_token: HistogramVec,
     tokens: IntCounterVec,
+    queue_depth: IntGaugeVec,
+    queue_wait: HistogramVec,
 }
 
 /// Of one model at one backend.
@@ -106,6 +108,17 @@ impl Metrics {
                 "llmlb_tokens_total",
                 "Tokens read (in) and made (out), as the backends' answers tell",
                 &["model", "backend", "direction"],
+            )?,
+            queue_depth: made.gauges(
+                "llmlb_queue_depth",
+                "Requests that wait for a backend which has as many as it may",
+                &[],
+            )?,
+            queue_wait: made.histograms(
+                "llmlb_queue_wait_seconds",
+                "How long requests have waited for that, those in vain included",
+                &[],
+                &long,
             )?,
             registry: registry.clone(),
         };
@@ -181,6 +194,12 @@ impl Metrics {
         histogram.observe(total.as_secs_f64());
     }
 
+    /// A request has been in the queue for so long.
+    pub(crate) fn waited(&self, time: Duration) {
+        let wait = self.queue_wait.with_label_values::<&str>(&[]);
+        wait.observe(time.as_secs_f64());
+    }
+
     /// The gateway itself has answered.
     pub(crate) fn refused(&self, refusal: &Refusal) {
         self.answered(refusal.status().as_u16());
@@ -201,9 +220,15 @@ impl Metrics {
     }
 
     /// All of it, with these backends as they are now.
-    pub(crate) fn text(&self, backends: &[Arc<Backend>]) -> prometheus::Result<Vec<u8>> {
+    pub(crate) fn text(
+        &self,
+        backends: &[Arc<Backend>],
+        waiting: usize,
+    ) -> prometheus::Result<Vec<u8>> {
         // One at a time, so that none sees the gauges of those that are gone half taken away.
         let _alone = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let depth = self.queue_depth.with_label_values::<&str>(&[]);
+        depth.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.in_flight.reset();
         self.up.reset();
         for backend in backends {

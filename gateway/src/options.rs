@@ -41,6 +41,8 @@ pub struct Options {
     pub(crate) stream_idle_timeout: Option<Duration>,
     pub(crate) access_log: bool,
     pub(crate) affinity: Affinity,
+    pub(crate) queue: usize,
+    pub(crate) queue_timeout: Duration,
     pub(crate) description: Vec<(String, Value)>,
     pub(crate) no_backends_hint: String,
 }
@@ -62,6 +64,8 @@ impl Default for Options {
             stream_idle_timeout: None,
             access_log: false,
             affinity: Affinity::default(),
+            queue: 512,
+            queue_timeout: Duration::from_secs(30),
             description: Vec::new(),
             no_backends_hint: "no backends: none is configured".to_owned(),
         }
@@ -147,6 +151,22 @@ impl Options {
     #[must_use]
     pub fn affinity(mut self, affinity: Affinity) -> Self {
         self.affinity = affinity;
+        self
+    }
+
+    /// How many requests may wait for backends that have as many as they may, see
+    /// [`BackendSpec::max`](crate::BackendSpec::max); more are answered with 429 (default: 512). With 0,
+    /// none waits, and the answer is 503.
+    #[must_use]
+    pub fn queue(mut self, count: usize) -> Self {
+        self.queue = count;
+        self
+    }
+
+    /// How long each of them may wait; then the answer is 503 (default: 30 s).
+    #[must_use]
+    pub fn queue_timeout(mut self, patience: Duration) -> Self {
+        self.queue_timeout = patience;
         self
     }
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Failure(OSError):
     """An error with details: what its message is made of, as attributes."""
 
-    def __init__(self, message: str = "", **details: Any) -> None:
+    def __init__(self, message: str = "", /, **details: Any) -> None:
         super().__init__(message)
         for name, value in details.items():
             setattr(self, name, value)

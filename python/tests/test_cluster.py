@@ -39,6 +39,7 @@ from llmlb_lock.cluster import (
     NotYet,
     Outage,
     Record,
+    Refused,
     Snapshot,
     StopRequest,
     Unreachable,
@@ -185,20 +186,15 @@ def test_a_lease_whose_key_is_taken_away_is_lost(cluster: Cluster, etcd: Etcd, u
 
 def test_a_lease_that_nobody_gave_back_ends_by_itself(cluster: Cluster, url: str) -> None:
     code = """
-import os, sys
+import sys
 from llmlb_lock.cluster import Cluster, Record
 cluster = Cluster.connect(sys.argv[1])
 active = cluster.acquire("chat", Record("chat", "gpu1", 8000), ttl=3, drain=0.5)
 print(active.token)
-if sys.argv[2] == "killed":
-    os._exit(0)
 """
-    token = 0
-    for how in "killed", "ends":
-        assert int(run_python(code, url, how)) > token
-        record = Record("chat", "gpu2", 8000)
-        with cluster.acquire("chat", record, timeout=PATIENCE) as active:
-            token = active.token
+    token = int(run_python(code, url))
+    with cluster.acquire("chat", Record("chat", "gpu2", 8000), timeout=PATIENCE) as active:
+        assert active.token > token
 
 
 def test_a_lease_that_is_lost_sight_of_is_not_renewed(cluster: Cluster) -> None:
@@ -246,6 +242,21 @@ def test_a_server_is_stopped_from_elsewhere(cluster: Cluster) -> None:
             assert request.from_host == "laptop"
             assert request.at <= datetime.now(timezone.utc)
             assert ticket.wait(0.1) == "accepted"
+            registration.withdraw()
+            assert ticket.wait(PATIENCE) == "stopped"
+
+
+def test_a_server_that_leaves_is_not_found_and_has_not_ended(cluster: Cluster) -> None:
+    record = Record("chat", "gpu1", 8000)
+    with cluster.register(record) as registration, cluster.watch("chat") as watch:
+        while watch.next(PATIENCE) not in (Snapshot((record,)), Up(record)):
+            pass
+        with cluster.request_stop(record) as ticket:
+            registration.leave()
+            assert watch.next(PATIENCE) == Down("chat", "gpu1:8000")
+            (server,) = cluster.servers("chat")
+            assert (server.record, server.registered, server.leaving) == (record, False, True)
+            assert ticket.wait(0.1) == "unanswered"
             registration.withdraw()
             assert ticket.wait(PATIENCE) == "stopped"
 
@@ -310,6 +321,24 @@ def test_a_registration_does_not_need_etcd_to_start(url: str) -> None:
         assert not registration.registered
     with pytest.raises(Unreachable):
         away.acquire("chat", Record("chat", "gpu1", 8000))
+
+
+def test_a_user_and_a_password() -> None:
+    with Etcd() as etcd:
+        etcd.call("auth/user/add", {"name": "root", "password": "of etcd"})
+        etcd.call("auth/role/add", {"name": "root"})
+        etcd.call("auth/user/grant", {"user": "root", "role": "root"})
+        etcd.call("auth/enable", {})
+        url = etcd.url("auth")
+        cluster = Cluster.connect(url, user="root", password="of etcd")
+        assert "of etcd" not in repr(cluster)
+        with cluster.acquire("chat", Record("chat", "gpu1", 8000)):
+            assert len(cluster.servers()) == 1
+        with pytest.raises(Refused, match="check user and password") as refused:
+            Cluster.connect(url, user="root", password="wrong").servers()
+        assert refused.value.address == f"127.0.0.1:{etcd.port}"
+        with pytest.raises(Refused):
+            Cluster.connect(url).servers()
 
 
 def test_wrong_arguments_are_named(cluster: Cluster, tmp_path: Path) -> None:

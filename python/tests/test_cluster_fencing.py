@@ -21,6 +21,7 @@ import ctypes, os, signal, sys, time, warnings
 from llmlb_lock.cluster import Cluster, Record, WatchdogError
 cluster = Cluster.connect(sys.argv[1])
 record = Record("chat", "gpu1", 8000)
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 def acquire(ttl):
     return cluster.acquire("chat", record, ttl=ttl, drain=0.2, self_fencing=True)
 """

@@ -12,7 +12,9 @@ if sys.platform != "linux":
 from support import run_python
 
 SETUP = """
-import os, sys
+import os, sys, warnings
+# Python 3.12 warns of forks in processes with threads, as those that renew are.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 from llmlb_lock.cluster import Cluster, ClusterError, Record
 cluster = Cluster.connect(sys.argv[1])
 active = cluster.acquire("chat", Record("chat", "gpu1", 8000), ttl=3, drain=0.5)

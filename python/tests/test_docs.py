@@ -13,9 +13,8 @@ README = Path(__file__).parents[1] / "README.md"
 FLAGS = doctest.ELLIPSIS | doctest.FAIL_FAST
 
 
-MODULES = {"llmlb_lock": 5, "llmlb_lock._lock": 5}
-if sys.platform == "linux":
-    MODULES |= {"llmlb_lock.cluster._cluster": 1, "llmlb_lock.cluster._records": 2}
+CLUSTER = {"llmlb_lock.cluster._cluster": 1, "llmlb_lock.cluster._records": 2}
+MODULES = {"llmlb_lock": 5, "llmlb_lock._lock": 5} | (CLUSTER if sys.platform == "linux" else {})
 
 
 @pytest.mark.parametrize(("name", "least"), MODULES.items())

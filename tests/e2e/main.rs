@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[cfg(unix)] // shells
+mod completion;
 #[cfg(target_os = "linux")] // PID namespaces
 mod container;
 // FUSE, ptrace.
@@ -13,6 +15,7 @@ mod hostile;
 // Cgroups, sessions, `/proc`.
 #[cfg(target_os = "linux")]
 mod left_over;
+mod log;
 #[cfg(unix)]
 mod picture;
 mod readme;
@@ -26,6 +29,8 @@ mod restart;
 mod serve;
 #[cfg(unix)]
 mod signals;
+#[cfg(unix)] // what a guard tells
+mod state;
 mod status;
 mod stop;
 mod stories;

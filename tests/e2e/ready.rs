@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
 
 use llmlb_tests::{PATIENCE, Running, Sandbox, free_port};
+use nix::sys::signal::Signal;
 
 const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
 
@@ -157,6 +158,34 @@ fn the_watchdog_is_fed_while_the_server_is_healthy() {
     systemd.0.set_read_timeout(Some(silence)).unwrap();
     let told = std::iter::from_fn(|| systemd.0.recv(&mut [0; 64]).ok()).take(3);
     assert!(told.count() < 3, "an unhealthy server is vouched for");
+}
+
+#[test]
+fn the_watchdog_is_fed_by_a_balancer_that_lives() {
+    let sandbox = Sandbox::new();
+    let systemd = Systemd::new(&sandbox);
+    let port = free_port().to_string();
+    let mut command = sandbox.llmlb(["serve", "--port", &port]);
+    command.env("NOTIFY_SOCKET", sandbox.path().join("notify"));
+    command.env("WATCHDOG_USEC", "300000");
+    let balancer = Running::start(&mut command);
+    assert!(systemd.receive().contains("READY=1"));
+    let fed = || {
+        for _ in 0..3 {
+            assert_eq!(systemd.receive().trim(), "WATCHDOG=1");
+        }
+    };
+    fed();
+    balancer.signal(Signal::SIGSTOP);
+    let silence = std::time::Duration::from_secs(1);
+    systemd.0.set_read_timeout(Some(silence)).unwrap();
+    let told = std::iter::from_fn(|| systemd.0.recv(&mut [0; 64]).ok()).take(3);
+    assert!(told.count() < 3, "one that hangs is vouched for");
+    systemd.0.set_read_timeout(Some(PATIENCE)).unwrap();
+    balancer.signal(Signal::SIGCONT);
+    fed();
+    balancer.ask_to_end();
+    while !systemd.receive().contains("STOPPING=1") {}
 }
 
 #[test]

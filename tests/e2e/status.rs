@@ -79,7 +79,10 @@ fn what_runs_is_told() {
     let wide = sandbox.run(["status", "--format", "wide"]).expect(0).stdout;
     let header = wide.lines().next().unwrap();
     let header: Vec<_> = header.split_ascii_whitespace().collect();
-    assert_eq!(header[4..], ["UPTIME", "USER", "ADDRESS", "LOG", "COMMAND"]);
+    let details = ["UPTIME", "USER", "ADDRESS", "RESTARTS", "LOG", "COMMAND"];
+    assert_eq!(header[4..], details);
+    let footer = format!("Locks are in {}", sandbox.path().display());
+    assert_eq!(wide.lines().last(), Some(&*footer));
     assert!(wide.contains(&command), "{wide}");
     assert!(!wide.contains('\x1b'));
     sandbox.run(["stop", &text]).expect(0);

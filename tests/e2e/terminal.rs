@@ -138,6 +138,25 @@ fn something_moves_while_stop_waits() {
     assert!(is_alive(server));
 }
 
+#[test]
+fn no_line_is_left_of_what_moved() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let _llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}", "stubborn"]);
+    let stop = ["stop", &port.to_string(), "-t", "0.5", "--force"];
+    let mut terminal = Terminal::run(sandbox.llmlb(stop));
+    assert_eq!(terminal.wait(), Some(0));
+    terminal.expect("Server killed: it did not stop within 500ms");
+    terminal.expect("did not stop in time, killing it");
+    assert!(terminal.shows(&format!("waiting for port {port}")));
+    let screen = terminal.screen.lock().unwrap().clone();
+    for line in screen.lines() {
+        // What was there before was wiped away.
+        let left = line.rsplit("\r\x1b[2K").next().unwrap();
+        assert!(!left.contains("waiting for port"), "{screen}");
+    }
+}
+
 const CTRL_Z: &[u8] = &[26];
 
 #[test]
@@ -367,4 +386,34 @@ fn nothing_moves_where_nobody_is_waited_for() {
     assert_eq!(terminal.wait(), Some(0));
     terminal.expect(&format!("cleaning up port {port}"));
     assert!(!terminal.shows("waiting for port"));
+}
+
+#[test]
+fn status_fits_the_terminal_and_says_what_runs_and_where_the_locks_are() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let long = "x".repeat(200);
+    let _server = sandbox.supervise(port, &[], &[GUINEA, "{port}", &long]);
+    let show = || {
+        let mut status = Command::new("sh");
+        let script = "stty cols 72 rows 24; exec \"$0\" status";
+        status.args(["-c", script]).arg(llmlb_tests::llmlb_binary());
+        status.env("LLMLB_LOCK_DIR", sandbox.path());
+        let mut terminal = Terminal::run(status);
+        terminal.expect("Locks are in ");
+        terminal.wait();
+        terminal.screen.lock().unwrap().clone()
+    };
+    let screen = show();
+    let lines: Vec<&str> = screen.lines().collect();
+    let header: Vec<&str> = lines[0].split_whitespace().collect();
+    assert_eq!(header, ["PORT", "PID", "STARTED", "STATUS", "COMMAND"]);
+    assert!(lines[1].contains("  Running  "), "{screen}");
+    assert!(lines[1].ends_with('…'), "{screen}");
+    assert!(lines[1].chars().count() <= 72, "{screen}");
+    let footer = format!("Locks are in {}", sandbox.path().display());
+    assert_eq!(lines[2], footer);
+    // Whoever wants to read all of it asks for that, or for a pipe.
+    let wide = sandbox.run(["status", "--format", "wide"]).expect(0);
+    assert!(wide.stdout.contains(&long), "{wide:?}");
 }

@@ -67,6 +67,13 @@ fn other_tools_commands_are_answered_with_ours() {
             .contains("put -- before the command: llmlb serve [OPTIONS] -- vllm"),
         "{told:?}"
     );
+    let told = sandbox.run(["serve", "8000"]).expect(2);
+    assert!(told.stderr.contains("llmlb serve --port 8000"), "{told:?}");
+    let told = sandbox.run(["cargo", "run"]).expect(2);
+    assert!(
+        told.stderr.contains("llmlb serve [OPTIONS] -- cargo"),
+        "{told:?}"
+    );
     // What nobody meant is clap's business.
     sandbox.run(["frobnicate"]).expect(2);
 }

@@ -101,7 +101,7 @@ impl Membership {
                     if let Some(wait) = wait {
                         output::note(&format!("Waited {wait:?} in vain"));
                     }
-                    let url = &connection.url;
+                    let url = connection.typed();
                     let stop = format!("llmlb stop --cluster {url} --service {service}");
                     Failure::new(exit::FAILURE, format!("{e}\n\nTo stop: {stop}"))
                 }

@@ -2,7 +2,7 @@
 //! only the one with the highest token. Apart from the other sources, as it alone follows etcd.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -123,7 +123,8 @@ fn backend(record: &Record, service: &str) -> Option<BackendSpec> {
         .ok()?;
     let weight = record.slots.and_then(NonZeroU32::new);
     let spec = BackendSpec::new(url).weight(weight.unwrap_or(NonZeroU32::MIN));
-    Some(spec.origin(origin(service)))
+    let max = weight.and_then(|slots| NonZeroUsize::try_from(slots).ok());
+    Some(spec.max(max).origin(origin(service)))
 }
 
 fn origin(service: &str) -> String {

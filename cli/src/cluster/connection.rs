@@ -57,6 +57,16 @@ impl Connection {
         })
     }
 
+    /// The URL as it is typed into a shell.
+    pub(crate) fn typed(&self) -> String {
+        let url = self.url.to_string();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
+        match url.chars().all(plain) {
+            true => url,
+            false => format!("'{}'", url.replace('\'', "'\\''")),
+        }
+    }
+
     /// etcd has not answered within [`PATIENCE`].
     pub(crate) fn silent(&self) -> Failure {
         Failure::new(

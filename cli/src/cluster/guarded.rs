@@ -66,9 +66,17 @@ fn literal(arg: OsString) -> OsString {
     OsString::from_vec(text)
 }
 
-/// The arguments that the guard was given, and its port, if this is such a server.
-pub(crate) fn arguments(mut args: impl Iterator<Item = OsString>) -> (Vec<OsString>, Option<u16>) {
-    let mut all: Vec<_> = args.by_ref().collect();
+/// The arguments of this process, as the guard was given them where this is such a server.
+pub(crate) fn typed() -> Vec<OsString> {
+    arguments(std::env::args_os().collect()).0
+}
+
+/// The guard's port, if this is such a server.
+pub(crate) fn port() -> Option<u16> {
+    arguments(std::env::args_os().take(3).collect()).1
+}
+
+fn arguments(mut all: Vec<OsString>) -> (Vec<OsString>, Option<u16>) {
     let port = match all.get(1..3) {
         Some([name, port]) if name == BALANCER => port.to_str().and_then(|port| port.parse().ok()),
         _ => None,
@@ -114,16 +122,10 @@ mod tests {
             literal("a{port}b{host}{x}{port"),
             "a{{port}}b{{host}}{x}{port"
         );
-        let all = ["llmlb", BALANCER, "8000", "serve", "-p0"].map(OsString::from);
-        let (rest, port) = arguments(all.into_iter());
-        assert_eq!(
-            (rest, port),
-            (
-                ["llmlb", "serve", "-p0"].map(OsString::from).into(),
-                Some(8000)
-            )
-        );
-        let all = ["llmlb", "serve"].map(OsString::from);
-        assert_eq!(arguments(all.clone().into_iter()), (all.into(), None));
+        let all = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let (rest, port) = arguments(all(&["llmlb", BALANCER, "8000", "serve", "-p0"]));
+        assert_eq!((rest, port), (all(&["llmlb", "serve", "-p0"]), Some(8000)));
+        let plain = all(&["llmlb", "serve"]);
+        assert_eq!(arguments(plain.clone()), (plain, None));
     }
 }

@@ -32,8 +32,19 @@ pub(crate) use elsewhere::Active;
 #[cfg(target_os = "linux")]
 pub(crate) use registration::Membership;
 
+use std::ffi::OsString;
+
 use crate::args::{StatusArgs, StopArgs};
 use crate::exit::Failure;
+
+/// The arguments that somebody has typed.
+pub(crate) fn typed() -> Vec<OsString> {
+    #[cfg(target_os = "linux")]
+    let typed = guarded::typed();
+    #[cfg(not(target_os = "linux"))]
+    let typed = std::env::args_os().collect();
+    typed
+}
 
 /// `llmlb status --cluster`.
 #[cfg(target_os = "linux")]

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use rustix::stdio::stdout;
 
+use crate::log;
+
 /// How long what has ended may take to be read to its end; a process that was let go has the pipe
 /// still.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -61,7 +63,8 @@ impl Lost {
     fn write(&mut self, text: &[u8]) {
         if self.bytes > 0 {
             let Self { bytes, why } = self;
-            let remark = format!("\nllmlb: {bytes} bytes of output were lost here: {why}\n");
+            let what = format!("{bytes} bytes of output were lost here: {why}");
+            let remark = format!("\n{}", log::warning(&what));
             if try_write(remark.as_bytes()).is_err() {
                 self.bytes += text.len();
                 return;

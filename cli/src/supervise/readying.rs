@@ -45,8 +45,14 @@ pub(super) fn probe(server: u32, port: u16, args: &ServeArgs) -> Probe {
     }
 }
 
-/// Tells all who have to know when the server is ready; completes only if it is not in time.
-pub(super) async fn follow(probe: Probe, readiness: &Readiness, args: &ServeArgs) -> TooLate {
+/// Tells all who have to know when the server is ready, after `on_ready`; completes only if it is not
+/// in time.
+pub(super) async fn follow(
+    probe: Probe,
+    readiness: &Readiness,
+    args: &ServeArgs,
+    on_ready: impl FnOnce(),
+) -> TooLate {
     let started = Instant::now();
     let too_late = async {
         match args.supervision.ready_timeout {
@@ -77,6 +83,7 @@ pub(super) async fn follow(probe: Probe, readiness: &Readiness, args: &ServeArgs
         "accepting connections after {:.1} s{answering}",
         started.elapsed().as_secs_f64()
     );
+    on_ready();
     info!("{status}");
     notify_ready_as(&status);
     readiness.reached(probe.server);

@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
+use chrono::{SubsecRound, Utc};
 use llmlb_lock_core::{LockError, Offspring, SERVER_ID_ENV, ServerLock};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
@@ -26,6 +27,7 @@ use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, watch};
 use crate::ready::Readiness;
 use crate::signals::{Inherited, Shutdown, Stream, die_of};
+use crate::state::{LastEnd, StateFile};
 
 /// How long those may take to end that hold the lock still, when all else has ended.
 const GRACE: Duration = Duration::from_secs(1);
@@ -55,9 +57,11 @@ pub(crate) async fn run(
         Restart::No => Restarts::new(0),
         Restart::OnFailure => Restarts::new(args.supervision.restart_max),
     };
+    let mut state = StateFile::beside(&lock);
     loop {
         let mut life = live(
             &mut lock,
+            &mut state,
             args,
             readiness,
             active.as_ref(),
@@ -70,6 +74,7 @@ pub(crate) async fn run(
             match restarts.failed(Instant::now()) {
                 // The lock is ours meanwhile: nobody else gets the port.
                 Next::Pause(pause, number) => {
+                    state.ended(lock.info(), life.end());
                     let max = args.supervision.restart_max;
                     warn!(
                         "{}; it is started again in {pause:?} (restart {number} of {max} within 10 \
@@ -78,12 +83,15 @@ pub(crate) async fn run(
                     );
                     if told.pause(pause).await {
                         if let Some(lost) = active.as_ref().and_then(Active::failure) {
+                            drop(state);
                             lock.release()?;
                             return Err(lost);
                         }
+                        state.restarted();
                         continue;
                     }
                     announce_shutdown();
+                    drop(state);
                     lock.release()?;
                     return Ok(exit::OK);
                 }
@@ -95,6 +103,7 @@ pub(crate) async fn run(
             }
         }
         readiness.untold().await;
+        drop(state);
         if !give_back(lock) {
             life.left_behind = LeftBehind::Alive;
         }
@@ -203,6 +212,20 @@ impl Life {
         }
     }
 
+    fn end(&self) -> LastEnd {
+        let (exit_code, signal) = match self.status {
+            WaitStatus::Exited(_, code) => (Some(code), None),
+            WaitStatus::Signaled(_, signal, _) => (None, Some(signal.as_str().to_owned())),
+            _ => (None, None),
+        };
+        LastEnd {
+            at: Utc::now().trunc_subsecs(6),
+            exit_code,
+            signal,
+            too_late: self.too_late.is_some(),
+        }
+    }
+
     /// The exit code that says the same; or dies of the same signal.
     fn outcome(self) -> Result<u8, Failure> {
         if let Some(failure) = self.too_late {
@@ -224,6 +247,7 @@ impl Life {
 /// From the server's start until all that it has left behind is gone. The lock is ours again then.
 async fn live(
     lock: &mut ServerLock,
+    state: &mut StateFile,
     args: &ServeArgs,
     readiness: &Readiness,
     active: Option<&Active>,
@@ -254,7 +278,9 @@ async fn live(
     );
 
     let probe = readying::probe(server.as_raw().unsigned_abs(), lock.info().port, args);
-    let mut following = Box::pin(readying::follow(probe, readiness, args));
+    state.begins(lock.info(), probe.url.as_ref().map(|_| false));
+    let following = readying::follow(probe, readiness, args, || state.ready());
+    let mut following = Box::pin(following);
     let mut too_late = None;
     readiness.begin();
     let ended = Ended::of(server);

@@ -46,7 +46,7 @@ pub(crate) async fn run(
     );
 
     let probe = readying::probe(server, lock.info().port, args);
-    let mut following = Box::pin(readying::follow(probe, readiness, args));
+    let mut following = Box::pin(readying::follow(probe, readiness, args, || {}));
     let mut too_late = None;
     let mut deadline: Option<Instant> = None;
     let status = loop {

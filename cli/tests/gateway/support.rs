@@ -75,7 +75,10 @@ impl Gateway {
 
     fn spawn(mut command: Command, backends: &[String], args: &[&str]) -> Self {
         let locks = tempfile::tempdir().unwrap();
-        command.args(["--port", "0"]).args(args);
+        // Without affinity: most tests send the same conversation again and again.
+        command
+            .args(["--port", "0", "--affinity", "off"])
+            .args(args);
         for url in backends {
             command.args(["--backend", url]);
         }

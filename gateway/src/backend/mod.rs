@@ -40,6 +40,7 @@ use crate::auth::ApiKey;
 use crate::counters::Counters;
 use crate::options::Options;
 use crate::outlier::Record;
+use crate::queue::Queue;
 use crate::set::BackendSpec;
 use crate::url::BackendUrl;
 use crate::warnings::Warnings;
@@ -60,12 +61,15 @@ pub(crate) struct Care {
     pub(crate) via: HeaderValue,
     /// How many threads keep connections.
     pub(crate) workers: usize,
+    /// Who waits for a place.
+    pub(crate) queue: Arc<Queue>,
 }
 
 impl Care {
     pub(crate) fn of(options: &Options, workers: usize, via: HeaderValue) -> Self {
         Self {
             workers,
+            queue: Arc::new(Queue::new(options.queue)),
             thresholds: Thresholds {
                 rise: options.health_rise,
                 fall: options.health_fall,
@@ -229,6 +233,7 @@ impl Backend {
         if self.ejection.probed(&self.name, last_piece, &load.bars) {
             self.returned();
         }
+        self.care.queue.changed();
     }
 
     /// It was found out of order.

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 
 use super::attempt::{Attempt, Outgoing, attempt, out_of_descriptors};
 use super::flight::Flight;
+use super::waiting::{self, Without};
 use crate::backend::{Connection, Place};
 use crate::error::Refusal;
 use crate::pick::{Tried, Wanted};
@@ -39,16 +40,22 @@ pub(super) async fn dispatch(
     // What one said that has enough, for when nobody has anything better to say.
     let mut spare: Option<(Place, Answer)> = None;
     loop {
-        let place = match (shared.live.take(wanted, &tried), spare.take()) {
-            (Ok(place), held) => {
-                spare = held;
-                place
+        let place = match spare.take() {
+            Some((place, answer)) => {
+                let Ok(other) = shared.live.take(wanted, &tried) else {
+                    flight.place = Some(place);
+                    return Ok(answer);
+                };
+                spare = Some((place, answer));
+                other
             }
-            (Err(_), Some((place, answer))) => {
-                flight.place = Some(place);
-                return Ok(answer);
-            }
-            (Err(none), None) => return Err(super::refusal(&shared, none, problem, wanted.model)),
+            None => match waiting::place(&shared, wanted, &tried).await {
+                Ok(place) => place,
+                Err(Without::Wait(refusal)) => return Err(refusal),
+                Err(Without::Place(none)) => {
+                    return Err(super::refusal(&shared, none, problem, wanted.model));
+                }
+            },
         };
         let backend = Arc::clone(&place);
         if let Some(conversation) = wanted.conversation {

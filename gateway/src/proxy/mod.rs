@@ -10,6 +10,7 @@ mod repeat;
 mod tally;
 mod trace;
 mod tunnel;
+mod waiting;
 
 use std::sync::Arc;
 

@@ -173,7 +173,8 @@ fn weight_limit_key_and_origin_are_a_backends_own() {
         wire.send(answer("200 OK", "", ""));
         Next::Read
     });
-    let options = often().backend_api_key(ApiKey::parse("sk-all").ok());
+    let options = often().queue(0);
+    let options = options.backend_api_key(ApiKey::parse("sk-all").ok());
     let gateway = Gateway::with(&[backend.url()], options);
     assert_eq!(gateway.chat("m").status(), 200);
     let spec = BackendSpec::new(backend.url().parse().unwrap())

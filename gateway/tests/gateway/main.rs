@@ -19,6 +19,7 @@ mod loops;
 mod ollama;
 mod passing;
 mod protocol;
+mod queueing;
 mod repeating;
 mod seen;
 mod starting;

@@ -186,7 +186,7 @@ class Cluster:
         return StopRequests(self._native.stop_requests(server))
 
 
-def _listing(servers: list[tuple[Record, bool]], skipped: list[tuple[str, str]]) -> Listing:
+def _listing(servers: list[tuple[Record, bool, bool]], skipped: list[tuple[str, str]]) -> Listing:
     return Listing(
         tuple(Server(*fields) for fields in servers),
         tuple(Skipped(*fields) for fields in skipped),

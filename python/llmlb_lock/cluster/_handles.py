@@ -91,8 +91,15 @@ class Registration(_Block):
         """
         self._native.update(record)
 
+    def leave(self) -> None:
+        """Takes the server off the list, as it is about to drain. Does not wait for etcd.
+
+        Until it has ended, and is withdrawn, who asked it to stop sees that it has not.
+        """
+        self._native.leave()
+
     def withdraw(self) -> None:
-        """Takes the server off the list, before it drains; does nothing when it is off already.
+        """Takes the server off the list, as it has ended; does nothing when it is off already.
 
         Bounded to about two seconds: after that the lease ends it. Nothing in a forked child.
         """

@@ -69,11 +69,13 @@ class Record:
 class Server:
     """A server that has a record in etcd.
 
-    One that is not `registered` is active, and not to be found yet.
+    One that is not `registered` is `leaving`, or active, and not to be found yet. One that leaves
+    was taken off the list, and has not ended.
     """
 
     record: Record
     registered: bool = True
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ use crate::wait::detached;
 #[pyclass(frozen, module = "llmlb_lock._native")]
 pub(crate) struct Cluster(llmlb_lock_cluster::Cluster);
 
-/// Records, each with whether it is registered; keys that are none, each with the reason.
-type ListingFields<'py> = (Vec<(Bound<'py, PyAny>, bool)>, Vec<(String, String)>);
+/// Records, each with whether it is registered and whether it leaves; keys that are none, each with
+/// the reason.
+type ListingFields<'py> = (Vec<(Bound<'py, PyAny>, bool, bool)>, Vec<(String, String)>);
 
 #[pymethods]
 impl Cluster {
@@ -112,7 +113,10 @@ impl Cluster {
         let servers = listing
             .servers
             .iter()
-            .map(|server| Ok((given(py, &server.record)?, server.registered)))
+            .map(|server| {
+                let record = given(py, &server.record)?;
+                Ok((record, server.registered, server.leaving))
+            })
             .collect::<PyResult<_>>()?;
         let skipped = listing.skipped.into_iter();
         Ok((servers, skipped.map(|one| (one.key, one.reason)).collect()))

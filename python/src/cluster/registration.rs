@@ -49,6 +49,10 @@ impl Registration {
             .map_err(|error| to_python(py, &error, false))
     }
 
+    fn leave(&self, py: Python<'_>) -> PyResult<()> {
+        self.0.look(py, |it| it.leave())
+    }
+
     /// Whether there was something to withdraw.
     fn withdraw(&self, py: Python<'_>) -> PyResult<bool> {
         let Some(taken) = self.0.take() else {

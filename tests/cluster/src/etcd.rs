@@ -28,7 +28,7 @@ pub struct Node {
 }
 
 /// `LLMLB_ETCD`, or what `make etcd` has put below `target`, or the one on the PATH.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     if let Some(named) = std::env::var_os("LLMLB_ETCD") {
         return named.into();
     }
@@ -66,9 +66,15 @@ fn free_port() -> u16 {
 impl Etcd {
     /// With these further arguments.
     pub fn start_with(count: usize, extra: &[String]) -> Self {
+        Self::start_on(count, extra, |_| ())
+    }
+
+    /// With what `prepare` does to it before its nodes are started.
+    pub fn start_on(count: usize, extra: &[String], prepare: impl Fn(&Self)) -> Self {
         // Another may take a port that was free: then once more.
         for _ in 0..5 {
             let mut etcd = Self::prepare(count, extra);
+            prepare(&etcd);
             for node in &mut etcd.nodes {
                 node.start();
             }
@@ -178,10 +184,18 @@ impl Etcd {
 
     /// A request that llmlb would not make, of the first node that answers.
     pub fn call(&self, path: &str, body: &str) -> String {
-        self.nodes
-            .iter()
-            .find_map(|node| ask(node.port, &format!("POST /v3/{path}"), body).ok())
-            .expect("a node answers")
+        self.try_call(path, body).expect("a node answers")
+    }
+
+    /// The same where nodes may be ending.
+    pub fn try_call(&self, path: &str, body: &str) -> std::io::Result<String> {
+        let mut answers = self.nodes.iter();
+        let mut ask = || Some(ask(answers.next()?.port, &format!("POST /v3/{path}"), body));
+        let mut last = ask().expect("it has a node");
+        while let (true, Some(next)) = (last.is_err(), ask()) {
+            last = next;
+        }
+        last
     }
 
     /// Another of its pages.
@@ -204,8 +218,10 @@ fn ask(port: u16, how: &str, body: &str) -> std::io::Result<String> {
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    Ok(answer)
+    match answer.starts_with("HTTP/1.1 200") {
+        true => Ok(answer),
+        false => Err(std::io::Error::other(answer)),
+    }
 }
 
 pub fn base64(text: &str) -> String {

@@ -148,6 +148,16 @@ fn servers_come_and_go_a_hundred_times() {
 
 #[test]
 fn an_outage_of_etcd_costs_no_request() {
+    outage(Duration::from_secs(4));
+}
+
+#[test]
+#[ignore = "the same for longer"]
+fn an_outage_of_a_minute_costs_no_request() {
+    outage(Duration::from_secs(60));
+}
+
+fn outage(lasts: Duration) {
     let mut etcd = Etcd::start(1);
     let cluster = etcd.cluster("outage");
     let servers = [model(), model()];
@@ -161,7 +171,7 @@ fn an_outage_of_etcd_costs_no_request() {
     });
     let load = Load::on(balancer.front);
     etcd.nodes[0].kill();
-    thread::sleep(Duration::from_secs(4));
+    thread::sleep(lasts);
     etcd.nodes[0].start();
     // Followed again, and nobody was lost.
     let third = model();
@@ -170,6 +180,7 @@ fn an_outage_of_etcd_costs_no_request() {
         (urls(balancer.front).len() == 3).then_some(())
     });
     load.expect_more(10);
+    println!("{} requests", load.sent.load(Ordering::SeqCst));
     assert_eq!(load.finish(), [0u16; 0], "no request fails");
     balancer.running.ask_to_end();
     let told = balancer.running.finish();

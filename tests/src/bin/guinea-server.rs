@@ -188,7 +188,9 @@ mod windows {
         });
         if has("daemon") {
             let own = env::current_exe().unwrap();
-            Command::new(own).arg("sleep").spawn().unwrap();
+            let daemon = Command::new(own).arg("sleep").spawn().unwrap();
+            // It may be ended before it says so itself.
+            println!("worker {}", daemon.id());
             exit(0);
         }
         for name in args.iter().filter_map(|arg| arg.strip_prefix("env=")) {

@@ -18,7 +18,7 @@ use crate::sys::{Directory, LockFile, user_and_place};
 const ROUNDS: usize = 64;
 
 /// Processes of killed servers, and the cgroups that they are in.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Marked {
     pub(crate) found: Vec<(ProcessHandle, ServerId)>,
     leaves: Vec<(Leaf, ServerId)>,

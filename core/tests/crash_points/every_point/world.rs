@@ -291,11 +291,16 @@ pub(super) fn end(pid: Pid) {
         Ok(()) | Err(Errno::ESRCH) => {}
         Err(e) => panic!("ending {pid}: {e}"),
     }
+    await_end(pid);
+    let _ = waitpid(pid, None);
+}
+
+/// Waits until it has ended, if not yet reaped.
+pub(super) fn await_end(pid: Pid) {
     let started = Instant::now();
     // Some are not children of this process, at least not yet.
     while is_alive(pid) {
         assert!(started.elapsed() < PATIENCE, "{pid} does not end");
         std::thread::sleep(Duration::from_micros(200));
     }
-    let _ = waitpid(pid, None);
 }

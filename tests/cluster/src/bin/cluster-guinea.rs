@@ -38,6 +38,7 @@ mod linux {
                 panic!("{}", Command::new(&args[0]).args(&args[1..]).exec());
             }
             Some("listen") => listen(&args),
+            Some("model") => model(&args),
             Some("server") => server(&args),
             Some("guardian") => guardian(&args),
             Some("candidate") => candidate(&args),
@@ -73,6 +74,35 @@ mod linux {
         let token = std::env::var("LLMLB_FENCING_TOKEN").unwrap_or_default();
         say(format!("serving {} {token}", std::process::id()));
         while listener.accept().is_ok() {}
+    }
+
+    /// `PORT NAME`: a model server with this one model, which answers all requests with its list.
+    fn model(args: &[OsString]) {
+        let text = |i: usize| args[i].to_str().expect("UTF-8");
+        let port: u16 = text(0).parse().expect("a port");
+        let body = format!(
+            r#"{{"object":"list","data":[{{"id":"{}","object":"model"}}]}}"#,
+            text(1)
+        );
+        let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("it is free");
+        for mut stream in listener.incoming().flatten() {
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\
+                 Content-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut some = [0; 4096];
+                while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                    match io::Read::read(&mut stream, &mut some) {
+                        Ok(0) | Err(_) => return,
+                        Ok(length) => head.extend_from_slice(&some[..length]),
+                    }
+                }
+                let _ = stream.write_all(answer.as_bytes());
+            });
+        }
     }
 
     /// `DIR TOKEN polite|stubborn`: is active until it is ended. A kernel lock, which goes exactly

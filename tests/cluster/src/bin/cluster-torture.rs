@@ -287,14 +287,19 @@ mod linux {
             let ttl = self.timing.ttl();
             let longest = 2 * u32::try_from(ttl.as_millis()).expect("it is short");
             // Most are short, so that there are many.
-            let long =
-                Duration::from_millis(50 + (self.rng.f64().powi(3) * f64::from(longest)) as u64);
+            let long = match self.planted.as_deref() {
+                // Whoever goes on when another is active gives back what is not his.
+                Some("release-by-name") => ttl.mul_f64(1.2 + self.rng.f64()),
+                _ => {
+                    Duration::from_millis(50 + (self.rng.f64().powi(3) * f64::from(longest)) as u64)
+                }
+            };
             let short = Duration::from_millis(50 + (self.rng.f64().powi(2) * 1500.0) as u64);
             let dice = match self.planted.as_deref() {
                 // Those that bring it to light, so that it does not take all day.
                 Some("no-watchdog") => self.rng.u8(0..20),
                 Some("deadline-from-answer") => self.rng.u8(86..94),
-                Some(_) => self.rng.u8(10..30),
+                Some(_) => self.rng.u8(10..20),
                 None => self.rng.u8(0..100),
             };
             let dice = if self.is_calm() { dice / 2 } else { dice };

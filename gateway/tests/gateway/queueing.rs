@@ -1,0 +1,181 @@
+//! Requests wait for backends that have as many as they may.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use llmlb_gateway::{BackendSet, BackendSpec};
+
+use crate::support::{Backend, Gate, Gateway, Next, Wire, answer, chat, once, request, wait_until};
+
+/// Answers with what it is asked for, each request when the gate lets it through.
+fn gated(gate: &Gate) -> Backend {
+    let gate = gate.clone();
+    Backend::start(&["m"], move |request, wire| {
+        gate.pass();
+        let path = request.first_line.split(' ').nth(1).unwrap();
+        wire.send(answer("200 OK", "", path));
+        Next::Read
+    })
+}
+
+fn one_at_a_time(backends: &[&Backend]) -> BackendSet {
+    let spec = |backend: &&Backend| {
+        BackendSpec::new(backend.url().parse().unwrap())
+            .max(NonZeroUsize::new(1))
+            .origin("limited")
+    };
+    backends.iter().map(spec).collect()
+}
+
+fn limited(backend: &Backend, options: llmlb_gateway::Options) -> Gateway {
+    let gateway = Gateway::with(&[backend.url()], options);
+    gateway.send(one_at_a_time(&[backend]));
+    wait_until("its limit", || {
+        (gateway.health()["backends"][0]["origin"] == "limited").then_some(())
+    });
+    gateway
+}
+
+fn ask(gateway: &Gateway, path: &str) -> Wire {
+    let mut client = gateway.connect();
+    client.send(request("POST", path, "", &chat("m")));
+    client
+}
+
+fn wait_for_queue(gateway: &Gateway, count: f64) {
+    wait_until(&format!("{count} to wait"), || {
+        (gateway.metrics()["llmlb_queue_depth"] == count).then_some(())
+    });
+}
+
+/// A gateway whose only backend is busy with one request, while others wait, each come after the
+/// one before it.
+fn busy(
+    backend: &Backend,
+    options: llmlb_gateway::Options,
+    waiting: usize,
+) -> (Gateway, Vec<Wire>) {
+    let gateway = limited(backend, options);
+    let mut clients = vec![ask(&gateway, "/v1/0")];
+    gateway.wait_for_in_flight(0, 1);
+    for number in 1..=waiting {
+        clients.push(ask(&gateway, &format!("/v1/{number}")));
+        wait_for_queue(&gateway, number as f64);
+    }
+    (gateway, clients)
+}
+
+#[test]
+fn who_comes_first_is_served_first() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let (gateway, clients) = busy(&backend, once(), 4);
+    for (number, mut client) in clients.into_iter().enumerate() {
+        // Never more than it may have.
+        assert_eq!(gateway.health()["backends"][0]["in_flight"], 1);
+        gate.open();
+        let answer = client.head().unwrap();
+        assert_eq!(answer.status(), 200, "{number}");
+    }
+    let paths: Vec<_> = backend
+        .requests()
+        .iter()
+        .map(|request| request.first_line.split(' ').nth(1).unwrap().to_owned())
+        .collect();
+    assert_eq!(paths, ["/v1/0", "/v1/1", "/v1/2", "/v1/3", "/v1/4"]);
+    let metrics = gateway.metrics();
+    assert_eq!(metrics["llmlb_queue_depth"], 0.0);
+    assert_eq!(metrics["llmlb_queue_wait_seconds_count"], 4.0);
+}
+
+#[test]
+fn who_leaves_leaves_the_queue() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let (gateway, mut clients) = busy(&backend, once(), 2);
+    drop(clients.remove(1));
+    wait_for_queue(&gateway, 1.0);
+    for client in &mut clients {
+        gate.open();
+        assert_eq!(client.head().unwrap().status(), 200);
+    }
+    assert_eq!(backend.requests().len(), 2);
+}
+
+#[test]
+fn a_queue_that_is_full_is_told_with_when_to_come_again() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let (gateway, mut clients) = busy(&backend, once().queue(2), 2);
+    let refused = gateway.chat("m");
+    assert_eq!(
+        (refused.status(), &*refused.error_code()),
+        (429, "queue_full")
+    );
+    let seconds: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!(seconds >= 1, "{refused:?}");
+    for client in &mut clients {
+        gate.open();
+        assert_eq!(client.head().unwrap().status(), 200);
+    }
+}
+
+#[test]
+fn a_wait_in_vain_is_503() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let options = once().queue_timeout(Duration::from_millis(50));
+    let gateway = limited(&backend, options);
+    let mut first = ask(&gateway, "/v1/0");
+    gateway.wait_for_in_flight(0, 1);
+    let refused = gateway.chat("m");
+    let told = (refused.status(), refused.error_code());
+    assert_eq!(told, (503, "queue_timeout".to_owned()));
+    assert!(refused.header("retry-after").is_some());
+    gate.open();
+    assert_eq!(first.head().unwrap().status(), 200);
+}
+
+#[test]
+fn where_there_is_no_queue_the_answer_is_503_at_once() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let (gateway, mut clients) = busy(&backend, once().queue(0), 0);
+    let refused = gateway.chat("m");
+    assert_eq!(
+        (refused.status(), &*refused.error_code()),
+        (503, "overloaded")
+    );
+    gate.open();
+    assert_eq!(clients[0].head().unwrap().status(), 200);
+}
+
+#[test]
+fn a_backend_that_comes_takes_who_waits() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let (gateway, mut clients) = busy(&backend, once(), 1);
+    let other = Backend::named("other", &["m"]);
+    gateway.send(one_at_a_time(&[&backend, &other]));
+    assert_eq!(clients[1].head().unwrap().status(), 200);
+    assert_eq!(other.requests().len(), 1);
+    gate.open();
+    assert_eq!(clients[0].head().unwrap().status(), 200);
+}
+
+#[test]
+fn who_waits_for_another_model_is_not_held_up() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let (gateway, mut clients) = busy(&backend, once(), 2);
+    let other = Backend::named("other", &["n"]);
+    gateway.send(one_at_a_time(&[&backend, &other]));
+    gateway.wait_for_states(&["up", "up"]);
+    for _ in 0..3 {
+        assert_eq!(gateway.chat("n").body, b"other");
+    }
+    for client in &mut clients {
+        gate.open();
+        assert_eq!(client.head().unwrap().status(), 200);
+    }
+}

@@ -1,0 +1,443 @@
+//! The program in a cluster under what it meets there: logins, certificates, an etcd that says
+//! nothing, and the options of `serve` that it was not made for alone.
+#![cfg(target_os = "linux")]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use llmlb_cluster_tests::etcd::{Etcd, base64};
+use llmlb_cluster_tests::{PATIENCE, eventually, guinea, is_running, scratch};
+use llmlb_lock_cluster::{Cluster, ClusterUrl, Interrupt, Record};
+use llmlb_tests::{Finished, Running, Sandbox, free_port, signal_pid};
+use nix::sys::signal::Signal;
+
+/// `llmlb serve` of a guinea pig on this port, as service chat.
+fn serve(sandbox: &Sandbox, url: &str, port: u16, options: &[&str]) -> Command {
+    let text = port.to_string();
+    let mut command = sandbox.llmlb(["serve", "--port", &text, "--cluster", url]);
+    command.args(["--service", "chat"]).args(options);
+    command.arg("--").arg(guinea()).args(["listen", &text]);
+    command
+}
+
+const EXCLUSIVE: [&str; 5] = ["--exclusive", "--ttl", "3", "--drain-timeout", "0.5"];
+
+/// Its PID and its token.
+fn serving(server: &mut Running) -> (u32, Option<u64>) {
+    let words = server.expect_output("serving ");
+    let mut words = words.split(' ').skip(1);
+    let pid = words.next().unwrap().parse().unwrap();
+    (pid, words.next().and_then(|token| token.parse().ok()))
+}
+
+fn registered(cluster: &Cluster) -> Vec<Record> {
+    let listing = cluster.servers(Some("chat"), &Interrupt::new()).unwrap();
+    let servers = listing.servers.into_iter();
+    let servers = servers.filter(|server| server.registered);
+    servers.map(|server| server.record).collect()
+}
+
+fn expect_registered(cluster: &Cluster, pid: u32) {
+    eventually("it is registered", || {
+        registered(cluster).iter().any(|record| record.pid == pid)
+    });
+}
+
+fn add_user(etcd: &Etcd, user: &str, password: &str) {
+    let range = format!(
+        r#"{{"name":"{user}","perm":{{"permType":"READWRITE","key":"{}","range_end":"{}"}}}}"#,
+        base64("/login/"),
+        base64("/login0"),
+    );
+    for (path, body) in [
+        (
+            "auth/user/add",
+            r#"{"name":"root","password":"r"}"#.to_owned(),
+        ),
+        (
+            "auth/user/add",
+            format!(r#"{{"name":"{user}","password":"{password}"}}"#),
+        ),
+        ("auth/role/add", r#"{"name":"root"}"#.into()),
+        ("auth/role/add", format!(r#"{{"name":"{user}"}}"#)),
+        ("auth/role/grant", range),
+        ("auth/user/grant", r#"{"user":"root","role":"root"}"#.into()),
+        (
+            "auth/user/grant",
+            format!(r#"{{"user":"{user}","role":"{user}"}}"#),
+        ),
+        ("auth/enable", "{}".into()),
+    ] {
+        etcd.call(path, &body);
+    }
+}
+
+#[test]
+fn who_logs_in_is_served_and_the_password_is_seen_by_nobody() {
+    let etcd = Etcd::start(1);
+    add_user(&etcd, "llmlb", "s3cret");
+    let url = etcd.url("login").to_string();
+    let sandbox = Sandbox::new();
+    let file = sandbox.path().join("password");
+    std::fs::write(&file, "s3cret\n").unwrap();
+    let by_file = |command: &mut Command| {
+        command.env("LLMLB_CLUSTER_USER", "llmlb");
+        command.env("LLMLB_CLUSTER_PASSWORD_FILE", &file);
+    };
+    let by_word = |command: &mut Command, word: &str| {
+        command.env("LLMLB_CLUSTER_USER", "llmlb");
+        command.env("LLMLB_CLUSTER_PASSWORD", word);
+    };
+    let mut command = serve(&sandbox, &url, free_port(), &EXCLUSIVE);
+    by_word(&mut command, "s3cret");
+    let mut server = Running::start(&mut command);
+    let (pid, token) = serving(&mut server);
+    assert!(token.is_some());
+    let known = ClusterUrl::parse(&url)
+        .unwrap()
+        .with_user("llmlb", "s3cret");
+    expect_registered(&Cluster::connect(&known).unwrap(), pid);
+    for pid in [server.pid(), pid] {
+        let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        assert!(!words.contains("s3cret"), "{words}");
+    }
+    let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    assert!(!String::from_utf8_lossy(&environ).contains("s3cret"));
+
+    let run = |args: &[&str], login: &dyn Fn(&mut Command)| {
+        let mut command = sandbox.llmlb(args);
+        login(&mut command);
+        Finished::of(command.output().unwrap())
+    };
+    let status = ["status", "--cluster", &url];
+    for nobody in [
+        &(|_: &mut Command| ()) as &dyn Fn(&mut Command),
+        &|command| {
+            by_word(command, "wr0ng");
+        },
+    ] {
+        let refused = run(&status, nobody).expect(1);
+        assert!(refused.stderr.contains("password"), "{refused:?}");
+        assert!(!refused.stderr.contains("wr0ng"), "{refused:?}");
+    }
+    let shown = run(&status, &by_file).expect(0).stdout;
+    assert!(shown.contains(&pid.to_string()), "{shown}");
+    let check = run(&["cluster", "check", "--cluster", &url], &by_file).expect(0);
+    assert!(check.stdout.contains("rights"), "{check:?}");
+    let stop = [
+        "stop",
+        "--cluster",
+        &url,
+        "--service",
+        "chat",
+        "--timeout",
+        "60",
+    ];
+    run(&stop, &by_file).expect(0);
+    assert!(!is_running(pid));
+}
+
+/// CA, certificate and key of one that serves and identifies as 127.0.0.1, made by openssl as an
+/// operator would.
+fn certificates(dir: &Path) -> [PathBuf; 3] {
+    let openssl = |args: &[&str]| {
+        let done = Command::new("openssl").args(args).current_dir(dir).output();
+        let done = done.expect("this test needs openssl");
+        assert!(done.status.success(), "{done:?}");
+    };
+    let key = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+    ];
+    let ca = [
+        "req", "-x509", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem",
+    ];
+    openssl(&[&ca[..], &key].concat());
+    let request = [
+        "req", "-subj", "/CN=etcd", "-keyout", "key.pem", "-out", "request",
+    ];
+    openssl(&[&request[..], &key].concat());
+    std::fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
+    let sign = [
+        "x509", "-req", "-in", "request", "-CA", "ca.pem", "-CAkey", "ca.key",
+    ];
+    let rest = [
+        "-CAcreateserial",
+        "-extfile",
+        "names",
+        "-days",
+        "2",
+        "-out",
+        "cert.pem",
+    ];
+    openssl(&[&sign[..], &rest].concat());
+    ["ca.pem", "cert.pem", "key.pem"].map(|name| dir.join(name))
+}
+
+#[test]
+fn with_tls_and_a_client_certificate_all_commands_work_and_hints_can_be_typed() {
+    let (dir, sandbox) = (scratch(), Sandbox::new());
+    let [ca, cert, key] = certificates(dir.path());
+    let arg = |name: &str, path: &Path| format!("--{name}={}", path.display());
+    let etcd = Etcd::start_with(
+        1,
+        &[
+            arg("cert-file", &cert),
+            arg("key-file", &key),
+            arg("trusted-ca-file", &ca),
+            "--client-cert-auth".into(),
+        ],
+    );
+    let (ca, cert, key) = (ca.display(), cert.display(), key.display());
+    let bare = format!("etcds://127.0.0.1:{}/tls", etcd.nodes[0].port);
+    let url = format!("{bare}?ca={ca}&cert={cert}&key={key}");
+    eventually("etcd is up", || {
+        sandbox.run(["status", "--cluster", &url]).code == Some(0)
+    });
+    sandbox.run(["status", "--cluster", &bare]).expect(1);
+    let mut server = Running::start(&mut serve(&sandbox, &url, free_port(), &EXCLUSIVE));
+    let (pid, _) = serving(&mut server);
+    let refused = Running::start(&mut serve(&sandbox, &url, free_port(), &EXCLUSIVE));
+    let refused = refused.finish().expect(1).stderr;
+    let hint = refused
+        .lines()
+        .find_map(|line| line.strip_prefix("To stop: "));
+    // As it is typed into a shell, where & would be more than a letter.
+    let mut typed = Command::new("sh");
+    typed
+        .args(["-c", hint.unwrap()])
+        .env("PATH", path_with_llmlb());
+    let stopped = Finished::of(typed.output().unwrap()).expect(0);
+    assert!(
+        stopped.stdout.contains("Server stopped successfully"),
+        "{stopped:?}"
+    );
+    assert!(!is_running(pid));
+    sandbox
+        .run(["cluster", "check", "--cluster", &url])
+        .expect(0);
+}
+
+fn path_with_llmlb() -> String {
+    let llmlb = llmlb_tests::llmlb_binary()
+        .parent()
+        .unwrap()
+        .display()
+        .to_string();
+    format!("{llmlb}:{}", std::env::var("PATH").unwrap())
+}
+
+#[test]
+fn an_etcd_that_takes_connections_and_says_nothing_is_named_within_ten_seconds() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let url = format!("etcd://{address}");
+    let sandbox = Sandbox::new();
+    let mut exclusive = serve(&sandbox, &url, free_port(), &EXCLUSIVE);
+    let begun = Instant::now();
+    let all = [
+        Running::start(&mut exclusive),
+        Running::start(&mut sandbox.llmlb(["status", "--cluster", &url])),
+        Running::start(&mut sandbox.llmlb(["stop", "--cluster", &url, "--service", "chat"])),
+        Running::start(&mut sandbox.llmlb(["cluster", "check", "--cluster", &url])),
+    ];
+    for one in all {
+        let refused = one.finish().expect(1);
+        let said = refused.stdout.clone() + &refused.stderr;
+        assert!(said.contains(&address), "{refused:?}");
+    }
+    // A machine under load gets more than the ten seconds that each of them may take.
+    assert!(begun.elapsed() < Duration::from_secs(10) + PATIENCE / 2);
+    drop(silent);
+}
+
+/// All of it dies at once: llmlb, its watchdog and its server.
+fn kill_all(server: &mut Running, pid: u32) {
+    let children = format!("/proc/{0}/task/{0}/children", server.pid());
+    let children = std::fs::read_to_string(children).unwrap();
+    let llmlb = server.pid();
+    signal_pid(llmlb, Signal::SIGSTOP);
+    for child in children.split_whitespace() {
+        signal_pid(child.parse().unwrap(), Signal::SIGKILL);
+    }
+    assert!(
+        children
+            .split_whitespace()
+            .any(|child| child == pid.to_string())
+    );
+    server.kill();
+}
+
+#[test]
+fn a_standby_takes_over_within_the_ttl_and_with_a_lock_delay_that_much_later() {
+    let etcd = Etcd::start(1);
+    let sandbox = Sandbox::new();
+    let url = etcd.url("takeover").to_string();
+    let standby = |more: &[&str]| {
+        let options = [&EXCLUSIVE[..], &["--wait"], more].concat();
+        let mut standby = Running::start(&mut serve(&sandbox, &url, free_port(), &options));
+        standby.expect_log("Waiting: Service chat is active");
+        standby
+    };
+    let mut first = Running::start(&mut serve(&sandbox, &url, free_port(), &EXCLUSIVE));
+    let (pid, token) = serving(&mut first);
+    let mut second = standby(&[]);
+    let begun = Instant::now();
+    kill_all(&mut first, pid);
+    let (second_pid, second_token) = serving(&mut second);
+    let took = begun.elapsed();
+    assert!(second_token > token);
+    // The TTL counts from the last beat, which is up to a third of it old. A machine under load
+    // gets more than the second that it takes at most.
+    assert!(took > Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(4) + PATIENCE / 6, "{took:?}");
+
+    let mut third = standby(&["--lock-delay", "3"]);
+    let begun = Instant::now();
+    kill_all(&mut second, second_pid);
+    let (third_pid, _) = serving(&mut third);
+    let delayed = begun.elapsed();
+    assert!(delayed > Duration::from_secs(5), "{delayed:?}");
+    println!("taken over after {took:?}, with a lock delay of 3 s after {delayed:?}");
+
+    // Where it ended in good order, there is nothing to wait for.
+    let mut fourth = standby(&["--lock-delay", "600"]);
+    third.ask_to_end();
+    serving(&mut fourth);
+    assert!(!is_running(third_pid));
+}
+
+#[test]
+fn in_the_background_it_returns_when_it_serves_and_is_stopped_from_elsewhere() {
+    let etcd = Etcd::start(1);
+    let sandbox = Sandbox::new();
+    let (url, cluster) = (etcd.url("detach").to_string(), etcd.cluster("detach"));
+    let port = free_port();
+    for options in [&[][..], &EXCLUSIVE] {
+        let options = [options, &["--detach"]].concat();
+        let started = serve(&sandbox, &url, port, &options).output().unwrap();
+        Finished::of(started).expect(0);
+        let pid = sandbox.named_pid(port);
+        expect_registered(&cluster, pid);
+        if options.contains(&"--exclusive") {
+            // Why it is refused is said where it was typed.
+            let second = serve(&sandbox, &url, free_port(), &options)
+                .output()
+                .unwrap();
+            let refused = Finished::of(second).expect(1).stderr;
+            assert!(
+                refused.contains("Error: Service chat is active on"),
+                "{refused}"
+            );
+        }
+        let stop = [
+            "stop",
+            "--cluster",
+            &url,
+            "--service",
+            "chat",
+            "--timeout",
+            "60",
+        ];
+        sandbox.run(stop).expect(0);
+        assert!(!is_running(pid));
+        eventually("the port is free", || !sandbox.lock_file(port).exists());
+    }
+}
+
+#[test]
+fn a_server_that_is_started_again_is_registered_again_under_the_same_token() {
+    let etcd = Etcd::start(1);
+    let sandbox = Sandbox::new();
+    for (prefix, options) in [("found", &[][..]), ("exclusive", &EXCLUSIVE)] {
+        let (url, cluster) = (etcd.url(prefix).to_string(), etcd.cluster(prefix));
+        let options = [options, &["--restart", "on-failure"]].concat();
+        let mut llmlb = Running::start(&mut serve(&sandbox, &url, free_port(), &options));
+        let (pid, token) = serving(&mut llmlb);
+        expect_registered(&cluster, pid);
+        signal_pid(pid, Signal::SIGKILL);
+        let (again, same) = serving(&mut llmlb);
+        assert_eq!(token, same);
+        expect_registered(&cluster, again);
+        assert_eq!(registered(&cluster).len(), 1);
+        // The watchdog has the new one.
+        llmlb.kill();
+        if options.contains(&"--exclusive") {
+            eventually("it is gone", || !is_running(again));
+        }
+    }
+}
+
+#[test]
+fn who_replaces_a_server_is_registered_in_its_place() {
+    let etcd = Etcd::start(1);
+    let sandbox = Sandbox::new();
+    let (url, cluster) = (etcd.url("replace").to_string(), etcd.cluster("replace"));
+    let port = free_port();
+    let mut first = Running::start(&mut serve(&sandbox, &url, port, &[]));
+    let (pid, _) = serving(&mut first);
+    expect_registered(&cluster, pid);
+    let mut second = Running::start(&mut serve(&sandbox, &url, port, &["--replace"]));
+    let (pid, _) = serving(&mut second);
+    first.wait();
+    expect_registered(&cluster, pid);
+    assert_eq!(registered(&cluster).len(), 1);
+
+    // The active one of a service is replaced by an active one.
+    let third = [
+        "--replace",
+        "--exclusive",
+        "--ttl",
+        "3",
+        "--drain-timeout",
+        "0.5",
+    ];
+    let mut third = Running::start(&mut serve(&sandbox, &url, port, &third));
+    let (pid, token) = serving(&mut third);
+    second.wait();
+    expect_registered(&cluster, pid);
+    let fourth = [
+        "--replace",
+        "--exclusive",
+        "--ttl",
+        "3",
+        "--drain-timeout",
+        "0.5",
+        "--wait",
+        "60",
+    ];
+    let mut fourth = Running::start(&mut serve(&sandbox, &url, port, &fourth));
+    let (pid, later) = serving(&mut fourth);
+    assert!(later > token);
+    expect_registered(&cluster, pid);
+
+    // A load balancer takes over without closing the port, and the record follows.
+    let port = free_port();
+    let text = port.to_string();
+    let balancer = |more: &[&str]| {
+        let args = [
+            "serve",
+            "--port",
+            &text,
+            "--cluster",
+            &url,
+            "--service",
+            "chat",
+        ];
+        let mut running = Running::start(sandbox.llmlb(args).args(more));
+        running.expect_log("listening on");
+        running
+    };
+    let mut old = balancer(&[]);
+    expect_registered(&cluster, old.pid());
+    let new = balancer(&["--replace"]);
+    old.wait();
+    expect_registered(&cluster, new.pid());
+    assert_eq!(registered(&cluster).len(), 2);
+}
