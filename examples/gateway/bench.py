@@ -96,13 +96,15 @@ def wait_for(port):
 
 def processes(pid):
     """A process and its children, with the fields of their stat."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for number in filter(str.isdecimal, os.listdir("/proc")):
+        path = Path("/proc", number)
         try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
+            fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
         except OSError:
+            # It has ended meanwhile.
             continue
-        if int(path.parent.name) == pid or int(fields[1]) == pid:
-            yield path.parent, fields
+        if int(number) == pid or int(fields[1]) == pid:
+            yield path, fields
 
 
 def cpu_seconds(pid):
