@@ -11,7 +11,7 @@ use toml::Value;
 
 use crate::args::{Cli, with_default_command};
 use crate::backends::{BackendsFile, Problem, Setting};
-use crate::cluster::typed;
+use crate::cluster;
 use crate::exit::{self, Failure};
 
 /// How alike a name must be to be what was meant; 1 is the same.
@@ -28,7 +28,7 @@ pub(crate) struct Told {
 
 impl Told {
     pub(crate) fn new() -> Result<Self, Failure> {
-        let arguments = with_default_command(typed());
+        let arguments = typed();
         let Some(path) = path(&arguments) else {
             return Ok(Self {
                 arguments,
@@ -54,6 +54,10 @@ impl Told {
     }
 }
 
+fn typed() -> Vec<OsString> {
+    with_default_command(cluster::typed())
+}
+
 /// A configuration that is read again must make sense beside what was typed.
 pub(crate) fn file(path: &Path) -> BackendsFile {
     BackendsFile::config(path, check)
@@ -77,7 +81,7 @@ fn leniently(arguments: &[OsString]) -> Option<ArgMatches> {
 }
 
 fn check(settings: &[Setting]) -> Result<(), Problem> {
-    let joined = join(&with_default_command(typed()), settings)?;
+    let joined = join(&typed(), settings)?;
     let Err(error) = Cli::command().try_get_matches_from(joined) else {
         return Ok(());
     };

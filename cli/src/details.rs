@@ -59,6 +59,18 @@ impl Details {
         }
     }
 
+    /// In its two greatest units, as that is read.
+    pub(crate) fn uptime(&self) -> Option<String> {
+        let seconds = self.uptime_seconds?;
+        let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+        Some(match (days, hours, minutes) {
+            (0, 0, 0) => format!("{seconds}s"),
+            (0, 0, _) => format!("{minutes}m{}s", seconds % 60),
+            (0, ..) => format!("{hours}h{}m", minutes % 60),
+            _ => format!("{days}d{}h", hours % 24),
+        })
+    }
+
     /// What it is, in a few words.
     pub(crate) fn what(&self) -> Option<String> {
         match (self.backends_up, self.backends) {
@@ -172,6 +184,20 @@ mod outer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_uptime_is_read_at_a_glance() {
+        let shown = |uptime_seconds| {
+            let details = Details {
+                uptime_seconds: Some(uptime_seconds),
+                ..Details::default()
+            };
+            details.uptime().unwrap()
+        };
+        let seconds = [0, 59, 60, 3599, 3600, 90_061, 100 * 86_400];
+        let expected = ["0s", "59s", "1m0s", "59m59s", "1h0m", "1d1h", "100d0h"];
+        assert_eq!(seconds.map(shown), expected);
+    }
 
     #[test]
     fn words_are_shown_as_they_are_typed_and_move_no_cursor() {

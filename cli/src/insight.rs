@@ -8,7 +8,7 @@ pub(crate) use linux::{Insight, Looked};
 /// Nothing is told of other processes.
 #[cfg(not(target_os = "linux"))]
 #[derive(Default)]
-pub(crate) struct Insight;
+pub(crate) struct Insight {}
 
 #[cfg(target_os = "linux")]
 mod linux {

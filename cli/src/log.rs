@@ -19,6 +19,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// A warning as it stands in the log, for who writes past it.
+#[cfg(unix)]
 pub(crate) fn warning(text: &str) -> String {
     format!("{}  WARN {text}\n", now())
 }

@@ -87,7 +87,7 @@ fn check(args: &ServeArgs) -> Result<u8, Failure> {
 }
 
 async fn serve(
-    mut args: ServeArgs,
+    #[cfg_attr(not(target_os = "linux"), expect(unused_mut))] mut args: ServeArgs,
     #[cfg(unix)] mut detached: Option<Detached>,
 ) -> Result<u8, Failure> {
     let mut shutdown = Shutdown::listen()

@@ -30,6 +30,14 @@ pub(crate) struct State {
     pub(crate) backends_up: Option<usize>,
 }
 
+#[cfg(unix)]
+impl State {
+    fn name(&mut self, info: &llmlb_lock_core::LockInfo) {
+        self.pid = info.pid;
+        self.started_at = info.started_at;
+    }
+}
+
 /// Why and when a server ended that was to serve on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LastEnd {
@@ -114,11 +122,10 @@ mod file {
             file
         }
 
-        /// The lock names another holder from now on: a server that begins, or its guard.
-        pub(crate) fn names(&mut self, info: &LockInfo, ready: Option<bool>) {
+        /// The lock names another holder from now on.
+        pub(crate) fn begins(&mut self, info: &LockInfo, ready: Option<bool>) {
             self.change(|state| {
-                state.pid = info.pid;
-                state.started_at = info.started_at;
+                state.name(info);
                 state.ready = ready;
             });
         }
@@ -127,8 +134,13 @@ mod file {
             self.change(|state| state.ready = state.ready.map(|_| true));
         }
 
-        pub(crate) fn ended(&mut self, why: LastEnd) {
-            self.state.last_end = Some(why);
+        /// The server has ended, and its guard holds the lock until it is started again.
+        pub(crate) fn ended(&mut self, info: &LockInfo, why: LastEnd) {
+            self.change(|state| {
+                state.name(info);
+                state.ready = state.ready.map(|_| false);
+                state.last_end = Some(why);
+            });
         }
 
         pub(crate) fn restarted(&mut self) {

@@ -304,7 +304,7 @@ impl Look {
         let details = &row.details;
         if self.wide {
             cells.extend([
-                cell(details.uptime_seconds.map(|seconds| format!("{seconds}s"))),
+                cell(details.uptime()),
                 cell(details.user.as_ref()),
                 cell(details.address),
                 cell(details.restarts()),

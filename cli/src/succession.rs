@@ -146,6 +146,7 @@ impl Succession {
         door::exists(&locks.lock_path(port))
     }
 
+    #[cfg(unix)]
     pub(crate) fn lock(&self) -> Option<&ServerLock> {
         self.lock.as_ref()
     }
@@ -215,7 +216,7 @@ impl Succession {
             warn!("{e}");
         }
         if let Some(state) = &mut self.state {
-            state.names(lock.info(), None);
+            state.begins(lock.info(), None);
         }
     }
 

@@ -6,6 +6,8 @@
 //! ends at once, long before another may start, and if it can't, as it is stopped or hung, the
 //! kernel kills it. `llmlb stop --cluster` ends it in good order.
 
+#![cfg_attr(not(target_os = "linux"), allow(unused, reason = "clusters need it"))]
+
 use std::error::Error;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -14,10 +16,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{env, process, thread};
 
+#[cfg(target_os = "linux")]
 use llmlb_lock_cluster::{Cluster, ClusterError, ClusterUrl, Interrupt, Options, Record, Timing};
 
 const LEASE_LOST: i32 = 6;
 
+#[cfg(not(target_os = "linux"))]
+fn main() {
+    eprintln!("clusters are there on Linux alone");
+}
+
+#[cfg(target_os = "linux")]
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = env::args().skip(1).collect();
     let [url, service, host, port] = &arguments[..] else {

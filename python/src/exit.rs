@@ -24,10 +24,10 @@ pub(crate) fn has_begun() -> bool {
 }
 
 /// The right to enter the interpreter; it does not end meanwhile.
-#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for the cluster"))]
 pub(crate) struct Entry(());
 
-#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for the cluster"))]
 impl Entry {
     /// `None` when it is too late.
     pub(crate) fn new() -> Option<Self> {

@@ -19,10 +19,13 @@ struct Hung {
 }
 
 impl Hung {
-    fn new(directory: &std::path::Path) -> Self {
+    fn new(directory: &std::path::Path, mode: &[&str]) -> Self {
+        // It hangs for so long only, and that must not be while this is built.
+        llmlb_tests::llmlb_binary();
         let mut command = Command::new(HUNG);
         command
             .arg(directory)
+            .args(mode)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut server = command.spawn().unwrap();
@@ -42,18 +45,27 @@ impl Drop for Hung {
     }
 }
 
-#[test]
-fn a_network_mount_that_hangs_hangs_nobody() {
+fn can_hang() -> bool {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut version = kernel.split('.').map_while(|part| part.parse::<u32>().ok());
     let is_new = (version.next(), version.next()) >= (Some(5), Some(16));
     let is_root = nix::unistd::geteuid().is_root();
-    if !is_new || !is_root || fs::metadata("/dev/fuse").is_err() {
+    let can = is_new && is_root && fs::metadata("/dev/fuse").is_ok();
+    if !can {
         eprintln!("needs root, /dev/fuse and Linux 5.16");
+    }
+    can
+}
+
+#[test]
+fn a_network_mount_that_hangs_hangs_nobody() {
+    if !can_hang() {
         return;
     }
+    // Nothing is built while the mount hangs, which it does for some minutes at most.
+    llmlb_tests::llmlb_binary();
     let directory = tempfile::tempdir().unwrap();
-    let hung = Hung::new(directory.path());
+    let hung = Hung::new(directory.path(), &[]);
     // Whoever looks at the file itself waits for ever.
     let file = format!("/proc/{}/fd/0", hung.holder);
     let mut victim = Command::new("stat").arg("-L").arg(file).spawn().unwrap();
@@ -98,6 +110,64 @@ fn a_network_mount_that_hangs_hangs_nobody() {
                 }
                 sandbox.run(["status", "--all"]).expect(0);
                 sandbox.run(stop).expect(0);
+            }
+        }
+        llmlb.wait();
+        assert!(!sandbox.lock_file(port).exists(), "{way}");
+        assert!(!is_alive(server), "{way}");
+    }
+    assert!(victim.try_wait().unwrap().is_none());
+    drop(hung);
+    victim.wait().unwrap();
+}
+
+/// It waits for the mount with its memory locked: whoever reads its environment waits with it.
+#[test]
+fn a_process_that_cannot_be_read_hangs_nobody_and_costs_one_thread() {
+    if !can_hang() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let hung = Hung::new(directory.path(), &["mapped"]);
+    let environment = format!("/proc/{}/environ", hung.holder);
+    let mut victim = Command::new("cat");
+    let mut victim = victim
+        .arg(environment)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("it to hang", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", victim.id())).unwrap();
+        stat.contains("(cat) D ").then_some(())
+    });
+
+    let sandbox = Sandbox::new();
+    let locks = llmlb_lock_core::LockDir::new(sandbox.path());
+    for _ in 0..20 {
+        assert_eq!(locks.left_overs().unwrap(), []);
+    }
+    let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = threads.map(|thread| fs::read_to_string(thread.path().join("comm")));
+    let readers = names.filter(|name| matches!(name, Ok(name) if name.trim() == "environments"));
+    // Another test may read at this moment.
+    let readers = readers.count();
+    assert!(readers < 10, "{readers} threads read environments");
+
+    for way in ["TERM", "stop", "left-over"] {
+        let port = free_port();
+        let port_arg = port.to_string();
+        let command = [GUINEA, "{port}", "graceful=0", "worker", "daemon"];
+        let mut llmlb = sandbox.supervise(port, &["--drain-timeout", "0.5"], &command);
+        let server = sandbox.named_pid(port);
+        match way {
+            "TERM" => llmlb.ask_to_end(),
+            "stop" => drop(sandbox.run(["stop", "--port", &port_arg]).expect(0)),
+            _ => {
+                llmlb.kill();
+                signal_pid(server, Signal::SIGKILL);
+                wait_until("it to die", || (!is_alive(server)).then_some(()));
+                sandbox.run(["status", "--all"]).expect(0);
+                sandbox.run(["stop", "--port", &port_arg]).expect(0);
             }
         }
         llmlb.wait();

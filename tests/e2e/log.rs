@@ -1,7 +1,6 @@
 //! One style of log: whoever writes it, a line begins with the time in UTC, in milliseconds, and the
 //! level, wherever llmlb thinks it is.
 
-use std::fs;
 use std::process::Command;
 
 use llmlb_tests::{Finished, Running, Sandbox, free_port, http_get};
@@ -100,7 +99,7 @@ fn of_servers_in_the_background_to_their_end() {
     let failed = start(&late).expect(1);
     assert!(failed.stderr.contains("was not ready within"), "{failed:?}");
     start(&["--", "/no/such/command"]).expect(127);
-    let log = fs::read_to_string(log).unwrap();
+    let log = std::fs::read_to_string(log).unwrap();
     assert!(log.contains("ERROR cannot run /no/such/command"), "{log}");
     assert_log(log.lines());
 }

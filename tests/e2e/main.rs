@@ -9,8 +9,6 @@ mod container;
 // FUSE, ptrace.
 #[cfg(target_os = "linux")]
 mod company;
-#[cfg(target_os = "linux")] // by what a process has open
-mod crowd;
 #[cfg(target_os = "linux")] // `/proc`, `/dev/full`
 mod detach;
 mod hostile;

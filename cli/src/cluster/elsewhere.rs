@@ -1,8 +1,7 @@
 //! Where there are no clusters, nobody is active in one.
 
 use std::convert::Infallible;
-use std::io;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::exit::Failure;
@@ -25,7 +24,7 @@ impl Active {
         &self,
         _: &mut Command,
         _: &llmlb_lock_core::Offspring,
-    ) -> Result<io::Result<Child>, Failure> {
+    ) -> Result<std::io::Result<std::process::Child>, Failure> {
         match self.0 {}
     }
 

@@ -74,6 +74,7 @@ pub(crate) async fn run(
             match restarts.failed(Instant::now()) {
                 // The lock is ours meanwhile: nobody else gets the port.
                 Next::Pause(pause, number) => {
+                    state.ended(lock.info(), life.end());
                     let max = args.supervision.restart_max;
                     warn!(
                         "{}; it is started again in {pause:?} (restart {number} of {max} within 10 \
@@ -211,6 +212,20 @@ impl Life {
         }
     }
 
+    fn end(&self) -> LastEnd {
+        let (exit_code, signal) = match self.status {
+            WaitStatus::Exited(_, code) => (Some(code), None),
+            WaitStatus::Signaled(_, signal, _) => (None, Some(signal.as_str().to_owned())),
+            _ => (None, None),
+        };
+        LastEnd {
+            at: Utc::now().trunc_subsecs(6),
+            exit_code,
+            signal,
+            too_late: self.too_late.is_some(),
+        }
+    }
+
     /// The exit code that says the same; or dies of the same signal.
     fn outcome(self) -> Result<u8, Failure> {
         if let Some(failure) = self.too_late {
@@ -226,20 +241,6 @@ impl Life {
             WaitStatus::Signaled(_, signal, _) => exit::signalled(signal as i32),
             _ => exit::FAILURE,
         })
-    }
-}
-
-fn last_end(status: WaitStatus, too_late: bool) -> LastEnd {
-    let (exit_code, signal) = match status {
-        WaitStatus::Exited(_, code) => (Some(code), None),
-        WaitStatus::Signaled(_, signal, _) => (None, Some(signal.as_str().to_owned())),
-        _ => (None, None),
-    };
-    LastEnd {
-        at: Utc::now().trunc_subsecs(6),
-        exit_code,
-        signal,
-        too_late,
     }
 }
 
@@ -277,8 +278,7 @@ async fn live(
     );
 
     let probe = readying::probe(server.as_raw().unsigned_abs(), lock.info().port, args);
-    let waits_for_url = probe.url.is_some();
-    state.names(lock.info(), waits_for_url.then_some(false));
+    state.begins(lock.info(), probe.url.as_ref().map(|_| false));
     let following = readying::follow(probe, readiness, args, || state.ready());
     let mut following = Box::pin(following);
     let mut too_late = None;
@@ -381,8 +381,6 @@ async fn live(
     if let Err(e) = lock.adopt() {
         warn!("{e}");
     }
-    state.ended(last_end(status, too_late.is_some()));
-    state.names(lock.info(), waits_for_url.then_some(false));
     let succeeded = matches!(status, WaitStatus::Exited(_, 0));
     let left_behind = left_behind::end(
         server,

@@ -1,6 +1,9 @@
-//! A network mount whose server is gone: `hung-mount DIRECTORY`, as root, since Linux 5.16. Mounts a FUSE file system
-//! in a mount namespace of its own, starts a process that has a file of it open, says
-//! `hung PID`, and answers nothing from then on. Ends with its standard input.
+//! A network mount whose server is gone: `hung-mount DIRECTORY [mapped]`, as root, since Linux 5.16.
+//! Mounts a FUSE file system in a mount namespace of its own, starts a process that has a file of it
+//! open, says `hung PID`, and answers nothing from then on. Ends with its standard input.
+//!
+//! `mapped`: the process has written to the file through its memory, and waits for that to arrive
+//! with its address space locked: whoever reads its environment waits with it.
 
 #![allow(clippy::unwrap_used, clippy::zombie_processes)]
 
@@ -16,17 +19,22 @@ fn main() {
 mod linux {
     use std::fs::File;
     use std::io::{Read, Write};
+    use std::num::NonZeroUsize;
     use std::os::fd::AsRawFd;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
+    use std::sync::mpsc::{Sender, channel};
     use std::thread;
     use std::time::Duration;
 
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
     const LOOKUP: u32 = 1;
     const GETATTR: u32 = 3;
     const OPEN: u32 = 14;
+    const READ: u32 = 15;
+    const WRITE: u32 = 16;
     /// Who closes it asks nobody: he would wait for ever, also when killed.
     const FOPEN_NOFLUSH: u32 = 1 << 5;
     const INIT: u32 = 26;
@@ -36,6 +44,10 @@ mod linux {
 
     pub(super) fn main() {
         let directory = std::env::args().nth(1).unwrap();
+        let mapped = match std::env::args().nth(2).as_deref() {
+            Some("map") => return map(&directory),
+            mode => mode == Some("mapped"),
+        };
         let device = File::options()
             .read(true)
             .write(true)
@@ -58,28 +70,58 @@ mod linux {
         .unwrap();
         // Nobody is to wait for ever for what this test has left.
         thread::spawn(|| {
-            thread::sleep(Duration::from_secs(100));
+            thread::sleep(Duration::from_secs(300));
             std::process::exit(1);
         });
-        thread::spawn(move || answer_until_open(device));
-        let file = File::open(format!("{directory}/file")).unwrap();
-        let mut holder = Command::new("sleep")
-            .arg("1000")
-            .stdin(file)
-            .spawn()
-            .unwrap();
+        let (hang, hangs) = channel();
+        let last = if mapped { WRITE } else { OPEN };
+        thread::spawn(move || answer_until(device, last, &hang));
+        let file = format!("{directory}/file");
+        let mut holder = match mapped {
+            true => Command::new(std::env::current_exe().unwrap())
+                .args([&*file, "map"])
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap(),
+            false => Command::new("sleep")
+                .arg("1000")
+                .stdin(File::open(file).unwrap())
+                .spawn()
+                .unwrap(),
+        };
+        hangs.recv().unwrap();
         println!("hung {}", holder.id());
         std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
         holder.kill().unwrap();
     }
 
-    fn answer_until_open(mut device: File) {
+    /// Puts other memory over that of a file which has been written to.
+    fn map(file: &str) {
+        let file = File::options().read(true).write(true).open(file).unwrap();
+        let len = NonZeroUsize::new(4096).unwrap();
+        let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: the memory is ours, and nothing else refers to it.
+        unsafe {
+            let memory = mmap(None, len, rights, MapFlags::MAP_SHARED, &file, 0).unwrap();
+            memory.cast::<u8>().as_ptr().write_volatile(1);
+            let place = NonZeroUsize::new(memory.as_ptr() as usize);
+            let _ = mmap_anonymous(
+                place,
+                len,
+                rights,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED,
+            );
+        }
+    }
+
+    fn answer_until(mut device: File, last: u32, hang: &Sender<()>) {
         let mut buffer = vec![0; 1 << 17];
-        let mut opened = false;
-        while !opened {
+        let mut hung = false;
+        while !hung {
             let len = device.read(&mut buffer).unwrap();
             let number = |at: usize| u32::from_ne_bytes(buffer[at..at + 4].try_into().unwrap());
             let unique = &buffer[8..16];
+            hung = number(4) == last;
             let answer = match number(4) {
                 INIT => numbers(&[7, 31, 0, 0, 0, 4096, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
                 LOOKUP => {
@@ -93,10 +135,9 @@ mod linux {
                     found.extend(attributes(1, if root { DIRECTORY } else { REGULAR }));
                     found
                 }
-                OPEN => {
-                    opened = true;
-                    numbers(&[0, 0, FOPEN_NOFLUSH, 0])
-                }
+                OPEN => numbers(&[0, 0, FOPEN_NOFLUSH, 0]),
+                READ => vec![0; 4096],
+                WRITE => break,
                 _ => Vec::new(),
             };
             let error = if answer.is_empty() { -ENOSYS } else { 0 };
@@ -107,6 +148,7 @@ mod linux {
             out.extend(answer);
             device.write_all(&out).unwrap();
         }
+        hang.send(()).unwrap();
         // Open as long as the process lives, and never read again.
         std::mem::forget(device);
     }
@@ -120,7 +162,8 @@ mod linux {
 
     fn attributes(inode: u32, mode: u32) -> Vec<u8> {
         let mut attributes = numbers(&[inode, 0]);
-        attributes.extend(numbers(&[0; 13]));
+        attributes.extend(numbers(&[4096, 0]));
+        attributes.extend(numbers(&[0; 11]));
         attributes.extend(numbers(&[mode, 1, 0, 0, 0, 4096, 0]));
         attributes
     }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use super::stuck::{self, Wait};
 use crate::server_id::SERVER_ID_ENV;
 
 /// How long the kernel may take to show an environment. It waits for a process that is about to
@@ -27,7 +28,7 @@ pub(super) enum Variable {
 }
 
 /// Reads environments in a thread of its own, so that one which can't be read holds nobody up: the
-/// thread is left to wait for it.
+/// thread is left to wait for it, and the process is not asked again meanwhile.
 #[derive(Default)]
 pub(super) struct Reader(Option<Worker>);
 
@@ -50,34 +51,38 @@ impl Reader {
     }
 
     pub(super) fn variable(&mut self, pid: u32, name: &str) -> Variable {
-        match self.look_up(format!("/proc/{pid}/environ"), name) {
+        match self.look_up(pid, format!("/proc/{pid}/environ"), name) {
             // That of a main thread which has ended is seen through the others.
             Variable::Empty => threads(pid)
                 .into_iter()
                 .filter(|&thread| thread != pid)
-                .map(|thread| self.look_up(format!("/proc/{pid}/task/{thread}/environ"), name))
+                .map(|thread| self.look_up(pid, format!("/proc/{pid}/task/{thread}/environ"), name))
                 .find(|found| *found != Variable::Empty)
                 .unwrap_or(Variable::Empty),
             found => found,
         }
     }
 
-    fn look_up(&mut self, path: String, name: &str) -> Variable {
-        match self.read(path) {
+    fn look_up(&mut self, pid: u32, path: String, name: &str) -> Variable {
+        match self.read(pid, path) {
             Some(Ok(bytes)) => parse(&bytes, name),
             _ => Variable::Unknown,
         }
     }
 
     /// `None` if it takes too long.
-    fn read(&mut self, path: String) -> Option<io::Result<Vec<u8>>> {
-        if self.0.is_none() {
-            self.0 = Some(start().ok()?);
+    fn read(&mut self, pid: u32, path: String) -> Option<io::Result<Vec<u8>>> {
+        if stuck::is_out_of_reach(pid) {
+            return None;
         }
-        let (paths, texts) = self.0.as_ref()?;
-        paths.send(path).ok()?;
-        let read = texts.recv_timeout(PATIENCE).ok();
+        if self.0.is_none() {
+            self.0 = Some(Worker::start().ok()?);
+        }
+        let worker = self.0.as_ref()?;
+        worker.paths.send(path).ok()?;
+        let read = worker.texts.recv_timeout(PATIENCE).ok();
         if read.is_none() {
+            worker.wait.give_up(pid);
             self.0 = None;
         }
         read
@@ -87,25 +92,37 @@ impl Reader {
 /// The arguments that a process shows, each with a NUL at its end. `None` if they may not be read,
 /// or it takes too long.
 pub(crate) fn command_line(pid: u32) -> Option<Vec<u8>> {
-    Reader::default().read(format!("/proc/{pid}/cmdline"))?.ok()
+    Reader::default()
+        .read(pid, format!("/proc/{pid}/cmdline"))?
+        .ok()
 }
 
-type Worker = (Sender<String>, Receiver<io::Result<Vec<u8>>>);
+/// A thread that reads. It ends when its reader has gone, or with the process.
+struct Worker {
+    paths: Sender<String>,
+    texts: Receiver<io::Result<Vec<u8>>>,
+    wait: Wait,
+}
 
-/// Ends when its reader has gone, or with the process.
-fn start() -> io::Result<Worker> {
-    let (paths, asked) = channel::<String>();
-    let (answer, texts) = channel();
-    thread::Builder::new()
-        .name("environments".to_owned())
-        .spawn(move || {
+impl Worker {
+    fn start() -> io::Result<Self> {
+        let (paths, asked) = channel::<String>();
+        let (answer, texts) = channel();
+        let wait = Wait::default();
+        let its = wait.clone();
+        let read = move || {
             for path in asked {
                 if answer.send(fs::read(path)).is_err() {
-                    return;
+                    break;
                 }
             }
-        })?;
-    Ok((paths, texts))
+            its.end();
+        };
+        thread::Builder::new()
+            .name("environments".to_owned())
+            .spawn(read)?;
+        Ok(Self { paths, texts, wait })
+    }
 }
 
 pub(super) fn threads(pid: u32) -> Vec<u32> {

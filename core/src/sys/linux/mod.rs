@@ -10,6 +10,7 @@ mod holders;
 mod identity;
 mod marked;
 mod process;
+mod stuck;
 mod watch;
 
 pub(crate) use descent::{Entrance, Family, descendants, descends, is_led_by, led_by};

@@ -1,4 +1,8 @@
-//! A lock directory that a stranger has filled with locks, all of them held.
+//! A lock directory that a stranger has filled with locks, all of them held. A test program of its own:
+//! so many locks and descriptors slow down all who look for theirs, on the whole machine.
+// By what a process has open.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -15,8 +19,8 @@ use serde_json::Value;
 const HOARDER: &str = env!("CARGO_BIN_EXE_guinea-hoarder");
 const NOBODY: u32 = 65534;
 const FIRST: u16 = 5000;
-/// A third of all there may be: the time it takes grows with the number, and no faster.
-const COUNT: u16 = 20_000;
+/// A sixth of all there may be: the time it takes grows with the number, and no faster.
+const COUNT: u16 = 10_000;
 /// How many rows `status` shows.
 const SHOWN: usize = 2000;
 
@@ -68,7 +72,7 @@ fn free_port(from: u16) -> u16 {
 }
 
 #[test]
-fn twenty_thousand_held_locks_of_a_stranger_hold_nobody_up() {
+fn ten_thousand_held_locks_of_a_stranger_hold_nobody_up() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("needs root: the locks are another user's");
         return;
