@@ -9,6 +9,7 @@ use pyo3::types::PyDict;
 static GENERATION: AtomicUsize = AtomicUsize::new(0);
 
 /// Another in each child.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
 pub(crate) fn generation() -> usize {
     GENERATION.load(Ordering::Relaxed)
 }

@@ -122,6 +122,7 @@ mod unix {
         if kind == "renamed" {
             overwrite_environment();
         }
+        #[cfg(target_os = "linux")]
         if kind == "set-uid" {
             let owner = nix::unistd::geteuid();
             nix::unistd::setresuid(owner, owner, owner).unwrap();
@@ -146,6 +147,7 @@ mod unix {
     }
 
     fn stranger(command: &[&str]) {
+        #[cfg(target_os = "linux")]
         nix::sys::prctl::set_child_subreaper(true).unwrap();
         Command::new(command[0])
             .args(&command[1..])

@@ -13,6 +13,9 @@ use super::holders::{all_pids, is_owned_by};
 use super::process::stat;
 use crate::server_id::ServerId;
 
+/// How often it is looked at processes that come and go without end.
+const LOOKS: usize = 64;
+
 /// What the launcher knows of its server's family.
 #[derive(Debug)]
 pub(crate) struct Family {
@@ -90,9 +93,26 @@ impl Family {
         childless && self.adopts && !populated
     }
 
-    /// All live members. One look may miss those who are forked meanwhile.
+    /// All live members. One look may miss those who are forked meanwhile: that there are none is
+    /// said where two looks have seen the same. Orphans stay to be seen until they are reaped.
     pub(crate) fn members(&self, server: u32) -> io::Result<Vec<u32>> {
-        let mut members = Vec::new();
+        let mut candidates = self.candidates()?;
+        for _ in 0..LOOKS {
+            let has = |pid: &u32| *pid != process::id() && self.has(*pid, server);
+            let members: Vec<u32> = candidates.iter().copied().filter(has).collect();
+            if !members.is_empty() || !self.adopts {
+                return Ok(members);
+            }
+            let seen = candidates;
+            candidates = self.candidates()?;
+            if candidates == seen {
+                break;
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn candidates(&self) -> io::Result<Vec<u32>> {
         let mut candidates = match self.adopts {
             true => descendants(process::id())?,
             false => all_pids()?,
@@ -100,12 +120,7 @@ impl Family {
         candidates.extend(self.leaf.iter().flat_map(Leaf::members));
         candidates.sort_unstable();
         candidates.dedup();
-        for pid in candidates {
-            if pid != process::id() && self.has(pid, server) {
-                members.push(pid);
-            }
-        }
-        Ok(members)
+        Ok(candidates)
     }
 
     /// Whether a process that descends from us, or is in our cgroup, belongs to the server.
