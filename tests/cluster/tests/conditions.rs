@@ -332,7 +332,7 @@ fn in_the_background_it_returns_when_it_serves_and_is_stopped_from_elsewhere() {
                 .unwrap();
             let refused = Finished::of(second).expect(1).stderr;
             assert!(
-                refused.contains("Error: Service chat is active on"),
+                refused.contains("ERROR Service chat is active on"),
                 "{refused}"
             );
         }
