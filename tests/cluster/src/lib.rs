@@ -6,6 +6,7 @@
 
 pub mod etcd;
 pub mod proxy;
+pub mod tls;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -2,50 +2,19 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use llmlb_cluster_tests::etcd::{Etcd, base64};
+use llmlb_cluster_tests::tls::{certificates, client_certificates};
 use llmlb_cluster_tests::{eventually, scratch};
 use llmlb_lock_cluster::{Cluster, ClusterError, ClusterUrl, Interrupt};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
-/// A CA, and a certificate by it for 127.0.0.1 that serves and identifies.
-fn certificates(dir: &Path, name: &str) -> [PathBuf; 3] {
-    let ca_key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = params.self_signed(&ca_key).unwrap();
-    let issuer = Issuer::new(params, ca_key);
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
-    let cert = params.signed_by(&key, &issuer).unwrap();
-    let write = |kind: &str, pem: String| {
-        let path = dir.join(format!("{name}-{kind}.pem"));
-        std::fs::write(&path, pem).unwrap();
-        path
-    };
-    [
-        write("ca", ca.pem()),
-        write("cert", cert.pem()),
-        write("key", key.serialize_pem()),
-    ]
-}
 
 #[test]
 fn with_certificates_each_side_proves_who_it_is() {
     let dir = scratch();
     let [ca, cert, key] = certificates(dir.path(), "good");
     let [other_ca, other_cert, other_key] = certificates(dir.path(), "other");
-    let arg = |name: &str, path: &Path| format!("--{name}={}", path.display());
-    let etcd = Etcd::start_with(
-        1,
-        &[
-            arg("cert-file", &cert),
-            arg("key-file", &key),
-            arg("trusted-ca-file", &ca),
-            "--client-cert-auth".into(),
-        ],
-    );
+    let etcd = Etcd::start_with(1, &client_certificates(&ca, &cert, &key));
     let port = etcd.nodes[0].port;
     let url = |scheme: &str, ca: &Path, cert: &Path, key: &Path| {
         let (ca, cert, key) = (ca.display(), cert.display(), key.display());

@@ -4,11 +4,11 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use llmlb_cluster_tests::etcd::{Etcd, base64};
+use llmlb_cluster_tests::tls::{certificates, client_certificates};
 use llmlb_cluster_tests::{PATIENCE, eventually, guinea, is_running, scratch};
 use llmlb_lock_cluster::{Cluster, ClusterUrl, Interrupt, Record};
 use llmlb_tests::{Finished, Running, Sandbox, free_port, signal_pid};
@@ -140,60 +140,11 @@ fn who_logs_in_is_served_and_the_password_is_seen_by_nobody() {
     assert!(!is_running(pid));
 }
 
-/// CA, certificate and key of one that serves and identifies as 127.0.0.1, made by openssl as an
-/// operator would.
-fn certificates(dir: &Path) -> [PathBuf; 3] {
-    let openssl = |args: &[&str]| {
-        let done = Command::new("openssl").args(args).current_dir(dir).output();
-        let done = done.expect("this test needs openssl");
-        assert!(done.status.success(), "{done:?}");
-    };
-    let key = [
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-    ];
-    let ca = [
-        "req", "-x509", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem",
-    ];
-    openssl(&[&ca[..], &key].concat());
-    let request = [
-        "req", "-subj", "/CN=etcd", "-keyout", "key.pem", "-out", "request",
-    ];
-    openssl(&[&request[..], &key].concat());
-    std::fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
-    let sign = [
-        "x509", "-req", "-in", "request", "-CA", "ca.pem", "-CAkey", "ca.key",
-    ];
-    let rest = [
-        "-CAcreateserial",
-        "-extfile",
-        "names",
-        "-days",
-        "2",
-        "-out",
-        "cert.pem",
-    ];
-    openssl(&[&sign[..], &rest].concat());
-    ["ca.pem", "cert.pem", "key.pem"].map(|name| dir.join(name))
-}
-
 #[test]
 fn with_tls_and_a_client_certificate_all_commands_work_and_hints_can_be_typed() {
     let (dir, sandbox) = (scratch(), Sandbox::new());
-    let [ca, cert, key] = certificates(dir.path());
-    let arg = |name: &str, path: &Path| format!("--{name}={}", path.display());
-    let etcd = Etcd::start_with(
-        1,
-        &[
-            arg("cert-file", &cert),
-            arg("key-file", &key),
-            arg("trusted-ca-file", &ca),
-            "--client-cert-auth".into(),
-        ],
-    );
+    let [ca, cert, key] = certificates(dir.path(), "etcd");
+    let etcd = Etcd::start_with(1, &client_certificates(&ca, &cert, &key));
     let (ca, cert, key) = (ca.display(), cert.display(), key.display());
     let bare = format!("etcds://127.0.0.1:{}/tls", etcd.nodes[0].port);
     let url = format!("{bare}?ca={ca}&cert={cert}&key={key}");
@@ -390,28 +341,12 @@ fn who_replaces_a_server_is_registered_in_its_place() {
     assert_eq!(registered(&cluster).len(), 1);
 
     // The active one of a service is replaced by an active one.
-    let third = [
-        "--replace",
-        "--exclusive",
-        "--ttl",
-        "3",
-        "--drain-timeout",
-        "0.5",
-    ];
-    let mut third = Running::start(&mut serve(&sandbox, &url, port, &third));
-    let (pid, token) = serving(&mut third);
+    let third = [&["--replace"], &EXCLUSIVE[..]].concat();
+    let mut active = Running::start(&mut serve(&sandbox, &url, port, &third));
+    let (pid, token) = serving(&mut active);
     second.wait();
     expect_registered(&cluster, pid);
-    let fourth = [
-        "--replace",
-        "--exclusive",
-        "--ttl",
-        "3",
-        "--drain-timeout",
-        "0.5",
-        "--wait",
-        "60",
-    ];
+    let fourth = [&third[..], &["--wait", "60"]].concat();
     let mut fourth = Running::start(&mut serve(&sandbox, &url, port, &fourth));
     let (pid, later) = serving(&mut fourth);
     assert!(later > token);
