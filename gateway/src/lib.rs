@@ -79,6 +79,7 @@ mod probe;
 mod protocol;
 mod proxy;
 mod queue;
+mod remembered;
 mod report;
 mod roster;
 mod set;

@@ -1,52 +1,35 @@
 //! Which backend has made what, so that who follows up on it is sent there.
 //!
-//! Apart from choosing, which only wants to know a backend. What is known ends with the process.
+//! Apart from choosing, which only wants to know a backend.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-
-use lru::LruCache;
+use std::sync::Arc;
 
 use crate::backend::Backend;
-
-/// How many are known; of more, those that were not asked for the longest are forgotten. Each
-/// takes about 80 bytes.
-const MOST: usize = 65_536;
+use crate::remembered::Remembered;
 
 /// The makers of things, by the hash of their IDs: clients choose neither.
 pub(crate) struct Made {
     hasher: RandomState,
-    makers: Mutex<LruCache<u64, Weak<Backend>>>,
+    makers: Remembered,
 }
 
 impl Made {
     pub(crate) fn new() -> Self {
         Self {
             hasher: RandomState::new(),
-            // One with a bound takes the room for all of them at once.
-            makers: Mutex::new(LruCache::unbounded()),
+            makers: Remembered::new(),
         }
     }
 
     pub(crate) fn note(&self, id: &str, maker: &Arc<Backend>) {
-        let key = self.hasher.hash_one(id);
-        let mut makers = self.makers();
-        makers.put(key, Arc::downgrade(maker));
-        if makers.len() > MOST {
-            makers.pop_lru();
-        }
+        self.makers.note([self.hasher.hash_one(id)], maker);
     }
 
     /// Who made it, if that is known and still a backend.
     pub(crate) fn maker(&self, id: &str) -> Option<Arc<Backend>> {
-        let key = self.hasher.hash_one(id);
-        let maker = self.makers().get(&key)?.upgrade()?;
-        (!maker.is_retired()).then_some(maker)
-    }
-
-    fn makers(&self) -> MutexGuard<'_, LruCache<u64, Weak<Backend>>> {
-        self.makers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.makers.find([self.hasher.hash_one(id)])
     }
 }
 
@@ -57,6 +40,7 @@ mod tests {
     use super::*;
     use crate::backend::{Care, Slot};
     use crate::options::Options;
+    use crate::remembered::MOST;
     use crate::set::BackendSpec;
 
     #[test]
@@ -73,7 +57,7 @@ mod tests {
         }
         assert!(made.maker("first").is_some());
         assert!(made.maker("second").is_none());
-        assert_eq!(made.makers().len(), MOST);
+        assert_eq!(made.makers.len(), MOST);
         backend.retire();
         assert!(made.maker("first").is_none());
         drop(backend);

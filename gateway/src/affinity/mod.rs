@@ -5,56 +5,32 @@
 
 mod conversation;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-
-use lru::LruCache;
+use std::sync::Arc;
 
 pub(crate) use conversation::Conversation;
 
 use crate::backend::Backend;
-
-/// How many beginnings are known; of more, those that were not asked for the longest are forgotten.
-/// Each takes about 80 bytes.
-const MOST: usize = 65_536;
+use crate::remembered::Remembered;
 
 /// How many beginnings are looked for, from the longest on: a turn adds few messages.
 const LOOKS: usize = 16;
 
 /// The homes of conversations, by the hashes of their beginnings.
-pub(crate) struct Homes {
-    known: Mutex<LruCache<u64, Weak<Backend>>>,
-}
+pub(crate) struct Homes(Remembered);
 
 impl Homes {
     pub(crate) fn new() -> Self {
-        Self {
-            // One with a bound takes the room for all of them at once.
-            known: Mutex::new(LruCache::unbounded()),
-        }
+        Self(Remembered::new())
     }
 
     /// The backend that had most of it, if that is a backend yet.
     pub(crate) fn find(&self, conversation: &Conversation) -> Option<Arc<Backend>> {
-        let mut known = self.known();
-        let mut beginnings = conversation.beginnings().take(LOOKS);
-        beginnings.find_map(|beginning| {
-            let home = known.get(&beginning)?.upgrade()?;
-            (!home.is_retired()).then_some(home)
-        })
+        self.0.find(conversation.beginnings().take(LOOKS))
     }
 
     pub(crate) fn note(&self, conversation: &Conversation, home: &Arc<Backend>) {
-        let mut known = self.known();
-        for &beginning in conversation.to_be_known() {
-            known.put(beginning, Arc::downgrade(home));
-        }
-        while known.len() > MOST {
-            known.pop_lru();
-        }
-    }
-
-    fn known(&self) -> MutexGuard<'_, LruCache<u64, Weak<Backend>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .note(conversation.to_be_known().iter().copied(), home);
     }
 }
 
