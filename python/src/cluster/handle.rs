@@ -99,6 +99,13 @@ impl<T: Send + Sync + 'static> Handle<T> {
         result
     }
 
+    /// Closes it, and is there when nobody has it any more.
+    pub(crate) fn close(&self, py: Python<'_>) {
+        if let Some(taken) = self.take() {
+            py.detach(|| drop(taken.owned()));
+        }
+    }
+
     /// Closes it: whoever waits on it waits no longer, and nobody else has it.
     pub(crate) fn take(&self) -> Option<Taken<T>> {
         if !self.is_ours() {

@@ -1,7 +1,7 @@
 //! Requests to stop a server, on both of their sides, as Python's objects.
 
 use chrono::{DateTime, SubsecRound, Utc};
-use llmlb_lock_cluster::{Interrupt as Stop, StopAnswer, StopRequest};
+use llmlb_lock_cluster::{StopAnswer, StopRequest};
 use pyo3::prelude::*;
 
 use crate::arguments::Seconds;
@@ -33,10 +33,8 @@ impl StopRequests {
         timeout: Option<Seconds>,
         interrupt: Option<&Bound<'_, Interrupt>>,
     ) -> PyResult<bool> {
-        self.0
-            .wait(py, &Ends::new(interrupt), move |it, stop: &Stop| {
-                it.wait(|requests| requests.next(timeout.map(bounded), stop))
-            })
+        let next = llmlb_lock_cluster::StopRequests::next;
+        self.0.listen(py, timeout, interrupt, next)
     }
 
     /// Who asks, and when it was asked.
@@ -46,9 +44,7 @@ impl StopRequests {
     }
 
     fn close(&self, py: Python<'_>) {
-        if let Some(taken) = self.0.take() {
-            py.detach(|| drop(taken.owned()));
-        }
+        self.0.close(py);
     }
 }
 

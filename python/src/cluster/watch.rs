@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use llmlb_lock_cluster::{Change, ClusterError, Interrupt as Stop};
 use pyo3::prelude::*;
@@ -52,6 +53,23 @@ impl<S, T> Inbox<S, T> {
     }
 }
 
+impl<S: Send + 'static, T: Send + 'static> Handle<Inbox<S, T>> {
+    /// Waits for something to take, which `next` has from the source.
+    pub(crate) fn listen(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Seconds>,
+        interrupt: Option<&Bound<'_, Interrupt>>,
+        next: impl FnOnce(&S, Option<Duration>, &Stop) -> Result<Option<T>, ClusterError>
+        + Send
+        + 'static,
+    ) -> PyResult<bool> {
+        self.wait(py, &Ends::new(interrupt), move |inbox, stop| {
+            inbox.wait(|source| next(source, timeout.map(bounded), stop))
+        })
+    }
+}
+
 /// Follows the servers of one service, or of all, until it is closed.
 #[pyclass(frozen, module = "llmlb_lock._native")]
 pub(crate) struct Watch(Handle<Inbox<llmlb_lock_cluster::Watch, Change>>);
@@ -75,10 +93,8 @@ impl Watch {
         timeout: Option<Seconds>,
         interrupt: Option<&Bound<'_, Interrupt>>,
     ) -> PyResult<bool> {
-        self.0
-            .wait(py, &Ends::new(interrupt), move |it, stop: &Stop| {
-                it.wait(|watch| watch.next(timeout.map(bounded), stop))
-            })
+        let next = llmlb_lock_cluster::Watch::next;
+        self.0.listen(py, timeout, interrupt, next)
     }
 
     /// What kind it is of, and what it says.
@@ -105,8 +121,6 @@ impl Watch {
     }
 
     fn close(&self, py: Python<'_>) {
-        if let Some(taken) = self.0.take() {
-            py.detach(|| drop(taken.owned()));
-        }
+        self.0.close(py);
     }
 }
