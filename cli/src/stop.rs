@@ -1,6 +1,5 @@
 //! `llmlb stop`: core's `stop_server` in words, for one port or all.
 
-use std::collections::HashSet;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
@@ -202,10 +201,11 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
         output::line("No servers running")?;
         return Ok(exit::OK);
     }
-    let unnamed = |server: &&Server| server.state == ServerState::Held;
-    let unnamed: HashSet<u16> = servers.iter().filter(unnamed).map(|s| s.port).collect();
-    let (unnamed, ports): (Vec<u16>, Vec<u16>) =
-        ports.iter().partition(|port| unnamed.contains(port));
+    let is_unnamed = |port: &u16| {
+        let found = servers.binary_search_by_key(port, |server| server.port);
+        found.is_ok_and(|index| servers[index].state == ServerState::Held)
+    };
+    let (unnamed, ports): (Vec<u16>, Vec<u16>) = ports.into_iter().partition(is_unnamed);
     let progress = &progress();
     let stop = |&port: &u16| stop_one(locks, port, options, progress);
     let mut results = pool::map(&ports, STOPS, stop);
