@@ -70,6 +70,12 @@ fn refused(path: &Path, line: usize, problem: &str) -> Failure {
 
 /// Whatever else is wrong with the arguments is told later.
 fn path(arguments: &[OsString]) -> Option<PathBuf> {
+    // No command without such a file pays for another parser.
+    let is_named = |argument: &OsString| argument.as_encoded_bytes().starts_with(b"--config");
+    let mut options = arguments.iter().take_while(|argument| *argument != "--");
+    if !options.any(is_named) {
+        return None;
+    }
     let matches = leniently(arguments)?;
     let path: &PathBuf = matches.subcommand_matches("serve")?.get_one("config")?;
     Some(path.clone())
