@@ -66,6 +66,8 @@ say "kill -9 of the llmlb that guards the active one: its server ends, and the s
 pid=$(on "$gpu1" status 8000 --format json | sed 's/.*"launcher_pid":\([0-9]*\).*/\1/')
 kill -KILL "$pid"
 answered_by "$gpu2"
+# What could not be withdrawn is off the list when its lease ends.
+while on "$front" status --cluster | grep "^$gpu1 " >/dev/null; do sleep 0.1; done
 on "$front" status --cluster
 
 say "the end, asked for from another host"
