@@ -57,7 +57,16 @@ fn of_a_guard_and_of_those_that_wait_for_it() {
     let (log, error) = refused.stderr.split_once("Error: ").unwrap();
     assert_log(log.lines());
     assert!(error.starts_with("Server already running"));
-    let replace = ["serve", "--port", &port, "--replace", "--", "true"];
+    let replace = [
+        "serve",
+        "--port",
+        &port,
+        "--replace",
+        "--",
+        GUINEA,
+        &port,
+        "exit=0",
+    ];
     let replaced = Finished::of(llmlb(&sandbox, &replace).output().unwrap()).expect(0);
     assert_log(replaced.stderr.lines());
     assert!(replaced.stderr.contains("to take its place..."));
