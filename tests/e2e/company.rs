@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 
-use llmlb_tests::{Sandbox, free_port, is_alive, signal_pid, wait_until};
+use llmlb_tests::{PATIENCE, Running, Sandbox, free_port, is_alive, signal_pid, wait_until};
 use nix::sys::signal::Signal;
 
 const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
@@ -186,7 +187,17 @@ fn a_supervised_end_costs_a_hundred_system_calls_at_most() {
         .collect();
     let sandbox = Sandbox::new();
     let port = free_port();
-    let mut llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}"]);
+    let socket = sandbox.path().join("notify");
+    let systemd = UnixDatagram::bind(&socket).unwrap();
+    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut llmlb = sandbox.llmlb(["serve", "--port", &port.to_string()]);
+    llmlb.args(["--", GUINEA, "{port}"]);
+    let mut llmlb = Running::start(llmlb.env("NOTIFY_SOCKET", &socket));
+    // Until it is ready, llmlb looks again and again whether it is.
+    let mut told = [0; 1024];
+    while !told.starts_with(b"READY=1") {
+        systemd.recv(&mut told).unwrap();
+    }
     let mut count = Command::new(COUNT);
     count.arg(llmlb.pid().to_string()).stdout(Stdio::piped());
     let mut count = count.spawn().unwrap();
@@ -206,6 +217,9 @@ fn a_supervised_end_costs_a_hundred_system_calls_at_most() {
         process.wait().unwrap();
     }
     println!("{calls} system calls");
-    assert!(calls <= 100, "{calls} system calls");
+    // The standard library asks of each descriptor that it closes whether it is open, in a debug
+    // build: a dozen descriptors here.
+    let bar = if cfg!(debug_assertions) { 112 } else { 100 };
+    assert!(calls <= bar, "{calls} system calls");
     assert!(!sandbox.lock_file(port).exists());
 }
