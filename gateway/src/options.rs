@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::auth::ApiKey;
+use crate::naming::Naming;
 
 /// What makes requests go to the backend where those before them went, whose memory has what they
 /// begin with.
@@ -41,6 +42,7 @@ pub struct Options {
     pub(crate) stream_idle_timeout: Option<Duration>,
     pub(crate) access_log: bool,
     pub(crate) affinity: Affinity,
+    pub(crate) naming: Naming,
     pub(crate) queue: usize,
     pub(crate) queue_timeout: Duration,
     pub(crate) description: Vec<(String, Value)>,
@@ -64,6 +66,7 @@ impl Default for Options {
             stream_idle_timeout: None,
             access_log: false,
             affinity: Affinity::default(),
+            naming: Naming::default(),
             queue: 512,
             queue_timeout: Duration::from_secs(30),
             description: Vec::new(),
@@ -198,6 +201,13 @@ impl Options {
     #[must_use]
     pub fn stream_idle_timeout(mut self, patience: Option<Duration>) -> Self {
         self.stream_idle_timeout = patience;
+        self
+    }
+
+    /// By which other names models are asked for, and which may stand in for others (default: none).
+    #[must_use]
+    pub fn naming(mut self, naming: Naming) -> Self {
+        self.naming = naming;
         self
     }
 

@@ -66,7 +66,7 @@ impl Shared {
             intake: Intake::new(limits.uploads()),
             made: Made::new(),
             homes: Homes::new(),
-            catalogs: Catalogs::default(),
+            catalogs: Catalogs::new(options.naming.clone()),
             limits,
             options,
         })

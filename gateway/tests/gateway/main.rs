@@ -16,6 +16,7 @@ mod following;
 mod hanging;
 mod live;
 mod loops;
+mod naming;
 mod ollama;
 mod passing;
 mod protocol;
