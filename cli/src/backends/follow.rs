@@ -32,15 +32,35 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// How many backends are named, or what is wrong with a file.
-    pub(crate) fn check(&self) -> Result<usize, String> {
-        let files = self
-            .files
-            .iter()
-            .map(|file| Ok(file.read()?.backends.len()));
-        let in_files: Result<usize, String> = files.sum();
-        Ok(self.listed.len() + in_files?)
+    /// All that are named, a name in DNS as one, where the sources can be used. Asks nobody.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with a file, or with the way to etcd.
+    pub(crate) fn named(&self) -> Result<Vec<BackendSpec>, String> {
+        let mut all = self.listed.clone();
+        for file in &self.files {
+            all.extend(file.read()?.backends);
+        }
+        if !self.services.is_empty() {
+            etcd(self.cluster.as_deref())?;
+        }
+        let spec = |backend: &Backend| match &backend.place {
+            Place::One(url) | Place::Each(url) => BackendSpec::new(url.clone()),
+        };
+        Ok(all.iter().map(spec).collect())
     }
+}
+
+/// The way to the etcd that knows services.
+#[cfg(target_os = "linux")]
+fn etcd(url: Option<&str>) -> Result<crate::cluster::connection::Connection, String> {
+    crate::cluster::connection::Connection::open(url).map_err(|failure| failure.message)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn etcd(_: Option<&str>) -> Result<(), String> {
+    Err("--backends-of is there on Linux alone, so far".to_owned())
 }
 
 /// What happens to the sources.
@@ -145,8 +165,8 @@ impl State {
 
     #[cfg(target_os = "linux")]
     fn watch_services(&mut self, url: Option<&str>, services: Vec<String>) -> Result<(), String> {
-        use crate::cluster::{backends, connection::Connection};
-        let etcd = Connection::open(url).map_err(|failure| failure.message)?;
+        use crate::cluster::backends;
+        let etcd = etcd(url)?;
         for service in services {
             let (news, name) = (self.news.clone(), service.clone());
             let tell = move |servers| news.send(News::Servers(name.clone(), servers)).is_ok();
@@ -158,8 +178,8 @@ impl State {
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn watch_services(&mut self, _: Option<&str>, _: Vec<String>) -> Result<(), String> {
-        Err("--backends-of is there on Linux alone, so far".to_owned())
+    fn watch_services(&mut self, url: Option<&str>, _: Vec<String>) -> Result<(), String> {
+        etcd(url)
     }
 
     fn wait_for_names(&mut self, received: &Receiver<News>) {
