@@ -111,6 +111,50 @@ fn a_mistake_is_told_with_its_line_and_what_was_meant() {
             "# both\nmax-requests = 5\ncommand = [\"sh\"]\n",
             "line 2: --max-requests is for the built-in server",
         ),
+        (
+            "command = [\"sh\"]\n\n[[backend]]\nurl = \"http://a\"\n",
+            "line 3: [[backend]] is for the built-in server and does nothing for a COMMAND",
+        ),
+        (
+            "port = 1\ncommand = []\n",
+            "line 2: command names no program",
+        ),
+        (
+            "command = \"sh\"\n",
+            "line 1: command is a list of texts, such as [\"one\", \"two\"]",
+        ),
+        (
+            "port = 1\nlog-file = \"log\"\n",
+            "line 2: log-file needs detach",
+        ),
+        (
+            "port = 1\nexclusive = true\nttl = 3\n",
+            "line 2: exclusive needs service",
+        ),
+        (
+            "\nbackends-of = \"x\"\n",
+            "line 2: backends-of needs cluster",
+        ),
+        (
+            "affinity = false\n",
+            "line 1: affinity is \"prefix\", \"session\" or \"off\"",
+        ),
+        (
+            "affinity = \"none\"\n",
+            "line 1: invalid value 'none' for '--affinity <BY>': it is prefix, session or off",
+        ),
+        (
+            "[[backend]]\nurl = \"http://a\"\nmax = 0\n",
+            "line 3: max is a number from 1 on, not 0",
+        ),
+        (
+            "[[backend]]\nweight = \"2\"\nurl = \"http://a\"\n",
+            "line 2: weight is a number from 1 on, not \"2\"",
+        ),
+        (
+            "port = 1\nbackend = [\"http://a\"]\n",
+            "line 2: each backend is a table: [[backend]] with url = \"http://HOST:PORT\"",
+        ),
     ] {
         let config = Config::new(text);
         let (code, said) = config.check(&[]);
@@ -125,6 +169,38 @@ fn a_mistake_is_told_with_its_line_and_what_was_meant() {
     }
     let (code, said) = told(&Gateway::refused(&["--config", "/nowhere/llmlb.toml"]));
     assert!(code == 2 && said.contains("/nowhere/llmlb.toml"), "{said}");
+}
+
+#[test]
+fn a_file_is_not_blamed_for_what_was_said_elsewhere() {
+    let config = Config::new("port = 8000\nttl = 3\nservice = \"x\"\n");
+    let typed = |args: &[&str]| told(&Gateway::output(args));
+    let args = ["--config", config.path(), "--check", "--port", "abc"];
+    let (code, said) = typed(&args);
+    assert!(
+        code == 2 && said.contains("'abc'") && !said.contains(config.path()),
+        "{said}"
+    );
+    // In the environment, which is cleaned for a test.
+    let mut command = std::process::Command::new("env");
+    let program = env!("CARGO_BIN_EXE_llmlb");
+    command.args(["LLMLB_PORT=abc", program, "serve", "--config"]);
+    let (code, said) = told(&command.args([config.path(), "--check"]).output().unwrap());
+    assert!(
+        code == 2 && said.contains("'abc'") && !said.contains(config.path()),
+        "{said}"
+    );
+    // What was typed lacks something: the file does not.
+    let config = Config::new("port = 8000\nworkers = 1\n");
+    let (code, said) = typed(&["--config", config.path(), "--check", "--exclusive"]);
+    assert!(
+        code == 2 && said.contains("--service") && !said.contains("line"),
+        "{said}"
+    );
+    // And what it needs may be typed.
+    let log = Config::new("log-file = \"/dev/null\"\n");
+    let (code, said) = log.check(&["--detach"]);
+    assert!(code == 0, "{said}");
 }
 
 #[test]
