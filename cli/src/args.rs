@@ -385,12 +385,16 @@ pub(crate) fn without_effect(matches: &ArgMatches) -> Option<String> {
     });
     let option = given.find_map(|arg| Some(format!("--{}", arg.get_long()?)))?;
     Some(match has_command {
-        true => format!(
-            "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs \
-             to the COMMAND itself"
-        ),
+        true => not_for_commands(&option),
         false => format!("{option} is for a COMMAND, and does nothing for the built-in server"),
     })
+}
+
+pub(crate) fn not_for_commands(option: &str) -> String {
+    format!(
+        "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs to \
+         the COMMAND itself"
+    )
 }
 
 /// None where nothing is written, as in an empty LLMLB_BACKENDS.

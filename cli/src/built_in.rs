@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use llmlb_gateway::{Gateway, raise_descriptor_limit};
+use llmlb_gateway::{BackendSet, Gateway, raise_descriptor_limit};
 use llmlb_lock_core::{LockInfo, ServerLock};
 use serde_json::{Map, Value};
 use tokio::task::spawn_blocking;
@@ -65,8 +65,19 @@ impl Prepared {
     }
 }
 
+/// What [`Prepared::new`] looks at before it asks anybody: how many backends are named.
+pub(crate) fn check(args: &ServeArgs, listening: SocketAddr) -> Result<usize, Failure> {
+    Gateway::new(args.gateway.options()).map_err(failed)?;
+    let usage = |problem: String| Failure::new(exit::USAGE, problem);
+    let named = sources(args).named().map_err(usage)?;
+    let count = named.len();
+    let backends: BackendSet = named.into_iter().collect();
+    own_address::refuse(&backends, &[listening]).map_err(usage)?;
+    Ok(count)
+}
+
 /// Where its backends come from.
-pub(crate) fn sources(args: &ServeArgs) -> Sources {
+fn sources(args: &ServeArgs) -> Sources {
     let config = args.config.as_deref().map(config::file);
     args.gateway
         .sources(config, args.cluster.cluster.as_deref())
