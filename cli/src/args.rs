@@ -11,7 +11,7 @@ use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCandidates;
 
-use llmlb_gateway::{Affinity, ApiKey, ApiKeyError, BackendUrlError, Options};
+use llmlb_gateway::{Affinity, ApiKey, ApiKeyError, BackendUrlError, Naming, Options};
 
 use crate::backends::{Backend, BackendsFile, Place, Sources};
 use crate::cluster::options::ClusterArgs;
@@ -233,6 +233,19 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "BY", value_enum, default_value_t = AffinityBy::Prefix)]
     affinity: AffinityBy,
 
+    /// Another name for a model, which answers to it say then; may be given many times
+    #[arg(long, value_name = "NAME=MODEL", value_parser = pair)]
+    model_alias: Vec<(String, String)>,
+
+    /// What stands in for a model, in this order, while no backend that serves it is up; may be given
+    /// many times
+    #[arg(long, value_name = "MODEL=A,B", value_parser = pair)]
+    model_fallback: Vec<(String, String)>,
+
+    /// The model for requests that name none
+    #[arg(long, value_name = "MODEL")]
+    default_model: Option<String>,
+
     /// Log each request at its end, as a line of JSON on stderr
     #[arg(long)]
     access_log: bool,
@@ -291,8 +304,10 @@ impl From<AffinityBy> for Affinity {
 }
 
 impl GatewayArgs {
-    pub(crate) fn options(&self) -> Options {
-        Options::new()
+    /// # Errors
+    /// Names of models that make no sense together.
+    pub(crate) fn options(&self) -> Result<Options, String> {
+        let options = Options::new()
             .api_key(self.api_key.clone())
             .backend_api_key(self.backend_api_key.clone())
             .max_requests(usize::try_from(self.max_requests).unwrap_or(usize::MAX))
@@ -308,7 +323,27 @@ impl GatewayArgs {
             .busy_timeout(self.busy_timeout)
             .first_byte_timeout(self.first_byte_timeout)
             .stream_idle_timeout(self.stream_idle_timeout)
-            .no_backends_hint("no backends: start llmlb serve with --backend URL")
+            .naming(self.naming()?)
+            .no_backends_hint("no backends: start llmlb serve with --backend URL");
+        Ok(options)
+    }
+
+    fn naming(&self) -> Result<Naming, String> {
+        let mut naming = Naming::new();
+        for (alias, model) in &self.model_alias {
+            let more = naming.alias(alias, model);
+            naming = more.map_err(|problem| format!("--model-alias: {problem}"))?;
+        }
+        for (model, others) in &self.model_fallback {
+            let more = naming.fallback(model, others.split(','));
+            naming = more.map_err(|problem| format!("--model-fallback: {problem}"))?;
+        }
+        match &self.default_model {
+            Some(model) => naming
+                .default_model(model)
+                .map_err(|problem| format!("--default-model: {problem}")),
+            None => Ok(naming),
+        }
     }
 
     /// Of the etcd at `cluster`, where it is asked, and with those of the configuration.
@@ -548,6 +583,11 @@ fn interval(text: &str) -> Result<Duration, String> {
         interval if interval < Duration::from_millis(10) => Err("less than 0.01".to_owned()),
         interval => Ok(interval),
     }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it has no = in it")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 fn positive(text: &str) -> Result<u32, String> {

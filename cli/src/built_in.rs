@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use llmlb_gateway::{BackendSet, Gateway, raise_descriptor_limit};
+use llmlb_gateway::{BackendSet, Gateway, Options, raise_descriptor_limit};
 use llmlb_lock_core::{LockInfo, ServerLock};
 use serde_json::{Map, Value};
 use tokio::task::spawn_blocking;
@@ -41,7 +41,7 @@ impl Prepared {
         shutdown: &mut Shutdown,
     ) -> Result<Result<Self, i32>, Failure> {
         raise_descriptor_limit();
-        let gateway = Gateway::new(args.gateway.options()).map_err(failed)?;
+        let gateway = Gateway::new(options(args)?).map_err(failed)?;
         let sources = sources(args);
         let listening = listening.to_vec();
         let look_around = async {
@@ -67,13 +67,18 @@ impl Prepared {
 
 /// What [`Prepared::new`] looks at before it asks anybody: how many backends are named.
 pub(crate) fn check(args: &ServeArgs, listening: SocketAddr) -> Result<usize, Failure> {
-    Gateway::new(args.gateway.options()).map_err(failed)?;
+    Gateway::new(options(args)?).map_err(failed)?;
     let usage = |problem: String| Failure::new(exit::USAGE, problem);
     let named = sources(args).named().map_err(usage)?;
     let count = named.len();
     let backends: BackendSet = named.into_iter().collect();
     own_address::refuse(&backends, &[listening]).map_err(usage)?;
     Ok(count)
+}
+
+fn options(args: &ServeArgs) -> Result<Options, Failure> {
+    let options = args.gateway.options();
+    options.map_err(|problem| Failure::new(exit::USAGE, problem))
 }
 
 /// Where its backends come from.

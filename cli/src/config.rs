@@ -225,8 +225,8 @@ fn join(typed: &[OsString], settings: &[Setting]) -> Result<Joined, Problem> {
         if serve.is_some_and(|serve| is_said(serve, option)) {
             continue;
         }
-        let argument = argument(option, &setting.value).map_err(at)?;
-        joined.arguments.extend(argument);
+        let said = arguments(option, &setting.value).map_err(at)?;
+        joined.arguments.extend(said);
         joined.used.push(setting.clone());
     }
     joined.arguments.extend_from_slice(after);
@@ -264,13 +264,16 @@ fn unknown(name: &str, options: &[&Arg]) -> String {
 }
 
 /// What would have been typed.
-fn argument(option: &Arg, value: &Value) -> Result<Option<OsString>, String> {
+fn arguments(option: &Arg, value: &Value) -> Result<Vec<OsString>, String> {
     let name = option.get_long().unwrap_or_default();
     let is_flag = matches!(option.get_action(), ArgAction::SetTrue);
     let may_be_bare = option.get_num_args().is_some_and(|n| n.min_values() == 0);
     let text = match value {
         Value::Boolean(is_on) if is_flag || may_be_bare => {
-            return Ok(is_on.then(|| format!("--{name}").into()));
+            return Ok(is_on
+                .then(|| format!("--{name}").into())
+                .into_iter()
+                .collect());
         }
         _ if is_flag => return Err(format!("{name} is true or false")),
         Value::String(text) => text.clone(),
@@ -278,6 +281,12 @@ fn argument(option: &Arg, value: &Value) -> Result<Option<OsString>, String> {
         Value::Float(number) => number.to_string(),
         Value::Array(_) if option.get_value_delimiter() == Some(',') => {
             words(name, value)?.join(",")
+        }
+        Value::Array(_) if matches!(option.get_action(), ArgAction::Append) => {
+            let words = words(name, value)?.into_iter();
+            return Ok(words
+                .map(|word| format!("--{name}={word}").into())
+                .collect());
         }
         _ => {
             let values = option.get_possible_values();
@@ -291,7 +300,7 @@ fn argument(option: &Arg, value: &Value) -> Result<Option<OsString>, String> {
             });
         }
     };
-    Ok(Some(format!("--{name}={text}").into()))
+    Ok(vec![format!("--{name}={text}").into()])
 }
 
 fn words(name: &str, value: &Value) -> Result<Vec<String>, String> {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::Output;
 
 use llmlb_tests::free_port;
-use llmlb_tests::model_server::Backend;
+use llmlb_tests::model_server::{Backend, Next};
+use llmlb_tests::wire::answer;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -80,6 +81,47 @@ fn what_is_typed_or_in_the_environment_wins() {
     assert!(code == 0 && said.contains("port 8124, sh under"), "{said}");
     let (code, said) = config.check(&[]);
     assert!(code == 127 && said.contains("no-such-program"), "{said}");
+}
+
+#[test]
+fn models_have_other_names_in_a_list() {
+    let backend = Backend::start(&["llama"], |request, wire| {
+        wire.send(answer(
+            "200 OK",
+            "Content-Type: application/json\r\n",
+            &String::from_utf8_lossy(&request.body),
+        ));
+        Next::Read
+    });
+    let config = Config::new(&format!(
+        "model-alias = [\"gpt-4o=llama\", \"small = phi\"]\nmodel-fallback = [\"phi=x,llama\"]\n\
+         default-model = \"llama\"\n{}",
+        table(&backend)
+    ));
+    let gateway = Gateway::with(&[], &["--config", config.path()]);
+    assert_eq!(gateway.chat("gpt-4o").json()["model"], "gpt-4o");
+    assert_eq!(gateway.chat("small").json()["model"], "llama");
+    let path = "/v1/completions";
+    let told = gateway.connect().ask("POST", path, "", b"{}");
+    assert_eq!(told.json()["model"], "llama");
+    for (arguments, problem) in [
+        (["--model-alias", "a"], "it has no = in it"),
+        (
+            ["--model-alias", "a=a"],
+            "--model-alias: a is an alias of itself",
+        ),
+        (
+            ["--model-fallback", "a=b,b"],
+            "--model-fallback: b is named twice",
+        ),
+        (
+            ["--default-model", ""],
+            "--default-model: the name of a model is empty",
+        ),
+    ] {
+        let (code, said) = Config::new("").check(&arguments);
+        assert!(code == 2 && said.contains(problem), "{said}");
+    }
 }
 
 #[test]
