@@ -14,6 +14,7 @@ use clap_complete::engine::ArgValueCandidates;
 use llmlb_gateway::{Affinity, ApiKey, ApiKeyError, BackendUrlError, Naming, Options};
 
 use crate::backends::{Backend, BackendsFile, Place, Sources};
+use crate::certificates::Certificates;
 use crate::cluster::options::ClusterArgs;
 use crate::completion::live_ports;
 use crate::ready::ReadyUrl;
@@ -246,6 +247,27 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "MODEL")]
     default_model: Option<String>,
 
+    /// Speak TLS to clients, and show them these certificates, the server's own first, in PEM; read
+    /// again when they change
+    #[arg(long, value_name = "PATH", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert, in PEM
+    #[arg(long, value_name = "PATH", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Who vouches for https:// backends: certificates in PEM, in place of the system's
+    #[arg(long, value_name = "PATH")]
+    backend_ca: Option<PathBuf>,
+
+    /// What https:// backends are shown that ask for a certificate, in PEM
+    #[arg(long, value_name = "PATH", requires = "backend_cert_key")]
+    backend_cert: Option<PathBuf>,
+
+    /// The private key of --backend-cert, in PEM
+    #[arg(long, value_name = "PATH", requires = "backend_cert")]
+    backend_cert_key: Option<PathBuf>,
+
     /// Log each request at its end, as a line of JSON on stderr
     #[arg(long)]
     access_log: bool,
@@ -370,6 +392,23 @@ impl GatewayArgs {
 
     pub(crate) fn drain_delay(&self) -> Duration {
         self.drain_delay
+    }
+
+    /// What clients are shown, and backends are.
+    pub(crate) fn certificates(&self) -> Result<Certificates, String> {
+        let pair = |certificate: &Option<PathBuf>, key: &Option<PathBuf>| {
+            certificate.clone().zip(key.clone())
+        };
+        Certificates::open(
+            pair(&self.tls_cert, &self.tls_key),
+            self.backend_ca.as_deref(),
+            pair(&self.backend_cert, &self.backend_cert_key),
+        )
+    }
+
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+    pub(crate) fn speaks_tls(&self) -> bool {
+        self.tls_cert.is_some()
     }
 
     /// Whether clients have to show a key.

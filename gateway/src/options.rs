@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::auth::ApiKey;
 use crate::naming::Naming;
+use crate::tls::{BackendTls, ServerTls};
 
 /// What makes requests go to the backend where those before them went, whose memory has what they
 /// begin with.
@@ -43,6 +44,8 @@ pub struct Options {
     pub(crate) access_log: bool,
     pub(crate) affinity: Affinity,
     pub(crate) naming: Naming,
+    pub(crate) tls: Option<ServerTls>,
+    pub(crate) backend_tls: BackendTls,
     pub(crate) queue: usize,
     pub(crate) queue_timeout: Duration,
     pub(crate) description: Vec<(String, Value)>,
@@ -67,6 +70,8 @@ impl Default for Options {
             access_log: false,
             affinity: Affinity::default(),
             naming: Naming::default(),
+            tls: None,
+            backend_tls: BackendTls::default(),
             queue: 512,
             queue_timeout: Duration::from_secs(30),
             description: Vec::new(),
@@ -208,6 +213,22 @@ impl Options {
     #[must_use]
     pub fn naming(mut self, naming: Naming) -> Self {
         self.naming = naming;
+        self
+    }
+
+    /// What [`Gateway::serve`](crate::Gateway::serve) shows clients, which speak TLS then (default:
+    /// they do not).
+    #[must_use]
+    pub fn tls(mut self, tls: Option<ServerTls>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// How `https://` backends are spoken to (default: their certificates are of whom the system
+    /// trusts, and they are shown none).
+    #[must_use]
+    pub fn backend_tls(mut self, tls: BackendTls) -> Self {
+        self.backend_tls = tls;
         self
     }
 

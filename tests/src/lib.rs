@@ -4,6 +4,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[cfg(unix)]
+pub mod certificates;
+#[cfg(unix)]
 pub mod front;
 #[cfg(unix)]
 pub mod model_server;

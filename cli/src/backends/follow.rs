@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use llmlb_gateway::{BackendSet, BackendSpec};
+use llmlb_gateway::{BackendSet, BackendSpec, BackendUrl};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -112,13 +112,11 @@ impl Follower {
         self.sets.clone()
     }
 
-    /// Reads the files again.
-    pub(crate) fn reload(&self) {
-        if !self.has_files {
-            info!("There is no file to read again: see --config and --backends-file");
-        }
+    /// Reads the files again, if there are any.
+    pub(crate) fn reload(&self) -> bool {
         // It follows as long as this is here.
         let _ = self.news.send(News::Reload);
+        self.has_files
     }
 }
 
@@ -272,15 +270,17 @@ impl State {
     }
 
     fn specs(&self, backend: &Backend, origin: &str) -> Vec<BackendSpec> {
-        let name = match &backend.place {
+        let named = match &backend.place {
             Place::One(url) => return vec![backend.at(url.clone(), origin)],
-            Place::Each(url) => url.to_string(),
+            Place::Each(url) => url,
         };
+        let name = named.to_string();
         let addresses = self.names.get(&name).and_then(Option::as_ref);
         let urls = addresses
             .into_iter()
             .flatten()
-            .filter_map(|url| url.parse().ok());
+            .filter_map(|url| url.parse::<BackendUrl>().ok())
+            .map(|url| url.certified_as(named));
         let origin = format!("dns+{name}");
         urls.map(|url| backend.at(url, &origin)).collect()
     }

@@ -209,6 +209,9 @@ fn record(service: &str, args: &ServeArgs, port: u16) -> Result<Record, Failure>
     let mut record = Record::new(service, host, port);
     if let Some(url) = url {
         record = record.with_url(url);
+    } else if args.gateway.speaks_tls() {
+        let url = record.url.replacen("http:", "https:", 1);
+        record = record.with_url(url);
     }
     if let Some(slots) = options.slots {
         record = record.with_slots(slots);

@@ -21,7 +21,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::http::HeaderValue;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use address::Addresses;
 use busy::{Busy, Work};
@@ -42,6 +42,7 @@ use crate::options::Options;
 use crate::outlier::Record;
 use crate::queue::Queue;
 use crate::set::BackendSpec;
+use crate::tls::BackendTls;
 use crate::url::BackendUrl;
 use crate::warnings::Warnings;
 
@@ -63,12 +64,15 @@ pub(crate) struct Care {
     pub(crate) workers: usize,
     /// Who waits for a place.
     pub(crate) queue: Arc<Queue>,
+    /// How those are spoken to that speak TLS.
+    pub(crate) tls: BackendTls,
 }
 
 impl Care {
     pub(crate) fn of(options: &Options, workers: usize, via: HeaderValue) -> Self {
         Self {
             workers,
+            tls: options.backend_tls.clone(),
             queue: Arc::new(Queue::new(options.queue)),
             thresholds: Thresholds {
                 rise: options.health_rise,
@@ -196,9 +200,19 @@ impl Backend {
         self.addresses.resolve().await
     }
 
+    /// All of it, TLS included, takes no longer than connecting may.
     pub(crate) async fn connect(&self) -> io::Result<Connection> {
-        let stream = self.addresses.connect(self.care.connect_timeout).await?;
-        Connection::over(stream).await
+        let patience = self.care.connect_timeout;
+        let deadline = Instant::now() + patience;
+        let stream = self.addresses.connect(patience).await?;
+        stream.set_nodelay(true)?;
+        keep_alive(&stream);
+        let Some(name) = self.url.server_name() else {
+            return Connection::over(stream).await;
+        };
+        let speaking = self.care.tls.connect(name.clone(), stream);
+        let stream = timeout_at(deadline, speaking).await;
+        Connection::over(stream.map_err(|_| io::ErrorKind::TimedOut)??).await
     }
 
     /// Whether it answers probes. It may be ejected all the same.

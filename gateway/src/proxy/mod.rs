@@ -134,12 +134,17 @@ async fn receive(
     let mut search = Search::new(path.path(), request.headers());
     let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
     let (mut parts, body) = request.into_parts();
+    let shared = &flight.shared;
     headers::forward(
         &mut parts.headers,
         flight.peer.forwarded.as_ref(),
         flight.upgrade.is_some(),
+        if shared.options.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        },
     );
-    let shared = &flight.shared;
     via::add(&mut parts.headers, &shared.via);
     if shared.options.api_key.is_some() {
         // It is the gateway's, and no business of a backend's.

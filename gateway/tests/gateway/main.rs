@@ -26,5 +26,6 @@ mod seen;
 mod starting;
 mod staying;
 mod support;
+mod tls;
 mod uploads;
 mod workers;
