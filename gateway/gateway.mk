@@ -1,12 +1,14 @@
 # test-gateway-e2e  the load balancer between the OpenAI client and llama.cpp, both from PyPI
+# test-compare      what llmlb claims beside others, alone; a part of test
+# compare           docs/compare.md: llmlb beside all others that can be installed; needs wrk
 # bench-choose      what it costs to choose a backend, and to find the model; a part of bench
 # bench-gateway     the load balancer beside nginx and haproxy; needs both, and wrk
 
-.PHONY: test-gateway-e2e bench-choose bench-gateway
+.PHONY: test-gateway-e2e test-compare compare compare-peers bench-choose bench-gateway
 
 GATEWAY_VENV := $(TARGET)/venv-gateway
 
-test: test-gateway-e2e
+test: test-gateway-e2e test-compare
 
 bench: bench-choose
 
@@ -29,3 +31,24 @@ test-gateway-e2e: cli $(GATEWAY_VENV)/ready
 bench-gateway:
 	$(CARGO) build --release -p llmlb --bin llmlb -p llmlb-gateway --example model-server
 	$(PYTHON) examples/gateway/bench.py $(TARGET)/release/llmlb $(TARGET)/release/examples/model-server
+
+test-compare: cli
+	$(PYTHON) examples/gateway/compare.py --smoke $(LLMLB_BIN)
+
+# An environment for each, as two of them bring a program of the same name. Who can't be installed
+# is said to be not there.
+COMPARE_VENVS := $(TARGET)/venv-compare
+COMPARE_PEERS := sglang-router smg vllm-router litellm
+
+compare-peers: $(COMPARE_PEERS:%=$(COMPARE_VENVS)/%/tried)
+
+$(COMPARE_VENVS)/litellm/tried: PACKAGES = 'litellm[proxy]' prometheus-client
+$(COMPARE_VENVS)/%/tried:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(or $(PACKAGES),$*) || true
+	touch $@
+
+compare: compare-peers
+	$(CARGO) build --release -p llmlb --bin llmlb -p llmlb-gateway --example model-server
+	$(PYTHON) examples/gateway/compare.py $(TARGET)/release/llmlb \
+	    $(TARGET)/release/examples/model-server $(COMPARE_VENVS) docs/compare.md
