@@ -35,6 +35,8 @@ PATIENCE, PROMPT = 20, 10
 CLIENTS, SECONDS = 8, 6
 # In which a server that hangs has to be answered for by others.
 ANSWERED = 2
+# How much longer all may take, where it is not compared.
+SLACK = 1
 
 FEATURES = {
     "top": "A model goes to the one backend that serves it: `model` at the top of the body",
@@ -145,11 +147,16 @@ class Test:
             self.directory.cleanup()
 
     def all_asked(self):
-        for server in self.servers:
+        """Asks several at once, as some go to the same one for as long as it is idle."""
+
+        def first(server):
             session = {self.peer.peer.session: f"first-{next(self.numbers)}"}
+            # Nothing that one of them could have read before.
+            content = f"SLOW 0.1 {os.urandom(64).hex()}"
             with contextlib.suppress(OSError, http.client.HTTPException):
-                # Nothing that one of them could have read before.
-                self.say(server.models[0], os.urandom(64).hex(), headers=session)
+                self.say(server.models[0], content, headers=session)
+
+        at_once(6, first, *self.servers)
         return all(server.answered() for server in self.servers)
 
     def say(self, model, content, headers=None, timeout=PROMPT, **more):
@@ -271,12 +278,13 @@ def aliases(peer):
 def answers(peer):
     with Test(peer, ALPHA, ALPHA) as test:
         yield "bytes", untouched(test)
-        with test.open("STREAM 2") as connection:
+        length = 2 * SLACK
+        with test.open(f"STREAM {length}") as connection:
             began = time.monotonic()
             answer = connection.getresponse()
             answer.read1(1)
             after = time.monotonic() - began
-        yield "pieces", Seen(after < 1, f"the first after {after:.2f} s of 2")
+        yield "pieces", Seen(after < length / 2, f"the first after {after:.2f} s of {length}")
         with test.open("CUT 0.5") as connection:
             good, what = whole(connection.getresponse())
         yield "cut", Seen(not good and not what.endswith("[DONE]\n\n"), what)
@@ -301,11 +309,14 @@ def answers(peer):
         return
     with Test(peer, ALPHA) as test:
         good, what = drained(test, peer.stop)
-    yield "drain", Seen(f"by {peer.stop.name}" if good else False, what)
+    yield (
+        "drain",
+        Seen(f"by {peer.stop.name}" if good else False, "SIGTERM cuts it" if good else what),
+    )
 
 
 def drained(test, signum):
-    with test.open("STREAM 2") as connection:
+    with test.open("STREAM 1") as connection:
         answer = connection.getresponse()
         answer.read1(1)
         test.peer.process.send_signal(signum)
@@ -333,7 +344,7 @@ def leaves(test, word, reads):
     left = time.monotonic()
     if wait_until(lambda: asked.left, 5):
         after = max(asked.left - left, 0)
-        return Seen(after <= 1, f"after {after:.2f} s")
+        return Seen(after <= SLACK, f"after {after:.2f} s")
     return Seen(False, "not within 5 s")
 
 
@@ -429,7 +440,7 @@ def second_start(test):
     log = test.setup.directory / "second.log"
     process = test.peer.launch(log)
     try:
-        code = process.wait(30)
+        code = process.wait(peers.PATIENCE)
     except subprocess.TimeoutExpired:
         process.terminate()
         process.wait(peers.GRACE)
@@ -464,10 +475,12 @@ def failing(test):
     return good, bad
 
 
-def at_once(count, function):
-    """What each of so many threads gets from it."""
+def at_once(count, function, *arguments):
+    """What each of so many threads gets from it, with one of the arguments in turns."""
+    turns = itertools.cycle([(each,) for each in arguments] or [()])
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        return [one.result() for one in [pool.submit(function) for _ in range(count)]]
+        started = [pool.submit(function, *next(turns)) for _ in range(count)]
+        return [one.result() for one in started]
 
 
 def broken(mode):
@@ -517,8 +530,8 @@ def hung(peer):
         at_once(9, lambda: warm(test, until))
         test.servers[2].mode = "hung"
         began, in_a_row = time.monotonic(), 0
-        while in_a_row < 3 and time.monotonic() - began < PATIENCE:
-            results = at_once(9, lambda: test.good(ALPHA, "SLOW 0.1", timeout=ANSWERED))
+        while in_a_row < 3 and time.monotonic() - began < PATIENCE * SLACK:
+            results = at_once(9, lambda: test.good(ALPHA, "SLOW 0.1", timeout=ANSWERED * SLACK))
             if in_a_row == 0:
                 after = time.monotonic() - began
             in_a_row = in_a_row + 1 if all(results) else 0
@@ -716,6 +729,6 @@ def look(peer, scenario):
         seen |= {name: Seen(False, str(error)) for name in features if name not in seen}
     except Failed as error:
         seen |= {name: Seen(None, str(error)) for name in features if name not in seen}
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
         seen |= {name: Seen(False, failure(error)) for name in features if name not in seen}
     return seen
