@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -280,6 +281,8 @@ def write(document, part, text):
 
 
 def main():
+    # What has been started ends as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("compare: ended by SIGTERM"))
     if sys.argv[1] == "--smoke":
         return smoke(sys.argv[2])
     llmlb, model_server, venvs, path = sys.argv[1:5]
