@@ -42,6 +42,7 @@ NOT_CLAIMED = {"h2", "messages"}
 UNNOTICED = 10
 # So many scenarios at once, where one peer is looked at alone.
 AT_ONCE = 6
+PEERS_AT_ONCE = 3
 BEGIN, END = "<!-- made by make compare: {} -->\n", "<!-- end of {} -->"
 
 
@@ -96,14 +97,21 @@ def smoke(llmlb):
 
 
 def look_at_all(versions):
-    found = {peer: {} for peer in versions}
-    for scenario in SCENARIOS:
-        for peer in versions:
-            found[peer] |= look(peer, scenario)
-            for name in SCENARIOS[scenario]:
-                seen = found[peer].setdefault(name, Seen(None, "it was not come to"))
+    """What there is of each, some of them at once: most of the time is waited."""
+
+    def all_of(peer):
+        found = {}
+        for scenario, names in SCENARIOS.items():
+            found |= look(peer, scenario)
+            for name in names:
+                seen = found.setdefault(name, Seen(None, "it was not come to"))
                 print(f"{peer.name}: {name}: {seen.show()} ({seen.what!r})", flush=True)
-    return found
+        return found
+
+    # The last takes the longest to start.
+    order = list(reversed(versions))
+    with concurrent.futures.ThreadPoolExecutor(PEERS_AT_ONCE) as pool:
+        return dict(zip(order, pool.map(all_of, order), strict=True))
 
 
 class Bench:

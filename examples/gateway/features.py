@@ -610,19 +610,28 @@ def settled(homes):
 
 
 def conversations(peer):
+    """They begin at once, so that there is a reason to spread them; then one speaks at a time."""
     with Test(peer, ALPHA, ALPHA, affinity="prefix") as test:
-        talks, homes = {}, {}
-        for turn in range(4):
+        talks = {number: [] for number in range(9)}
+
+        def speak(number, turn, before=""):
+            rng = random.Random(f"{number} {turn}")
+            words = " ".join(f"{rng.getrandbits(32):x}" for _ in range(150))
+            talks[number].append({"role": "user", "content": f"{before}{words}"})
+            test.peer.ask("POST", CHAT, {"model": ALPHA, "messages": talks[number]})
+            talks[number].append({"role": "assistant", "content": "Hello!"})
+
+        at_once(9, lambda number: speak(number, 0, "SLOW 0.5 "), *talks)
+        for turn in range(1, 4):
             for number in shuffled(turn):
-                messages = talks.setdefault(number, [])
-                rng = random.Random(f"{number} {turn}")
-                words = " ".join(f"{rng.getrandbits(32):x}" for _ in range(150))
-                messages.append({"role": "user", "content": words})
-                before = [len(server.answered()) for server in test.servers]
-                test.peer.ask("POST", CHAT, {"model": ALPHA, "messages": messages})
-                messages.append({"role": "assistant", "content": "Hello!"})
-                after = [len(server.answered()) for server in test.servers]
-                homes.setdefault(number, set()).add(after[1] > before[1])
+                speak(number, turn)
+        homes = {number: set() for number in talks}
+        for place, server in enumerate(test.servers):
+            for one in server.answered():
+                first = one.field("messages")[0]
+                for number, messages in talks.items():
+                    if messages[0] == first:
+                        homes[number].add(place)
         yield "prefix", settled(homes)
 
 

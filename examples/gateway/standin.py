@@ -148,7 +148,7 @@ class ModelServer:
         if self.mode == "reset":
             writer.transport.abort()
             raise ConnectionResetError
-        if asked.path.startswith("/v1/messages"):
+        if asked.path.startswith("/v1/messages") or asked.path.endswith("/render"):
             return self.say(writer, 404, {"error": {"message": "no such path"}})
         if not asked.counts():
             return await self.compute(asked, reader, writer)
