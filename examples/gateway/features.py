@@ -152,7 +152,7 @@ class Test:
         def first(server):
             session = {self.peer.peer.session: f"first-{next(self.numbers)}"}
             # Nothing that one of them could have read before.
-            content = f"SLOW 0.1 {os.urandom(64).hex()}"
+            content = f"SLOW 0.1 {os.urandom(64).hex(' ')}"
             with contextlib.suppress(OSError, http.client.HTTPException):
                 self.say(server.models[0], content, headers=session)
 
