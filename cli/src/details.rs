@@ -90,6 +90,15 @@ impl Details {
             None => restarts.to_string(),
         })
     }
+
+    /// The same without when.
+    pub(crate) fn restarts_in_short(&self) -> Option<String> {
+        let restarts = self.restarts?;
+        Some(match &self.last_end {
+            Some(end) => format!("{restarts} ({end})"),
+            None => restarts.to_string(),
+        })
+    }
 }
 
 /// A clock that was set back makes nobody younger than new.
