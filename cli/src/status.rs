@@ -113,7 +113,7 @@ fn rows(locks: &LockDir, args: &StatusArgs, look: Look) -> Result<Rows, Failure>
         live || args.all || args.port.is_some()
     };
     let (servers, hidden): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(shown);
-    if args.port.is_none() && !args.watch && args.format != Format::Json {
+    if args.port.is_none() && !args.watch {
         hidden_of_others(&hidden)
             .iter()
             .for_each(|line| output::note(line));
