@@ -131,6 +131,7 @@ fn one_that_is_not_ready_in_time_is_ended_with_an_error() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     let message = format!("Error: the server on port {port} was not ready within 200ms");
     assert!(ended.stderr.contains(&message), "{ended:?}");
+    assert_eq!(ended.stderr.matches("was not ready").count(), 1);
     assert!(!sandbox.lock_file(port).exists());
 }
 

@@ -323,11 +323,10 @@ async fn live(
             () = ended.wait() => {}
             never = &mut watching => match never {},
             late = &mut following, if too_late.is_none() => {
-                let failure = late.failure();
-                error!("{}", failure.message);
+                warn!("{}", late.remark());
                 readiness.leave();
                 ending.ask(server, Signal::SIGTERM);
-                too_late = Some(failure);
+                too_late = Some(late.failure());
             }
             number = told.passed_on.recv() => {
                 send(server, number);
