@@ -136,7 +136,9 @@ const ENVIRONMENT: &[Told] = &[
     (
         &["serve"],
         "WATCHDOG_USEC",
-        "How often systemd wants to be told that the server is healthy; systemd sets it.",
+        "How often systemd wants to be told that the server is healthy; systemd sets it. Healthy is \
+         one whose --ready-url answers below 400; without that, one whose processes are not stopped \
+         and whose port takes a connection.",
     ),
 ];
 

@@ -94,5 +94,5 @@ pub(super) async fn follow(
     info!("{status}");
     notify_ready_as(&status);
     readiness.reached(probe.server);
-    match feed_watchdog(|| probe.look()).await {}
+    match feed_watchdog(|| probe.is_healthy()).await {}
 }
