@@ -71,8 +71,9 @@ def main() -> None:
     packages = json.loads(said)["packages"]
     published = [p for p in packages if p["publish"] is None]
     private = [f"--exclude={p['name']}" for p in packages if p["publish"] is not None]
-    # Not built, as all of it is built by the tests.
-    make = [cargo, "package", "--quiet", "--workspace", "--no-verify", "--allow-dirty", *private]
+    # Each is built from what is in its package, against the others' packages, here on this system
+    # alone; what they depend on is built once for all.
+    make = [cargo, "package", "--quiet", "--workspace", "--allow-dirty", *private]
     subprocess.run([*make, "--target-dir", target], cwd=ROOT, check=True)
     for package in published:
         check_crate(package, target)
