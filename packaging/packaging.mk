@@ -5,10 +5,9 @@
 #   test-install     into a directory, and away again
 #   deb              Debian packages, in target/deb: program, C library, its -dev
 #   test-deb         into a fresh root, used there, and away again; lint
-#   test-pip         the program's wheel, into a fresh virtual environment
 #   wheels           the Python packages of the program and of the library, in target/dist
-#   test-wheels      are they installed, and run, and do the sdists build; not a part of test, as it
-#                    builds releases for several systems
+#   test-wheels      the same as quick builds: installed, and run, and what the sdists build, too;
+#                    WHEELS_PROFILE=release for what is published
 #   check-units      the systemd unit and the tmpfiles.d lines, where there is a systemd
 #
 # Set by the caller where the defaults do not fit:
@@ -17,13 +16,13 @@
 
 PREFIX ?= /usr/local
 
-test: test-install test-deb test-pip
+test: test-install test-deb test-wheels
 quality-checks: check-units
 install: install-program
 uninstall: uninstall-program
 
 .PHONY: program install install-program uninstall uninstall-program test-install check-units \
-    deb test-deb wheels test-wheels test-pip
+    deb test-deb wheels test-wheels
 
 program:
 	$(CARGO) build --release -p llmlb
@@ -95,9 +94,10 @@ $(WHEELS_VENV)/ready: packaging/requirements.txt
 wheels: $(WHEELS_VENV)/ready
 	MAKE="$(MAKE)" LLMLB_PROGRAM="$(LLMLB_PROGRAM)" packaging/wheels.sh build $(WHEELS_VENV) $(TARGET)/dist
 
-test-wheels: wheels
-	LLMLB_PROGRAM="$(LLMLB_PROGRAM)" packaging/wheels.sh test $(WHEELS_VENV) $(TARGET)/dist
+WHEELS_PROFILE ?= dev
 
-test-pip: python-wheel cli
-	MAKE="$(MAKE)" LLMLB_PROGRAM="$(LLMLB_BIN)" packaging/wheels.sh pip $(PYTHON_VENV) $(TARGET)/packaging/pip \
-	    $(TARGET)/wheels/*.whl
+test-wheels: cli $(WHEELS_VENV)/ready
+	for what in build test; do \
+	    MAKE="$(MAKE)" LLMLB_PROGRAM="$(LLMLB_BIN)" PROFILE="$(WHEELS_PROFILE)" \
+	        packaging/wheels.sh $$what $(WHEELS_VENV) $(TARGET)/packaging/wheels; \
+	done
