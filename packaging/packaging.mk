@@ -32,6 +32,17 @@ LLMLB_PROGRAM := $(TARGET)/release/llmlb
 install-program wheels: program
 endif
 
+# Whose code is in what is built; maturin finds it beside its pyproject.toml.
+THIRD_PARTY := $(TARGET)/packaging/LICENSE-THIRD-PARTY
+
+$(THIRD_PARTY): Cargo.lock packaging/third_party.py
+	mkdir -p $(dir $@)
+	$(PYTHON) packaging/third_party.py text $(CARGO) > $@.new
+	mv $@.new $@
+
+cli/LICENSE-THIRD-PARTY python/LICENSE-THIRD-PARTY: $(THIRD_PARTY)
+	cp $< $@
+
 PROGRAM_COMMANDS := serve stop status cluster completions man
 PROGRAM_PAGES := $(addprefix share/man/man1/,llmlb.1 $(PROGRAM_COMMANDS:%=llmlb-%.1))
 PROGRAM_BASH := share/bash-completion/completions/llmlb
@@ -48,7 +59,7 @@ define program_write
 
 endef
 
-install-program:
+install-program: $(THIRD_PARTY)
 	install -d "$(DESTDIR)$(PREFIX)/bin" $(foreach file,$(firstword $(PROGRAM_PAGES)) $(PROGRAM_BASH) \
 	    $(PROGRAM_ZSH) $(PROGRAM_FISH),"$(DESTDIR)$(PREFIX)/$(dir $(file))") \
 	    "$(DESTDIR)$(PREFIX)/$(PROGRAM_DOCS)"
@@ -58,7 +69,7 @@ install-program:
 	$(call program_write,$(PROGRAM_BASH),$(LLMLB_PROGRAM) completions bash)
 	$(call program_write,$(PROGRAM_ZSH),$(LLMLB_PROGRAM) completions zsh)
 	$(call program_write,$(PROGRAM_FISH),$(LLMLB_PROGRAM) completions fish)
-	install -m 644 LICENSE LICENSE-APACHE LICENSE-MIT packaging/example.conf packaging/llmlb.logrotate \
+	install -m 644 LICENSE LICENSE-APACHE LICENSE-MIT $(THIRD_PARTY) packaging/example.conf packaging/llmlb.logrotate \
 	    "$(DESTDIR)$(PREFIX)/$(PROGRAM_DOCS)"
 ifeq ($(shell uname -s),Linux)
 	install -d $(foreach file,$(PROGRAM_UNIT) $(PROGRAM_TMPFILES),"$(DESTDIR)$(PREFIX)/$(dir $(file))")
@@ -91,12 +102,12 @@ $(WHEELS_VENV)/ready: packaging/requirements.txt
 	$(WHEELS_VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-wheels: $(WHEELS_VENV)/ready
+wheels: $(WHEELS_VENV)/ready cli/LICENSE-THIRD-PARTY python/LICENSE-THIRD-PARTY
 	MAKE="$(MAKE)" LLMLB_PROGRAM="$(LLMLB_PROGRAM)" packaging/wheels.sh build $(WHEELS_VENV) $(TARGET)/dist
 
 WHEELS_PROFILE ?= dev
 
-test-wheels: cli $(WHEELS_VENV)/ready
+test-wheels: cli $(WHEELS_VENV)/ready cli/LICENSE-THIRD-PARTY python/LICENSE-THIRD-PARTY
 	for what in build test; do \
 	    MAKE="$(MAKE)" LLMLB_PROGRAM="$(LLMLB_BIN)" PROFILE="$(WHEELS_PROFILE)" \
 	        packaging/wheels.sh $$what $(WHEELS_VENV) $(TARGET)/packaging/wheels; \

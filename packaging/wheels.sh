@@ -63,6 +63,11 @@ installed() {
     cmp <("$out/fresh/bin/llmlb" man serve) "$out/fresh/share/man/man1/llmlb-serve.1"
     cmp <("$out/fresh/bin/llmlb" completions bash) \
         "$out/fresh/share/bash-completion/completions/llmlb"
+    for package in llmlb:hyper llmlb_lock:pyo3; do
+        grep -q "^${package#*:} [0-9]" \
+            "$out"/fresh/lib/python*/site-packages/"${package%:*}"-*/licenses/LICENSE-THIRD-PARTY ||
+            fail "$package: no licences of others"
+    done
     (cd "$out" && LLMLB_LOCK_DIR="$out/locks" fresh/bin/python -c '
 import llmlb_lock
 with llmlb_lock.ServerLock(8000) as lock:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LICENCES = ["LICENSE-APACHE", "LICENSE-MIT"]
+THIRD_PARTY = "LICENSE-THIRD-PARTY"
 
 
 def same(content: bytes | None, original: str, where: str) -> None:
@@ -53,8 +54,10 @@ def check_wheel(path: Path) -> None:
         metadata = Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
         for licence in LICENCES:
             same(wheel.read(f"{info}/licenses/{licence}"), licence, f"{path.name}: {licence}")
+        others = wheel.read(f"{info}/licenses/{THIRD_PARTY}").decode()
+    assert "\npyo3 " in others and "\nserde_json " in others, f"{path.name}: {THIRD_PARTY}"
     assert metadata["License-Expression"] == "MIT OR Apache-2.0"
-    assert sorted(metadata.get_all("License-File")) == LICENCES
+    assert sorted(metadata.get_all("License-File")) == [*LICENCES, THIRD_PARTY]
     assert metadata["Summary"] and metadata["Keywords"] and metadata["Requires-Python"]
     urls = {line.split(",")[0] for line in metadata.get_all("Project-URL")}
     assert {"Homepage", "Documentation", "Repository", "Issues", "Changelog"} <= urls, urls
