@@ -359,6 +359,10 @@ fn a_balancer_may_be_the_only_one_of_its_service() {
             server.registered && server.record.pid == pid && server.record.models == ["m"]
         })
     });
+    eventually("its guard tells of its backends", || {
+        let wide = sandbox.run(["status", "--format", "wide"]).expect(0);
+        wide.stdout.contains("  balancer, 1 of 1 backends up\n")
+    });
     let refused = balance(other, &[]).finish().expect(1);
     assert!(
         refused.stderr.contains(&format!("PID: {pid}")),
