@@ -398,8 +398,7 @@ fn status_on_screen(sandbox: &Sandbox, columns: usize, args: &str) -> String {
     let mut terminal = Terminal::run(status);
     terminal.expect("Locks are in ");
     terminal.wait();
-    let screen = terminal.screen.lock().unwrap().clone();
-    screen
+    terminal.screen.lock().unwrap().clone()
 }
 
 #[test]
