@@ -102,8 +102,10 @@ mod unix {
                 nix::sys::socket::listen(&listener, backlog).unwrap();
             }
             thread::spawn(move || {
-                while hung {
-                    thread::park();
+                if hung {
+                    loop {
+                        thread::park();
+                    }
                 }
                 for stream in listener.incoming() {
                     match (stream, &healthy_when) {
