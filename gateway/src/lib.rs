@@ -85,6 +85,7 @@ mod report;
 mod roster;
 mod set;
 mod shared;
+mod slots;
 mod summary;
 mod tls;
 mod url;

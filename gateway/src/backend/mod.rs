@@ -42,6 +42,7 @@ use crate::options::Options;
 use crate::outlier::Record;
 use crate::queue::Queue;
 use crate::set::BackendSpec;
+use crate::slots::Slots;
 use crate::tls::BackendTls;
 use crate::url::BackendUrl;
 use crate::warnings::Warnings;
@@ -114,6 +115,7 @@ pub(crate) struct Backend {
     /// None when it does not say. Outlasts being down.
     models: ArcSwapOption<Models>,
     pub(crate) loaded: Loaded,
+    pub(crate) slots: Box<Slots>,
     retired: AtomicBool,
     load: Slot,
     finished: AtomicU64,
@@ -144,6 +146,7 @@ impl Backend {
             fell: Notify::new(),
             models: ArcSwapOption::empty(),
             loaded: Loaded::default(),
+            slots: Box::default(),
             retired: AtomicBool::new(false),
             load: slot,
             finished: AtomicU64::new(0),
@@ -156,14 +159,26 @@ impl Backend {
 
     /// Does what its owner says now, from the next request on.
     pub(crate) fn instruct(&self, spec: BackendSpec) {
-        let max = spec.max.map_or(usize::MAX, usize::from);
-        self.load.max.store(max, Ordering::Relaxed);
         let weight = u64::from(spec.weight.get()) * WHOLE;
         self.load.weight.store(weight, Ordering::Relaxed);
         let settings = settings(spec, &self.care);
         self.settings.store(Arc::new(settings));
+        self.limit();
         self.retired.store(false, Ordering::Relaxed);
         self.pool.open();
+    }
+
+    /// How many it may have in flight, if there is a limit.
+    pub(crate) fn max(&self) -> Option<usize> {
+        let said = self.settings.load().spec.max.map(usize::from);
+        said.or(self.slots.told())
+    }
+
+    /// Has it given no more at a time than its owner says, or else the server itself.
+    pub(crate) fn limit(&self) {
+        let max = self.max().unwrap_or(usize::MAX);
+        self.load.max.store(max, Ordering::Relaxed);
+        self.care.queue.changed();
     }
 
     /// It has come to others that serve already: its share is to grow.
@@ -254,6 +269,7 @@ impl Backend {
     pub(crate) fn failed(&self, trouble: Trouble) {
         if self.condition.failed(&self.name, trouble, &self.load.bars) {
             self.load.ramp.prepare();
+            self.slots.forget();
             self.fell.notify_one();
         }
     }

@@ -30,7 +30,7 @@ use crate::model::{Asked, Found, Search};
 use crate::peer::Peer;
 use crate::pick::Wanted;
 use crate::shared::Shared;
-use crate::{admission, model, via};
+use crate::{admission, model, slots, via};
 use attempt::Outgoing;
 use dispatch::{Answer, dispatch};
 use flight::Flight;
@@ -72,6 +72,9 @@ async fn pass_on(shared: Arc<Shared>, peer: Arc<Peer>, mut request: Request) -> 
 async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusal> {
     if via::has_been_here(request.headers(), &flight.shared.via) {
         return Err(Refusal::Loop);
+    }
+    if slots::is_asked(request.uri().path(), request.headers()) {
+        return Err(Refusal::NoSuchPath(request.uri().path().to_owned()));
     }
     let path = admission::admit(&flight.shared, &request)?;
     flight.makes = model::makes(path.path());

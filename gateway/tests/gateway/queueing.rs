@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use llmlb_gateway::{BackendSet, BackendSpec};
 
-use crate::support::{Backend, Gate, Gateway, Next, Wire, answer, chat, once, request, wait_until};
+use crate::support::{
+    Backend, Gate, Gateway, Next, Port, Wire, answer, chat, often, once, request, wait_until,
+};
 
 /// Answers with what it is asked for, each request when the gate lets it through.
 fn gated(gate: &Gate) -> Backend {
@@ -177,5 +179,64 @@ fn who_waits_for_another_model_is_not_held_up() {
     for client in &mut clients {
         gate.open();
         assert_eq!(client.head().unwrap().status(), 200);
+    }
+}
+
+/// Tells how many requests it works at, as llama.cpp or SGLang does, and answers when it may.
+fn telling(path: &'static str, told: &'static str, gate: &Gate) -> Backend {
+    let gate = gate.clone();
+    Backend::bare(Port::reserve(), move |request, wire| {
+        if request.header("user-agent") == Some("llmlb") {
+            let asked = request.first_line.split(' ').nth(1).unwrap();
+            wire.send(match asked {
+                "/health" => answer("200 OK", "", "{}"),
+                _ if asked == path => answer("200 OK", "", told),
+                _ => answer("404 Not Found", "", ""),
+            });
+            return Next::Close;
+        }
+        gate.pass();
+        wire.send(answer("200 OK", "", "done"));
+        Next::Read
+    })
+}
+
+#[test]
+fn a_server_that_tells_how_many_it_takes_gets_no_more() {
+    for (path, told) in [
+        (
+            "/props",
+            r#"{"total_slots":1,"default_generation_settings":{}}"#,
+        ),
+        (
+            "/server_info",
+            r#"{"max_running_requests":1,"version":"x"}"#,
+        ),
+    ] {
+        let gate = Gate::default();
+        let backend = telling(path, told, &gate);
+        let gateway = Gateway::with(&[backend.url()], often());
+        assert_eq!(gateway.health()["backends"][0]["max"], 1);
+        let mut clients = [ask(&gateway, "/v1/0"), ask(&gateway, "/v1/1")];
+        wait_for_queue(&gateway, 1.0);
+        // Of a gateway, no one server's answer is true.
+        let headers = "User-Agent: llmlb\r\n";
+        assert_eq!(
+            gateway.connect().ask("GET", path, headers, b"").status(),
+            404
+        );
+        // Its owner knows better.
+        let spec = BackendSpec::new(backend.url().parse().unwrap()).max(NonZeroUsize::new(2));
+        gateway.send([spec].into_iter().collect());
+        gateway.wait_for_in_flight(0, 2);
+        gate.open();
+        gate.open();
+        for client in &mut clients {
+            assert_eq!(client.message().unwrap().status(), 200);
+        }
+        gateway.now_before(&[backend.url()]);
+        wait_until("what it tells to hold again", || {
+            (gateway.health()["backends"][0]["max"] == 1).then_some(())
+        });
     }
 }
