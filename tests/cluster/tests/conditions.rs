@@ -11,6 +11,8 @@ use llmlb_cluster_tests::etcd::{Etcd, base64};
 use llmlb_cluster_tests::tls::{certificates, client_certificates};
 use llmlb_cluster_tests::{PATIENCE, eventually, guinea, is_running, scratch};
 use llmlb_lock_cluster::{Cluster, ClusterUrl, Interrupt, Record};
+use llmlb_tests::front::Front;
+use llmlb_tests::model_server::Backend;
 use llmlb_tests::{Finished, Running, Sandbox, free_port, signal_pid};
 use nix::sys::signal::Signal;
 
@@ -375,4 +377,59 @@ fn who_replaces_a_server_is_registered_in_its_place() {
     old.wait();
     expect_registered(&cluster, new.pid());
     assert_eq!(registered(&cluster).len(), 2);
+}
+
+#[test]
+fn one_file_says_all_of_an_exclusive_balancer() {
+    let etcd = Etcd::start(1);
+    let sandbox = Sandbox::new();
+    let (one, two) = (Backend::named("one", &["m"]), Backend::named("two", &["m"]));
+    let (port, path) = (free_port(), sandbox.path().join("llmlb.toml"));
+    let url = etcd.url("file").to_string();
+    let put = |ttl: u32, backend: &Backend| {
+        let text = format!(
+            "port = {port}\ncluster = \"{url}\"\nservice = \"front\"\nexclusive = true\n\
+             ttl = {ttl}\ndrain-timeout = 0.5\nadvertise = \"http://gpu1:1\"\n\
+             [[backend]]\nurl = \"{}\"\n",
+            backend.url()
+        );
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+    };
+    put(1, &one);
+    let said = [path.to_str().unwrap(), "--check"];
+    let check = |code| {
+        sandbox
+            .run([&["serve", "--config"], &said[..]].concat())
+            .expect(code)
+    };
+    let refused = check(2);
+    assert!(refused.stderr.contains("TTL of 1 s"), "{refused:?}");
+    put(3, &one);
+    let fine = format!("Nothing is wrong: port {port}, 1 backends\n");
+    assert_eq!(check(0).stdout, fine);
+
+    let config = ["serve", "--config", said[0]];
+    let mut balancer = Running::start(&mut sandbox.llmlb(config));
+    balancer.expect_log("listening on");
+    let front = Front { port };
+    assert_eq!(front.chat("m").body, b"one");
+    // It asks nobody, so it does not matter who is active.
+    assert_eq!(check(0).stdout, fine);
+    let refused = sandbox.run([&config[..], &["--port", "0"]].concat());
+    let refused = refused.expect(1).stderr;
+    let words = "Error: Service front is active on gpu1:";
+    assert!(refused.contains(words), "{refused}");
+
+    // What is read again is so in the load balancer, which is a child.
+    put(4, &two);
+    balancer.signal(Signal::SIGHUP);
+    balancer.expect_log("says something else of ttl: that takes llmlb serve --replace");
+    eventually("the other backend", || front.chat("m").body == b"two");
+    let stop = ["stop", "--cluster", &url, "--service", "front"];
+    sandbox
+        .run([&stop[..], &["--timeout", "60"]].concat())
+        .expect(0);
+    balancer.finish().expect(0);
 }
