@@ -56,6 +56,19 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Panics when none of three attempts takes less than `limit`: a busy machine is late at times, what
+/// is wrong is late each time.
+pub fn within(limit: Duration, mut attempt: impl FnMut() -> Duration) {
+    let mut took = Vec::new();
+    while took.len() < 3 {
+        took.push(attempt());
+        if took.last().is_some_and(|took| *took < limit) {
+            return;
+        }
+    }
+    panic!("not within {limit:?}: {took:?}");
+}
+
 /// Not a zombie either.
 pub fn is_running(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
