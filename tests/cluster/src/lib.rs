@@ -69,6 +69,18 @@ pub fn within(limit: Duration, mut attempt: impl FnMut() -> Duration) {
     panic!("not within {limit:?}: {took:?}");
 }
 
+/// Those that any thread of it has started, and nobody has waited for.
+pub fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it is there");
+    let children = tasks.map(|task| {
+        let path = task.expect("it is there").path().join("children");
+        std::fs::read_to_string(path).unwrap_or_default()
+    });
+    let text = children.collect::<Vec<_>>().join(" ");
+    let pids = text.split_whitespace();
+    pids.map(|pid| pid.parse().expect("a PID")).collect()
+}
+
 /// Not a zombie either.
 pub fn is_running(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use llmlb_cluster_tests::etcd::{Etcd, base64};
 use llmlb_cluster_tests::tls::{certificates, client_certificates};
-use llmlb_cluster_tests::{eventually, guinea, is_running, scratch, within};
+use llmlb_cluster_tests::{children, eventually, guinea, is_running, scratch, within};
 use llmlb_lock_cluster::{Cluster, ClusterUrl, Interrupt, Record};
 use llmlb_tests::front::Front;
 use llmlb_tests::model_server::Backend;
@@ -219,18 +219,12 @@ fn an_etcd_that_takes_connections_and_says_nothing_is_named_within_ten_seconds()
 
 /// All of it dies at once: llmlb, its watchdog and its server.
 fn kill_all(server: &mut Running, pid: u32) {
-    let children = format!("/proc/{0}/task/{0}/children", server.pid());
-    let children = std::fs::read_to_string(children).unwrap();
-    let llmlb = server.pid();
-    signal_pid(llmlb, Signal::SIGSTOP);
-    for child in children.split_whitespace() {
-        signal_pid(child.parse().unwrap(), Signal::SIGKILL);
+    let children = children(server.pid());
+    assert!(children.len() == 2 && children.contains(&pid));
+    signal_pid(server.pid(), Signal::SIGSTOP);
+    for child in children {
+        signal_pid(child, Signal::SIGKILL);
     }
-    assert!(
-        children
-            .split_whitespace()
-            .any(|child| child == pid.to_string())
-    );
     server.kill();
 }
 
