@@ -1,8 +1,8 @@
 //! What a process was told at its start. Apart, because what `/proc/PID/environ` shows has more
 //! meanings than there and not there.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +14,10 @@ use crate::server_id::SERVER_ID_ENV;
 /// become another program, and that may wait for a network mount that hangs.
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// A program gets no more than 6 MiB of environment; and a process may say later that all of its
+/// memory is that, at the cost of whoever reads it.
+const LONGEST: u64 = 8 << 20;
+
 /// A variable in the environment a process was started with.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Variable {
@@ -23,7 +27,8 @@ pub(super) enum Variable {
     /// There is none at all, as of `env -i`, of a zombie, of the kernel's own threads, and of any
     /// process for the instant in which it becomes another program.
     Empty,
-    /// It may not be read, or has been overwritten, as by programs that set their title.
+    /// It may not be read, is longer than any, or has been overwritten, as by programs that set their
+    /// title.
     Unknown,
 }
 
@@ -112,7 +117,7 @@ impl Worker {
         let its = wait.clone();
         let read = move || {
             for path in asked {
-                if answer.send(fs::read(path)).is_err() {
+                if answer.send(read(&path)).is_err() {
                     break;
                 }
             }
@@ -122,6 +127,15 @@ impl Worker {
             .name("environments".to_owned())
             .spawn(read)?;
         Ok(Self { paths, texts, wait })
+    }
+}
+
+fn read(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let len = File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;
+    match len as u64 {
+        LONGEST => Err(io::ErrorKind::FileTooLarge.into()),
+        _ => Ok(bytes),
     }
 }
 
