@@ -121,7 +121,7 @@ impl Processes {
         Ok(identified.unwrap_or_else(holds))
     }
 
-    /// The same for a lock that may be free: only an identity tells.
+    /// As [`is_live_holder`], of a lock that may be free: only an identity tells.
     pub(crate) fn is_live_holder(&mut self, record: &Record, file: &LockFile) -> io::Result<bool> {
         Ok(!cfg!(windows) && record.identity.is_some() && self.is_holder(record, file)?)
     }
@@ -159,17 +159,11 @@ impl Processes {
 }
 
 /// Whether the very process that wrote the record, or was handed the lock in it, is alive, though it
-/// does not hold it: it closed its descriptors, as daemonizers do. Never on Windows, where the lock
-/// does not end with a descriptor that others have closed.
-pub(crate) fn is_alive(record: &Record) -> io::Result<bool> {
-    // Without an identity nobody can tell; most records that are asked about have ended ones.
-    if cfg!(windows) || record.identity.is_none() {
-        return Ok(false);
-    }
-    match Processes::default().named(record)? {
-        Some(process) => is_identified(&process, record),
-        None => Ok(false),
-    }
+/// does not hold it: it closed its descriptors, as daemonizers do. Never one of another user than the
+/// file's, who may write what he likes; and never on Windows, where the lock does not end with a
+/// descriptor that others have closed.
+pub(crate) fn is_live_holder(record: &Record, file: &LockFile) -> io::Result<bool> {
+    Processes::default().is_live_holder(record, file)
 }
 
 fn is_identified(process: &Process, record: &Record) -> io::Result<bool> {

@@ -13,7 +13,7 @@ use super::options::StopOutcome;
 use crate::dir::SETTLE;
 use crate::error::LockError;
 use crate::info::LockInfo;
-use crate::process::{find, is_alive, is_holder};
+use crate::process::{find, is_holder, is_live_holder};
 use crate::record::{Content, Record};
 use crate::server_id::ServerId;
 use crate::sys::{self, LockFile, ProcessHandle};
@@ -150,7 +150,7 @@ impl Stop<'_> {
         let info = match Content::parse(&bytes, self.port) {
             Content::Holder(record)
                 if record.info.pid != process::id()
-                    && is_alive(&record).map_err(LockError::ReadFailed)? =>
+                    && is_live_holder(&record, file).map_err(LockError::ReadFailed)? =>
             {
                 return Err(LockError::NotHolder {
                     port: self.port,
