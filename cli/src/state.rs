@@ -25,6 +25,9 @@ pub(crate) struct State {
     pub(crate) last_end: Option<LastEnd>,
     /// Whether what it was told to ask has answered; `None` where its sockets tell.
     pub(crate) ready: Option<bool>,
+    /// Whether that is asked elsewhere than on its port: its sockets need not tell anything then.
+    #[serde(default)]
+    pub(crate) asked_elsewhere: bool,
     /// Of a load balancer.
     pub(crate) backends: Option<usize>,
     pub(crate) backends_up: Option<usize>,
@@ -80,6 +83,7 @@ mod file {
     use tracing::debug;
 
     use super::{LastEnd, State};
+    use crate::ready::ReadyUrl;
 
     /// Ours are a tenth of it.
     const MAX_LEN: u64 = 4096;
@@ -106,6 +110,7 @@ mod file {
                     restarts: 0,
                     last_end: None,
                     ready: None,
+                    asked_elsewhere: false,
                     backends: None,
                     backends_up: None,
                 },
@@ -123,10 +128,11 @@ mod file {
         }
 
         /// The lock names another holder from now on.
-        pub(crate) fn begins(&mut self, info: &LockInfo, ready: Option<bool>) {
+        pub(crate) fn begins(&mut self, info: &LockInfo, asked: Option<&ReadyUrl>) {
             self.change(|state| {
                 state.name(info);
-                state.ready = ready;
+                state.ready = asked.map(|_| false);
+                state.asked_elsewhere = matches!(asked, Some(ReadyUrl::Url(_)));
             });
         }
 

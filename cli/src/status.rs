@@ -414,12 +414,15 @@ fn seen(server: &Server, insight: &Insight) -> Listening {
 
 /// Whether it serves, as far as that is told without connecting.
 fn ready(seen: Listening, told: Option<&State>) -> Option<bool> {
-    match (told.and_then(|state| state.ready), seen) {
+    let told = told.and_then(|state| Some((state.ready?, state.asked_elsewhere)));
+    match (told, seen) {
         // Whoever was told where to ask knows better than who looks at sockets.
-        (Some(ready), _) => Some(ready),
-        (None, Listening::On(_)) => Some(true),
-        (None, Listening::Not) => Some(false),
-        (None, Listening::Unknown) => None,
+        (Some((false, _)), _) => Some(false),
+        (Some((true, true)), _) => Some(true),
+        // What has answered on the port once speaks for no port that is closed by now.
+        (_, Listening::On(_)) => Some(true),
+        (_, Listening::Not) => Some(false),
+        (_, Listening::Unknown) => None,
     }
 }
 

@@ -122,6 +122,29 @@ fn a_server_whose_sockets_are_not_its_own_runs_when_its_url_answers() {
     drop(answering);
 }
 
+/// A path is asked at the port, so that what has answered once does not speak for a port that is
+/// closed by now.
+#[cfg(target_os = "linux")] // whose a port is
+#[test]
+fn a_server_whose_port_is_closed_again_does_not_run() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let script = r#""$0" "$1" healthy-when=/dev/null & exec sleep 600"#;
+    let command = ["--ready-url", "/health", "--", "sh", "-c", script, GUINEA];
+    let mut llmlb = sandbox.llmlb(["serve", "--port", &text]);
+    let mut server = Running::start(llmlb.args(command).arg(&text));
+    server.expect_log("accepting connections after ");
+    sandbox.run(["status", &text]).expect(0);
+    let listener = server.expect_output("ready ");
+    let listener = listener.split(' ').nth(1).unwrap().parse().unwrap();
+    signal_pid(listener, Signal::SIGKILL);
+    wait_until("it to close its port", || {
+        let status = sandbox.run(["status", &text]);
+        (status.code == Some(5)).then_some(())
+    });
+}
+
 #[test]
 fn what_others_have_put_there_is_neither_believed_nor_followed_nor_waited_for() {
     let sandbox = Sandbox::new();
