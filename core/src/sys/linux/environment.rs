@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 /// A program gets no more than 6 MiB of environment; and a process may say later that all of its
 /// memory is that, at the cost of whoever reads it.
-const LONGEST: u64 = 8 << 20;
+const LONGEST: usize = 8 << 20;
 
 /// A variable in the environment a process was started with.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,14 +69,14 @@ impl Reader {
     }
 
     fn look_up(&mut self, pid: u32, path: String, name: &str) -> Variable {
-        match self.read(pid, path) {
-            Some(Ok(bytes)) => parse(&bytes, name),
+        match self.read(pid, path, LONGEST) {
+            Some(Ok(bytes)) if bytes.len() < LONGEST => parse(&bytes, name),
             _ => Variable::Unknown,
         }
     }
 
-    /// `None` if it takes too long.
-    fn read(&mut self, pid: u32, path: String) -> Option<io::Result<Vec<u8>>> {
+    /// At most so many bytes; `None` if it takes too long.
+    fn read(&mut self, pid: u32, path: String, most: usize) -> Option<io::Result<Vec<u8>>> {
         if stuck::is_out_of_reach(pid) {
             return None;
         }
@@ -84,7 +84,7 @@ impl Reader {
             self.0 = Some(Worker::start().ok()?);
         }
         let worker = self.0.as_ref()?;
-        worker.paths.send(path).ok()?;
+        worker.paths.send((path, most)).ok()?;
         let read = worker.texts.recv_timeout(PATIENCE).ok();
         if read.is_none() {
             worker.wait.give_up(pid);
@@ -94,30 +94,30 @@ impl Reader {
     }
 }
 
-/// The arguments that a process shows, each with a NUL at its end. `None` if they may not be read,
-/// or it takes too long.
-pub(crate) fn command_line(pid: u32) -> Option<Vec<u8>> {
+/// The arguments that a process shows, each with a NUL at its end, and no more of them than `most`
+/// bytes. `None` if they may not be read, or it takes too long.
+pub(crate) fn command_line(pid: u32, most: usize) -> Option<Vec<u8>> {
     Reader::default()
-        .read(pid, format!("/proc/{pid}/cmdline"))?
+        .read(pid, format!("/proc/{pid}/cmdline"), most)?
         .ok()
 }
 
 /// A thread that reads. It ends when its reader has gone, or with the process.
 struct Worker {
-    paths: Sender<String>,
+    paths: Sender<(String, usize)>,
     texts: Receiver<io::Result<Vec<u8>>>,
     wait: Wait,
 }
 
 impl Worker {
     fn start() -> io::Result<Self> {
-        let (paths, asked) = channel::<String>();
+        let (paths, asked) = channel::<(String, usize)>();
         let (answer, texts) = channel();
         let wait = Wait::default();
         let its = wait.clone();
         let read = move || {
-            for path in asked {
-                if answer.send(read(&path)).is_err() {
+            for (path, most) in asked {
+                if answer.send(read(&path, most)).is_err() {
                     break;
                 }
             }
@@ -130,13 +130,11 @@ impl Worker {
     }
 }
 
-fn read(path: &str) -> io::Result<Vec<u8>> {
+fn read(path: &str, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let len = File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;
-    match len as u64 {
-        LONGEST => Err(io::ErrorKind::FileTooLarge.into()),
-        _ => Ok(bytes),
-    }
+    let file = File::open(path)?;
+    file.take(most as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 pub(super) fn threads(pid: u32) -> Vec<u32> {
