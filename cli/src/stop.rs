@@ -131,10 +131,10 @@ fn stop_and_clear(
     #[cfg(unix)]
     let beside = Beside::of(&locks.lock_path(port));
     let outcome = locks.stop_server(port, options);
-    // Whoever was killed could not clear up.
+    // A guard that was killed could not clear up, also where its server ended well.
     #[cfg(unix)]
     if let Ok(
-        StopOutcome::Stopped { forced: true, .. }
+        StopOutcome::Stopped { .. }
         | StopOutcome::StaleCleaned { .. }
         | StopOutcome::LeftOversEnded { .. },
     ) = outcome

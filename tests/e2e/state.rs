@@ -234,6 +234,12 @@ fn what_a_killed_server_leaves_beside_its_lock_is_cleared_by_stop() {
         }
         assert_eq!(fs::read_dir(sandbox.path()).unwrap().count(), 0);
     }
+    // Its server has outlived the guard, and ends as it is asked to.
+    let mut llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}", "graceful=0"]);
+    llmlb.kill();
+    let stopped = sandbox.run(["stop", &text]).expect(0);
+    assert!(stopped.stdout.contains("successfully"), "{stopped:?}");
+    assert_eq!(fs::read_dir(sandbox.path()).unwrap().count(), 0);
     // The next start has no need of that.
     sandbox.serve(port).kill();
     let _server = sandbox.supervise(port, &[], &[GUINEA, "{port}"]);
