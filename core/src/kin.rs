@@ -119,7 +119,8 @@ impl Kin {
             }
         }
         let family = &self.family;
-        self.marked.search(&|id| id == family.id())?;
+        let owner = family.id().owner();
+        self.marked.search(owner, &|id| id == family.id())?;
         for (handle, _) in &self.marked.found {
             if handle.pid() != server && !has_ended(handle) {
                 left += usize::from(!known.contains(&handle.pid()));

@@ -36,7 +36,7 @@ impl Stop<'_> {
 
     fn find_marked(&mut self, target: &Target) -> Result<Vec<ProcessHandle>, LockError> {
         if let Some(id) = &target.id {
-            let searched = self.marked.search(&|found| found == id);
+            let searched = self.marked.search(id.owner(), &|found| found == id);
             searched.map_err(LockError::StopFailed)?;
         }
         let found = self.marked.found.drain(..);

@@ -79,7 +79,11 @@ pub(crate) struct Marked {
 }
 
 impl Marked {
-    pub(crate) fn search(&mut self, _wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<()> {
+    pub(crate) fn search(
+        &mut self,
+        _owner: u32,
+        _wanted: &dyn Fn(&ServerId) -> bool,
+    ) -> io::Result<()> {
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::process;
 
 use super::cgroup::Leaf;
 use super::environment::{Reader, Variable, threads};
-use super::holders::{all_pids, is_owned_by};
+use super::holders::{all_pids, is_owned_by, may_be_of};
 use super::process::stat;
 use crate::server_id::ServerId;
 
@@ -115,7 +115,11 @@ impl Family {
     fn candidates(&self) -> io::Result<Vec<u32>> {
         let mut candidates = match self.adopts {
             true => descendants(process::id())?,
-            false => all_pids()?,
+            false => {
+                let mut pids = all_pids()?;
+                pids.retain(|&pid| is_owned_by(pid, self.id.owner()).unwrap_or(false));
+                pids
+            }
         };
         candidates.extend(self.leaf.iter().flat_map(Leaf::members));
         candidates.sort_unstable();
@@ -130,7 +134,7 @@ impl Family {
         };
         if !stat.is_alive()
             || self.beside.contains(&pid)
-            || !is_owned_by(pid, self.id.owner()).unwrap_or(false)
+            || !may_be_of(pid, self.id.owner()).unwrap_or(false)
         {
             return false;
         }
