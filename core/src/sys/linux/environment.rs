@@ -7,7 +7,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use super::holders::is_lack_of_descriptors;
 use super::stuck::{self, Wait};
+use crate::error::context;
 use crate::server_id::SERVER_ID_ENV;
 
 /// How long the kernel may take to show an environment. It waits for a process that is about to
@@ -59,6 +61,7 @@ impl Reader {
         match self.look_up(pid, format!("/proc/{pid}/environ"), name) {
             // That of a main thread which has ended is seen through the others.
             Variable::Empty => threads(pid)
+                .unwrap_or_default()
                 .into_iter()
                 .filter(|&thread| thread != pid)
                 .map(|thread| self.look_up(pid, format!("/proc/{pid}/task/{thread}/environ"), name))
@@ -137,11 +140,15 @@ fn read(path: &str, most: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-pub(super) fn threads(pid: u32) -> Vec<u32> {
-    let entries = fs::read_dir(format!("/proc/{pid}/task"));
-    let entries = entries.into_iter().flatten().flatten();
+/// The threads of a process, as far as they are shown. An error only where no descriptors are left.
+pub(super) fn threads(pid: u32) -> io::Result<Vec<u32>> {
+    let path = format!("/proc/{pid}/task");
+    let entries = match fs::read_dir(&path) {
+        Err(e) if is_lack_of_descriptors(&e) => return Err(context(e, path)),
+        entries => entries.into_iter().flatten().flatten(),
+    };
     let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-    entries.filter_map(number).collect()
+    Ok(entries.filter_map(number).collect())
 }
 
 fn parse(bytes: &[u8], name: &str) -> Variable {

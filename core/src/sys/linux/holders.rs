@@ -91,7 +91,7 @@ impl Inode {
             return Ok(found.taker());
         }
         // The descriptors of a process whose main thread has ended are seen through the others.
-        for thread in threads(pid).into_iter().filter(|&thread| thread != pid) {
+        for thread in threads(pid)?.into_iter().filter(|&thread| thread != pid) {
             let found = self.look(&format!("/proc/{pid}/task/{thread}"), pid)?;
             if found != Looked::Nothing {
                 return Ok(found.taker());
