@@ -330,6 +330,29 @@ fn thousands_of_lock_files_abort_nobody() {
     drop(held);
 }
 
+/// Whoever fills the directory does not hide others from root.
+#[cfg(unix)]
+#[test]
+fn nobody_is_left_out_because_of_somebody_elses_thousands() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED, needs root: nobody_is_left_out_because_of_somebody_elses_thousands");
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let hoarders = (10_000..12_100).map(|port| (port, 65534));
+    for (port, user) in hoarders.chain([(60_000, 65533)]) {
+        let path = sandbox.lock_file(port);
+        fs::write(&path, "").unwrap();
+        std::os::unix::fs::chown(path, Some(user), None).unwrap();
+    }
+    let shown = sandbox.run(["status", "--all"]).expect(0).stdout;
+    assert!(shown.contains("\n60000  "), "{shown}");
+    assert!(
+        shown.contains("\n101 more lock files are not shown"),
+        "{shown}"
+    );
+}
+
 #[cfg(unix)]
 fn free_port_below(end: u16) -> u16 {
     (2000..end)
