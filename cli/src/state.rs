@@ -76,7 +76,7 @@ mod file {
     use std::os::unix::fs::MetadataExt;
     use std::path::{Path, PathBuf};
 
-    use llmlb_lock_core::{LockInfo, ServerLock, is_process_running};
+    use llmlb_lock_core::{LockInfo, ServerLock};
     use rustix::fs::{
         AtFlags, Mode, OFlags, Stat, fstat, lstat, open, openat, renameat, statat, unlinkat,
     };
@@ -253,10 +253,19 @@ mod file {
             return None;
         }
         // What it has told of the past stays true when it is gone.
-        if !is_process_running(state.llmlb) {
+        if !guards(state.llmlb, info.pid) {
             (state.ready, state.backends, state.backends_up) = (None, None, None);
         }
         Some(state)
+    }
+
+    /// Whether it may be the live guard of a holder: it is that itself, or has started it.
+    fn guards(llmlb: u32, holder: u32) -> bool {
+        #[cfg(target_os = "linux")]
+        let is_parent = || crate::listening::parent(holder) == Some(llmlb);
+        #[cfg(not(target_os = "linux"))]
+        let is_parent = || llmlb_lock_core::is_process_running(llmlb);
+        llmlb == holder || is_parent()
     }
 
     /// What a guard keeps beside its lock, held on to: whoever has killed it clears that up.

@@ -116,8 +116,13 @@ fn a_server_whose_sockets_are_not_its_own_runs_when_its_url_answers() {
     server.expect_log("accepting connections after ");
     // What `--detach` waits for is told before.
     sandbox.run(["status", &text]).expect(0);
-    // Nobody vouches for it any more.
+    // Nobody vouches for it any more, also where the number of its guard is another's by now.
     server.kill();
+    sandbox.run(["status", &text]).expect(5);
+    let file = state_file(&sandbox, port);
+    let mut told: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    told["llmlb"] = json!(std::process::id());
+    fs::write(&file, told.to_string()).unwrap();
     sandbox.run(["status", &text]).expect(5);
     drop(answering);
 }
