@@ -135,8 +135,7 @@ impl Processes {
         Ok(!cfg!(windows) && record.identity.is_some() && self.is_holder(record, file)?)
     }
 
-    /// Whether the process that a record names may be shown where it is not the holder: a stranger
-    /// must not make others look at, or end, what he likes.
+    /// As [`may_be_shown`]: a stranger must not make others look at, or end, what he likes.
     pub(crate) fn may_be_shown(&mut self, record: &Record, file: &LockFile) -> bool {
         let pid = record.info.pid;
         matches!(self.find(pid, None), Ok(None)) || matches!(self.owned_alike(pid, file), Ok(true))
@@ -173,6 +172,11 @@ impl Processes {
 /// descriptor that others have closed.
 pub(crate) fn is_live_holder(record: &Record, file: &LockFile) -> io::Result<bool> {
     Processes::default().is_live_holder(record, file)
+}
+
+/// Whether the process that a record names may be shown where it is not the holder.
+pub(crate) fn may_be_shown(record: &Record, file: &LockFile) -> bool {
+    Processes::default().may_be_shown(record, file)
 }
 
 fn is_identified(process: &Process, record: &Record) -> io::Result<bool> {
