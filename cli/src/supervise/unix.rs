@@ -278,7 +278,7 @@ async fn live(
     );
 
     let probe = readying::probe(server.as_raw().unsigned_abs(), lock.info().port, args);
-    state.begins(lock.info(), probe.url.as_ref().map(|_| false));
+    state.begins(lock.info(), probe.url.as_ref());
     let following = readying::follow(probe, readiness, args, || state.ready());
     let mut following = Box::pin(following);
     let mut too_late = None;
