@@ -22,7 +22,7 @@ impl Choosing {
     #[must_use]
     pub fn among(count: usize, listed: usize) -> Option<Self> {
         let via = HeaderValue::from_static("1.1 measured");
-        let live = Live::new(Care::of(&Options::new(), 1, via));
+        let live = Live::new(Care::of(&Options::new(), 1, via), 0);
         let urls = (0..count).map(|index| format!("http://backend-{index}:8000").parse());
         let specs: Vec<_> = urls
             .map(|url| Some(BackendSpec::new(url.ok()?)))

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::affinity::{Conversation, suits};
+use crate::affinity::suits;
 use crate::backend::{Backend, Load};
 use crate::choose::{Bound, Candidate, Choice, Choosing, Fit, Standing};
 use crate::roster::{Eligible, Roster};
@@ -18,13 +18,13 @@ pub(crate) struct Wanted<'a> {
     pub(crate) strict: bool,
     /// The name of the backend that made what this follows up on.
     pub(crate) affine: Option<&'a str>,
-    /// What this goes on with, and where that was before.
-    pub(crate) conversation: Option<&'a Conversation>,
+    /// The anchor of what this goes on with, and where that was before.
+    pub(crate) anchor: Option<u64>,
     pub(crate) home: Option<&'a Arc<Backend>>,
 }
 
 /// The backends that a request has been given to in vain.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Tried {
     who: Vec<Arc<Backend>>,
     /// One of them answered that it has enough: only who is likely to be better will do.
@@ -75,10 +75,8 @@ pub(crate) fn pick<'a>(
             }
         }),
     }
-    let home = match (wanted.conversation, choosing.bound()) {
-        (Some(conversation), Some(bound)) => {
-            home(roster, eligible, wanted, tried, conversation, bound)
-        }
+    let home = match (wanted.anchor, choosing.bound()) {
+        (Some(anchor), Some(bound)) => home(roster, eligible, wanted, tried, anchor, bound),
         _ => None,
     };
     match home {
@@ -94,7 +92,7 @@ fn home(
     eligible: Eligible<'_>,
     wanted: &Wanted<'_>,
     tried: &Tried,
-    conversation: &Conversation,
+    anchor: u64,
     bound: Bound,
 ) -> Option<usize> {
     let members = roster.members();
@@ -108,7 +106,6 @@ fn home(
             (eligible.fit(index) == Some(bound.fit) && admits(index)).then_some(index)?
         }
         None => {
-            let anchor = conversation.anchor();
             let mut best = None;
             eligible.for_each(|index, fit| {
                 if fit == bound.fit && admits(index) {

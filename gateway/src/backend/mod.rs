@@ -12,6 +12,7 @@ pub(crate) mod models;
 mod place;
 mod pool;
 mod ramp;
+mod waiting;
 
 use std::io;
 use std::sync::Arc;
@@ -35,12 +36,12 @@ pub(crate) use models::Models;
 pub(crate) use place::Place;
 use pool::Pool;
 pub(crate) use ramp::WHOLE;
+pub(crate) use waiting::{Usher, Waiting};
 
 use crate::auth::ApiKey;
 use crate::counters::Counters;
 use crate::options::Options;
 use crate::outlier::Record;
-use crate::queue::Queue;
 use crate::set::BackendSpec;
 use crate::url::BackendUrl;
 use crate::warnings::Warnings;
@@ -62,14 +63,14 @@ pub(crate) struct Care {
     /// How many threads keep connections.
     pub(crate) workers: usize,
     /// Who waits for a place.
-    pub(crate) queue: Arc<Queue>,
+    pub(crate) waiting: Arc<Waiting>,
 }
 
 impl Care {
     pub(crate) fn of(options: &Options, workers: usize, via: HeaderValue) -> Self {
         Self {
             workers,
-            queue: Arc::new(Queue::new(options.queue)),
+            waiting: Arc::default(),
             thresholds: Thresholds {
                 rise: options.health_rise,
                 fall: options.health_fall,
@@ -233,7 +234,7 @@ impl Backend {
         if self.ejection.probed(&self.name, last_piece, &load.bars) {
             self.returned();
         }
-        self.care.queue.changed();
+        self.care.waiting.room_at(self);
     }
 
     /// It was found out of order.
@@ -241,6 +242,7 @@ impl Backend {
         if self.condition.failed(&self.name, trouble, &self.load.bars) {
             self.load.ramp.prepare();
             self.fell.notify_one();
+            self.care.waiting.changed();
         }
     }
 

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use super::attempt::{Attempt, Outgoing, attempt, out_of_descriptors};
 use super::flight::Flight;
 use super::waiting::{self, Without};
+use crate::affinity::Conversation;
 use crate::backend::{Connection, Place};
 use crate::error::Refusal;
 use crate::pick::{Tried, Wanted};
@@ -31,6 +32,7 @@ pub(super) async fn dispatch(
     flight: &mut Flight,
     outgoing: &mut Outgoing,
     wanted: &Wanted<'_>,
+    conversation: Option<&Conversation>,
 ) -> Result<Answer, Refusal> {
     let shared = Arc::clone(&flight.shared);
     let first_byte = shared.options.first_byte_timeout;
@@ -58,7 +60,7 @@ pub(super) async fn dispatch(
             },
         };
         let backend = Arc::clone(&place);
-        if let Some(conversation) = wanted.conversation {
+        if let Some(conversation) = conversation {
             shared.homes.note(conversation, &backend);
         }
         let place = flight.place.insert(place);

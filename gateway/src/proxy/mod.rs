@@ -20,9 +20,10 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Version};
 use axum::response::{IntoResponse, Response};
 
+use crate::affinity::Conversation;
 use crate::body::Received;
+use crate::desk::NoPlace;
 use crate::error::Refusal;
-use crate::live::NoPlace;
 use crate::model::{Asked, Found, Search};
 use crate::peer::Peer;
 use crate::pick::Wanted;
@@ -91,15 +92,16 @@ async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusa
     let has_choice = maker.is_none() && shared.live.roster().members().len() > 1;
     let conversation = has_choice.then(|| outgoing.conversation(&shared, model.as_deref()));
     let conversation = conversation.flatten();
-    let home = conversation.as_ref().and_then(|c| shared.homes.find(c));
+    let conversation = conversation.as_ref();
+    let home = conversation.and_then(|c| shared.homes.find(c));
     let wanted = Wanted {
         model: model.as_deref(),
         strict: admission::is_openai(&outgoing.path),
         affine: maker.as_ref().map(|maker| maker.name.as_str()),
-        conversation: conversation.as_ref(),
+        anchor: conversation.map(Conversation::anchor),
         home: home.as_ref(),
     };
-    dispatch(flight, &mut outgoing, &wanted).await
+    dispatch(flight, &mut outgoing, &wanted, conversation).await
 }
 
 /// Reads what is to be kept of a request, and makes its headers the gateway's.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Place;
+use crate::desk::{Asked, NoPlace};
 use crate::error::Refusal;
-use crate::live::NoPlace;
 use crate::pick::{Tried, Wanted};
-use crate::queue::{Kind, TooLong};
+use crate::queue::TooLong;
 use crate::shared::Shared;
 
 /// Why there is none.
@@ -23,27 +23,16 @@ pub(super) async fn place(
     wanted: &Wanted<'_>,
     tried: &Tried,
 ) -> Result<Place, Without> {
-    let queue = &shared.queue;
-    if queue.len() == 0 {
-        match shared.live.take(wanted, tried) {
-            Err(NoPlace::Full) if shared.options.queue > 0 => {}
-            found => return found.map_err(Without::Place),
-        }
-    }
-    let kind = Kind::of((wanted.model, wanted.strict, wanted.affine));
-    let ticket = queue
-        .join(kind)
-        .map_err(|TooLong { retry_after }| Without::Wait(Refusal::QueueFull(retry_after)))?;
-    let until = Instant::from_std(ticket.since) + shared.options.queue_timeout;
-    let found = loop {
-        if timeout_at(until, ticket.called()).await.is_err() {
-            break Err(Without::Wait(Refusal::QueueTimedOut));
-        }
-        match shared.live.take(wanted, tried) {
-            Err(NoPlace::Full) => ticket.pass_on(),
-            found => break found.map_err(Without::Place),
-        }
+    let full = |TooLong { retry_after }| Without::Wait(Refusal::QueueFull(retry_after));
+    let mut ticket = match shared.live.take_or_wait(wanted, tried).map_err(full)? {
+        Asked::Told(told) => return told.map_err(Without::Place),
+        Asked::Waits(ticket) => ticket,
     };
+    let until = Instant::from_std(ticket.since) + shared.options.queue_timeout;
+    let told = timeout_at(until, ticket.told()).await;
     shared.metrics.waited(ticket.since.elapsed());
-    found
+    match told {
+        Ok(found) => found.map_err(Without::Place),
+        Err(_) => Err(Without::Wait(Refusal::QueueTimedOut)),
+    }
 }

@@ -179,3 +179,89 @@ fn who_waits_for_another_model_is_not_held_up() {
         assert_eq!(client.head().unwrap().status(), 200);
     }
 }
+
+#[test]
+fn a_full_queue_keeps_nobody_from_a_free_server() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let other = Backend::named("other", &["n"]);
+    let gateway = Gateway::with(&[backend.url(), other.url()], once().queue(1));
+    gateway.send(one_at_a_time(&[&backend, &other]));
+    wait_until("their limits", || {
+        (gateway.health()["backends"][1]["origin"] == "limited").then_some(())
+    });
+    let mut clients = vec![ask(&gateway, "/v1/0")];
+    gateway.wait_for_in_flight(0, 1);
+    clients.push(ask(&gateway, "/v1/1"));
+    wait_for_queue(&gateway, 1.0);
+    for _ in 0..3 {
+        assert_eq!(gateway.chat("n").body, b"other");
+    }
+    assert_eq!(gateway.chat("m").error_code(), "queue_full");
+    for client in &mut clients {
+        gate.open();
+        assert_eq!(client.head().unwrap().status(), 200);
+    }
+}
+
+/// Who may go to either server, and who may go to one alone, are each served in the order in which
+/// they came.
+#[test]
+fn who_shares_a_server_with_those_before_stays_behind_them() {
+    let gates = [Gate::default(), Gate::default()];
+    let server = |models: &[&str], gate: &Gate| {
+        let gate = gate.clone();
+        Backend::start(models, move |request, wire| {
+            gate.pass();
+            let path = request.first_line.split(' ').nth(1).unwrap();
+            wire.send(answer("200 OK", "", path));
+            Next::Read
+        })
+    };
+    let shared = server(&["m", "n"], &gates[0]);
+    let own = server(&["n"], &gates[1]);
+    let gateway = Gateway::with(&[shared.url(), own.url()], once());
+    gateway.send(one_at_a_time(&[&shared, &own]));
+    wait_until("their limits", || {
+        (gateway.health()["backends"][1]["origin"] == "limited").then_some(())
+    });
+    let mut waiting = 0;
+    let mut asks = |model: &str, path: &str| {
+        let mut client = gateway.connect();
+        client.send(request("POST", path, "", &chat(model)));
+        wait_until("it to wait, or to be served", || {
+            let (health, metrics) = (gateway.health(), gateway.metrics());
+            let flying = |at: usize| health["backends"][at]["in_flight"].as_f64().unwrap();
+            let here = flying(0) + flying(1) + metrics["llmlb_queue_depth"];
+            (here == f64::from(waiting + 1)).then_some(())
+        });
+        waiting += 1;
+        client
+    };
+    let mut first = asks("m", "/v1/m0");
+    let mut second = asks("n", "/v1/n0");
+    let mut rest: Vec<_> = [("m", "m1"), ("n", "n1"), ("m", "m2"), ("n", "n2")]
+        .map(|(model, name)| asks(model, &format!("/v1/{name}")))
+        .into();
+    // The shared one comes free for all of them but the last, which is for the other.
+    for _ in 0..4 {
+        gates[0].open();
+    }
+    for client in std::iter::once(&mut first).chain(&mut rest[..3]) {
+        assert_eq!(client.head().unwrap().status(), 200);
+    }
+    gates[1].open();
+    assert_eq!(second.head().unwrap().status(), 200);
+    gates.iter().for_each(Gate::open);
+    assert_eq!(rest[3].head().unwrap().status(), 200);
+    let paths = |backend: &Backend| {
+        let requests = backend.requests();
+        let path = |line: &str| line.split(' ').nth(1).unwrap().to_owned();
+        requests
+            .iter()
+            .map(|request| path(&request.first_line))
+            .collect::<Vec<_>>()
+    };
+    let seen = paths(&shared);
+    assert_eq!(seen[..4], ["/v1/m0", "/v1/m1", "/v1/n1", "/v1/m2"]);
+}
