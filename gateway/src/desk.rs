@@ -152,7 +152,7 @@ impl Desk {
             need: Need::of(wanted, tried),
             answer: Some(answer),
         };
-        let kind = (wanted.model, wanted.strict, wanted.affine);
+        let kind = (wanted.model, wanted.strict, wanted.affine, tried);
         let kind = books.queue.kind(kind);
         let id = books.queue.join(kind, || fits(&roster, wanted), waiter)?;
         self.count(&books);

@@ -3,6 +3,7 @@
 //! Apart from the judgement, which knows neither requests nor backends, and from the places that are
 //! taken there.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use crate::affinity::suits;
@@ -29,6 +30,16 @@ pub(crate) struct Tried {
     who: Vec<Arc<Backend>>,
     /// One of them answered that it has enough: only who is likely to be better will do.
     pub(crate) turned_away: bool,
+}
+
+/// By whom it has: what it may yet be given to depends on nothing else.
+impl Hash for Tried {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.turned_away.hash(hasher);
+        let mut who: Vec<_> = self.who.iter().map(Arc::as_ptr).collect();
+        who.sort_unstable();
+        who.hash(hasher);
+    }
 }
 
 impl Tried {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use llmlb_gateway::{BackendSet, BackendSpec};
 
-use crate::support::{Backend, Gate, Gateway, Next, Wire, answer, chat, once, request, wait_until};
+use crate::support::{
+    Backend, Gate, Gateway, Next, Port, Wire, answer, chat, once, request, wait_until,
+};
 
 /// Answers with what it is asked for, each request when the gate lets it through.
 fn gated(gate: &Gate) -> Backend {
@@ -264,4 +266,47 @@ fn who_shares_a_server_with_those_before_stays_behind_them() {
     };
     let seen = paths(&shared);
     assert_eq!(seen[..4], ["/v1/m0", "/v1/m1", "/v1/n1", "/v1/m2"]);
+}
+
+/// A request that one of the servers has refused waits for the other: not so those behind it.
+#[test]
+fn who_has_tried_a_server_holds_up_nobody_who_has_not() {
+    let gate = Gate::default();
+    let busy = gated(&gate);
+    let port = Port::reserve_for_several();
+    let mut gone = Backend::start_at(port.again(), &["m"], |_, wire| {
+        wire.send(answer("200 OK", "", "gone"));
+        Next::Read
+    });
+    let gateway = Gateway::with(&[busy.url(), gone.url()], once());
+    gateway.send(one_at_a_time(&[&busy, &gone]));
+    wait_until("their limits", || {
+        (gateway.health()["backends"][1]["origin"] == "limited").then_some(())
+    });
+    gone.stop();
+    let mut first = ask(&gateway, "/v1/0");
+    gateway.wait_for_in_flight(0, 1);
+    // Refused there, by what nobody has found out before.
+    let mut second = ask(&gateway, "/v1/1");
+    wait_for_queue(&gateway, 1.0);
+    let back = Gate::default();
+    let opened = back.clone();
+    let _back = Backend::start_at(port, &["m"], move |_, wire| {
+        opened.pass();
+        wire.send(answer("200 OK", "", "back"));
+        Next::Read
+    });
+    let mut third = ask(&gateway, "/v1/2");
+    gateway.wait_for_in_flight(1, 1);
+    let mut fourth = ask(&gateway, "/v1/3");
+    wait_for_queue(&gateway, 2.0);
+    for client in [&mut third, &mut fourth] {
+        back.open();
+        assert_eq!(client.message().unwrap().body, b"back");
+    }
+    wait_for_queue(&gateway, 1.0);
+    for client in [&mut first, &mut second] {
+        gate.open();
+        assert_eq!(client.head().unwrap().status(), 200);
+    }
 }
