@@ -8,10 +8,15 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Of the measured time between two that are served, this share is the newest one's.
 const NEWEST: f64 = 0.1;
+
+/// The longest time after which to come again, as who waits may leave at any moment.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// What a request waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,8 +159,8 @@ impl<W> Queue<W> {
             from = first + 1;
             match line.waiting.front_mut().map(|(_, who)| offer(who)) {
                 Some(Offer::Taken) => {
-                    self.take_first(first);
                     self.pace.tick(Instant::now());
+                    self.take_first(first);
                     taken += 1;
                 }
                 Some(Offer::Over) => return taken,
@@ -177,7 +182,7 @@ impl<W> Queue<W> {
         };
         if let Ok(at) = line.waiting.binary_search_by_key(&id, |(id, _)| *id) {
             line.waiting.remove(at);
-            self.len -= 1;
+            self.one_less();
         }
     }
 
@@ -195,7 +200,8 @@ impl<W> Queue<W> {
         let Some(mut line) = self.lines.remove(&first) else {
             return;
         };
-        self.len -= usize::from(line.waiting.pop_front().is_some());
+        line.waiting.pop_front();
+        self.one_less();
         match line.waiting.front() {
             Some(&(next, _)) => {
                 self.firsts.insert(line.kind, next);
@@ -206,9 +212,17 @@ impl<W> Queue<W> {
             }
         }
     }
+
+    fn one_less(&mut self) {
+        self.len -= 1;
+        if self.len == 0 {
+            self.pace.pause();
+        }
+    }
 }
 
 impl Pace {
+    /// One is served, and others wait.
     fn tick(&mut self, now: Instant) {
         if let Some(last) = self.last.replace(now) {
             let new = now.duration_since(last).as_secs_f64();
@@ -217,15 +231,23 @@ impl Pace {
         }
     }
 
+    /// Nobody waits: how long that lasts says nothing.
+    fn pause(&mut self) {
+        self.last = None;
+    }
+
     /// None, as long as nothing is known.
     fn time_for(&self, count: usize) -> Duration {
         let one = self.seconds.unwrap_or_default();
-        Duration::try_from_secs_f64(one * count as f64).unwrap_or(Duration::MAX)
+        let all = Duration::try_from_secs_f64(one * count as f64);
+        all.unwrap_or(LONGEST).min(LONGEST)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
 
     /// Of kinds that fit these backends.
@@ -311,11 +333,42 @@ mod tests {
         let (mut full, _) = queue(1, &[("1", "a", &[])]);
         let refused = full.join(full.kind("a"), Fits::default, "2").unwrap_err();
         assert_eq!(refused.retry_after, Duration::ZERO);
-        let mut pace = Pace::default();
-        let start = Instant::now();
-        for seconds in 0..3 {
-            pace.tick(start + Duration::from_secs(seconds));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_to_come_again_goes_by_how_fast_it_moves_and_not_by_when_nobody_waits() {
+        let mut queue = Queue::new(3);
+        let kind = queue.kind("a");
+        let refused = |queue: &mut Queue<_>| {
+            while queue.join(kind, Fits::default, "").is_ok() {}
+            let refused = queue.join(kind, Fits::default, "").unwrap_err();
+            refused.retry_after
+        };
+        for _ in 0..3 {
+            refused(&mut queue);
+            for _ in 0..3 {
+                advance(Duration::from_secs(1)).await;
+                asked(&mut queue, None, 1);
+            }
+            assert_eq!(queue.len(), 0);
+            advance(Duration::from_secs(1000)).await;
         }
-        assert_eq!(pace.time_for(5), Duration::from_secs(5));
+        assert_eq!(refused(&mut queue), Duration::from_secs(4));
+        // Those who leave leave it as empty.
+        asked(&mut queue, None, 1);
+        for id in 0..99 {
+            queue.leave(kind, id);
+        }
+        assert_eq!(queue.len(), 0);
+        advance(Duration::from_secs(1000)).await;
+        refused(&mut queue);
+        asked(&mut queue, None, 1);
+        assert_eq!(refused(&mut queue), Duration::from_secs(4));
+        // However slow it is, it is worth another look before long.
+        for _ in 0..2 {
+            advance(Duration::from_secs(1000)).await;
+            asked(&mut queue, None, 1);
+        }
+        assert_eq!(refused(&mut queue), LONGEST);
     }
 }
