@@ -8,7 +8,7 @@ mod processor_time;
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use llmlb_gateway::measure::Choosing;
+use llmlb_gateway::measure::{Choosing, Waiting};
 use processor_time::ProcessorTime;
 
 fn choosing(criterion: &mut Criterion<ProcessorTime>) {
@@ -29,9 +29,21 @@ fn choosing(criterion: &mut Criterion<ProcessorTime>) {
     group.finish();
 }
 
+/// Where others wait for another server, each for another model.
+fn passing_by(criterion: &mut Criterion<ProcessorTime>) {
+    let mut group = criterion.benchmark_group("pass by those who wait");
+    for count in [0, 1, 10, 100, 500] {
+        let waiting = Waiting::for_models(count).unwrap();
+        group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
+            bencher.iter(|| assert!(waiting.pass_by()));
+        });
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().with_measurement(ProcessorTime);
-    targets = choosing
+    targets = choosing, passing_by
 }
 criterion_main!(benches);
