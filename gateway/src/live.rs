@@ -328,6 +328,23 @@ mod tests {
         assert_eq!(name(&any(&live)), "b1");
     }
 
+    #[tokio::test]
+    async fn whatever_is_known_of_one_its_limit_holds() {
+        for ejected in [false, true] {
+            let live = serving(&[None]);
+            let limited = spec("b0").max(NonZeroUsize::new(1));
+            live.apply(&[limited].into_iter().collect());
+            if ejected {
+                live.all()[0].eject("broken");
+            } else {
+                live.all()[0].cool(Duration::from_secs(60));
+            }
+            let _place = any(&live);
+            let more = live.take(&Wanted::default(), &Tried::default());
+            assert_eq!(more.err(), Some(NoPlace::Full), "{ejected}");
+        }
+    }
+
     /// How many of these many requests each is given, one after the other or all in flight.
     fn shares(live: &Live, requests: usize, stay: bool) -> Vec<usize> {
         let all = live.all();

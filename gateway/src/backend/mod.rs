@@ -317,6 +317,7 @@ impl Backend {
             tokio::spawn(async move {
                 sleep(time).await;
                 backend.load.bars.warm_up();
+                backend.care.waiting.room_at(&backend);
             });
         }
     }

@@ -42,22 +42,18 @@ pub(super) async fn dispatch(
     // What one said that has enough, for when nobody has anything better to say.
     let mut spare: Option<(Place, Answer)> = None;
     loop {
-        let place = match spare.take() {
-            Some((place, answer)) => {
-                let Ok(other) = shared.live.take(wanted, &tried) else {
+        let place = match waiting::place(&shared, wanted, &tried).await {
+            Ok(place) => place,
+            Err(without) => {
+                if let Some((place, answer)) = spare {
                     flight.place = Some(place);
                     return Ok(answer);
-                };
-                spare = Some((place, answer));
-                other
-            }
-            None => match waiting::place(&shared, wanted, &tried).await {
-                Ok(place) => place,
-                Err(Without::Wait(refusal)) => return Err(refusal),
-                Err(Without::Place(none)) => {
-                    return Err(super::refusal(&shared, none, problem, wanted.model));
                 }
-            },
+                return Err(match without {
+                    Without::Wait(refusal) => refusal,
+                    Without::Place(none) => super::refusal(&shared, none, problem, wanted.model),
+                });
+            }
         };
         let backend = Arc::clone(&place);
         if let Some(conversation) = conversation {

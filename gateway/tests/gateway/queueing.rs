@@ -1,6 +1,7 @@
 //! Requests wait for backends that have as many as they may.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use llmlb_gateway::{BackendSet, BackendSpec};
@@ -29,11 +30,15 @@ fn one_at_a_time(backends: &[&Backend]) -> BackendSet {
     backends.iter().map(spec).collect()
 }
 
-fn limited(backend: &Backend, options: llmlb_gateway::Options) -> Gateway {
-    let gateway = Gateway::with(&[backend.url()], options);
-    gateway.send(one_at_a_time(&[backend]));
-    wait_until("its limit", || {
-        (gateway.health()["backends"][0]["origin"] == "limited").then_some(())
+/// Before these, each of which takes one request at a time.
+fn limited(backends: &[&Backend], options: llmlb_gateway::Options) -> Gateway {
+    let urls: Vec<_> = backends.iter().map(|backend| backend.url()).collect();
+    let gateway = Gateway::with(&urls, options);
+    gateway.send(one_at_a_time(backends));
+    wait_until("their limits", || {
+        let health = gateway.health();
+        let mut seen = health["backends"].as_array().unwrap().iter();
+        seen.all(|one| one["origin"] == "limited").then_some(())
     });
     gateway
 }
@@ -57,7 +62,7 @@ fn busy(
     options: llmlb_gateway::Options,
     waiting: usize,
 ) -> (Gateway, Vec<Wire>) {
-    let gateway = limited(backend, options);
+    let gateway = limited(&[backend], options);
     let mut clients = vec![ask(&gateway, "/v1/0")];
     gateway.wait_for_in_flight(0, 1);
     for number in 1..=waiting {
@@ -127,7 +132,7 @@ fn a_wait_in_vain_is_503() {
     let gate = Gate::default();
     let backend = gated(&gate);
     let options = once().queue_timeout(Duration::from_millis(50));
-    let gateway = limited(&backend, options);
+    let gateway = limited(&[&backend], options);
     let mut first = ask(&gateway, "/v1/0");
     gateway.wait_for_in_flight(0, 1);
     let refused = gateway.chat("m");
@@ -187,11 +192,7 @@ fn a_full_queue_keeps_nobody_from_a_free_server() {
     let gate = Gate::default();
     let backend = gated(&gate);
     let other = Backend::named("other", &["n"]);
-    let gateway = Gateway::with(&[backend.url(), other.url()], once().queue(1));
-    gateway.send(one_at_a_time(&[&backend, &other]));
-    wait_until("their limits", || {
-        (gateway.health()["backends"][1]["origin"] == "limited").then_some(())
-    });
+    let gateway = limited(&[&backend, &other], once().queue(1));
     let mut clients = vec![ask(&gateway, "/v1/0")];
     gateway.wait_for_in_flight(0, 1);
     clients.push(ask(&gateway, "/v1/1"));
@@ -222,11 +223,7 @@ fn who_shares_a_server_with_those_before_stays_behind_them() {
     };
     let shared = server(&["m", "n"], &gates[0]);
     let own = server(&["n"], &gates[1]);
-    let gateway = Gateway::with(&[shared.url(), own.url()], once());
-    gateway.send(one_at_a_time(&[&shared, &own]));
-    wait_until("their limits", || {
-        (gateway.health()["backends"][1]["origin"] == "limited").then_some(())
-    });
+    let gateway = limited(&[&shared, &own], once());
     let mut waiting = 0;
     let mut asks = |model: &str, path: &str| {
         let mut client = gateway.connect();
@@ -278,11 +275,7 @@ fn who_has_tried_a_server_holds_up_nobody_who_has_not() {
         wire.send(answer("200 OK", "", "gone"));
         Next::Read
     });
-    let gateway = Gateway::with(&[busy.url(), gone.url()], once());
-    gateway.send(one_at_a_time(&[&busy, &gone]));
-    wait_until("their limits", || {
-        (gateway.health()["backends"][1]["origin"] == "limited").then_some(())
-    });
+    let gateway = limited(&[&busy, &gone], once());
     gone.stop();
     let mut first = ask(&gateway, "/v1/0");
     gateway.wait_for_in_flight(0, 1);
@@ -309,4 +302,70 @@ fn who_has_tried_a_server_holds_up_nobody_who_has_not() {
         gate.open();
         assert_eq!(client.head().unwrap().status(), 200);
     }
+}
+
+/// Says 429 to the first it is asked, and serves the others; and how long it is to be spared.
+fn has_enough_once(seconds: u32) -> Backend {
+    let asked = AtomicUsize::new(0);
+    Backend::start(&["m"], move |_, wire| {
+        wire.send(match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => answer(
+                "429 Too Many Requests",
+                &format!("Retry-After: {seconds}\r\n"),
+                "enough",
+            ),
+            _ => answer("200 OK", "", "rested"),
+        });
+        Next::Read
+    })
+}
+
+#[test]
+fn who_is_turned_away_waits_for_one_that_is_only_full_and_so_do_those_behind() {
+    let gate = Gate::default();
+    let (busy, tired) = (gated(&gate), has_enough_once(60));
+    let gateway = limited(&[&busy, &tired], once());
+    let mut clients = vec![ask(&gateway, "/v1/0")];
+    gateway.wait_for_in_flight(0, 1);
+    for number in 1..=3 {
+        clients.push(ask(&gateway, &format!("/v1/{number}")));
+        wait_for_queue(&gateway, f64::from(number));
+    }
+    for client in &mut clients {
+        gate.open();
+        assert_eq!(client.message().unwrap().status(), 200);
+    }
+    assert_eq!((busy.requests().len(), tired.requests().len()), (4, 1));
+}
+
+#[test]
+fn who_waits_is_served_by_one_that_has_rested() {
+    let gate = Gate::default();
+    let (busy, tired) = (gated(&gate), has_enough_once(1));
+    let gateway = limited(&[&busy, &tired], once());
+    let mut first = ask(&gateway, "/v1/0");
+    gateway.wait_for_in_flight(0, 1);
+    let mut turned_away = ask(&gateway, "/v1/1");
+    wait_for_queue(&gateway, 1.0);
+    assert_eq!(gateway.chat("m").body, b"rested");
+    // Not so who has asked it already.
+    wait_for_queue(&gateway, 1.0);
+    for client in [&mut first, &mut turned_away] {
+        gate.open();
+        assert_eq!(client.message().unwrap().status(), 200);
+    }
+}
+
+#[test]
+fn who_is_turned_away_and_waits_in_vain_gets_that_answer() {
+    let gate = Gate::default();
+    let (busy, tired) = (gated(&gate), has_enough_once(60));
+    let options = once().queue_timeout(Duration::from_millis(50));
+    let gateway = limited(&[&busy, &tired], options);
+    let mut first = ask(&gateway, "/v1/0");
+    gateway.wait_for_in_flight(0, 1);
+    let answer = gateway.chat("m");
+    assert_eq!((answer.status(), &*answer.body), (429, &b"enough"[..]));
+    gate.open();
+    assert_eq!(first.message().unwrap().status(), 200);
 }
