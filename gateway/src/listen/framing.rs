@@ -32,6 +32,9 @@ enum Follows {
 /// The beginning of a line, as long as any that matters.
 const LINE: usize = 64;
 
+/// What a client begins with that speaks HTTP/2.
+const HTTP_2: &[u8] = b"PRI * HTTP/2";
+
 /// A line that ends in a number matters to its end, which is so far away at most.
 const NUMBER: usize = 1024;
 
@@ -48,6 +51,8 @@ pub(super) struct Framing {
     /// How long it is in all, and its last byte.
     len: usize,
     last: u8,
+    /// It speaks HTTP/2, which is not spoken here.
+    pub(super) speaks_http_2: bool,
 }
 
 impl Framing {
@@ -59,6 +64,7 @@ impl Framing {
             line: Vec::new(),
             len: 0,
             last: 0,
+            speaks_http_2: false,
         }
     }
 
@@ -72,7 +78,8 @@ impl Framing {
         self.state == State::Head && !self.in_head()
     }
 
-    /// Follows what has come. Returns where a line of a head ends as it must not.
+    /// Follows what has come. Returns where a line ends that must not go on, as of a head, or as it
+    /// does.
     pub(super) fn follow(&mut self, piece: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < piece.len() {
@@ -119,7 +126,7 @@ impl Framing {
     }
 
     /// A line is complete, of which this part was in the last piece. Returns whether it ends in a
-    /// bare LF though it is one of a head.
+    /// bare LF though it is one of a head, or is of HTTP/2.
     fn line_ends(&mut self, part: &[u8]) -> bool {
         let bare = part.last().copied().unwrap_or(self.last) != b'\r' || self.len + part.len() == 0;
         if self.state == State::Head && bare {
@@ -134,7 +141,7 @@ impl Framing {
             let is_cut = line.len() < std::mem::take(&mut self.len);
             self.line_is(&line, is_cut);
         }
-        false
+        self.speaks_http_2
     }
 
     /// What it is about; of one that is cut, what is missing does not count, or makes it unknown.
@@ -146,6 +153,9 @@ impl Framing {
                     self.header_is(line, is_cut);
                 } else if line.starts_with(b"CONNECT ") {
                     self.follows = Follows::Unknown;
+                } else if line.starts_with(HTTP_2) {
+                    self.speaks_http_2 = true;
+                    self.state = State::Lost;
                 }
                 self.begun = true;
             }
@@ -222,6 +232,14 @@ mod tests {
     use super::*;
 
     const GET: &str = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+
+    #[test]
+    fn http_2_is_known_by_its_first_line() {
+        let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        assert_eq!(bare(preface), Some(15));
+        assert_eq!(bare(&format!("{GET}{preface}")), Some(GET.len() + 15));
+        assert_eq!(bare("PRI * HTTP/1.1\r\nHost: h\r\n\r\n"), None);
+    }
 
     /// Where the first line ends wrongly, in whatever pieces it comes.
     fn bare(text: &str) -> Option<usize> {

@@ -102,7 +102,7 @@ impl<S: AsyncWrite + Unpin> Strict<S> {
             if answered || !may_be_own(data) {
                 return Poll::Ready(Ok(false));
             }
-            let Some(text) = in_our_shape(data) else {
+            let Some(text) = in_our_shape(data, self.framing.speaks_http_2) else {
                 return Poll::Ready(Ok(false));
             };
             self.instead = Some((text, 0));
@@ -157,8 +157,9 @@ fn may_be_own(data: &[u8]) -> bool {
 }
 
 /// hyper's own answer, with a body that tells what is wrong.
-fn in_our_shape(head: &[u8]) -> Option<Vec<u8>> {
+fn in_our_shape(head: &[u8], http_2: bool) -> Option<Vec<u8>> {
     let refusal = match head.get(9..12)? {
+        b"400" if http_2 => Refusal::VersionNotSupported,
         b"400" => Refusal::Malformed("its head is no HTTP/1.1"),
         b"414" => Refusal::PathTooLong,
         b"431" => Refusal::HeadTooLarge,
@@ -166,7 +167,8 @@ fn in_our_shape(head: &[u8]) -> Option<Vec<u8>> {
     };
     let head = std::str::from_utf8(head).ok()?;
     let mut lines = head.trim_end().split("\r\n");
-    let mut text = lines.next()?.to_owned();
+    lines.next()?;
+    let mut text = format!("HTTP/1.1 {}", refusal.status());
     for line in lines {
         let (name, value) = line.split_once(':')?;
         if name.eq_ignore_ascii_case("content-length") {
