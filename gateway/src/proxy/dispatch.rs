@@ -42,7 +42,7 @@ pub(super) async fn dispatch(
     // What one said that has enough, for when nobody has anything better to say.
     let mut spare: Option<(Place, Answer)> = None;
     loop {
-        let place = match waiting::place(&shared, wanted, &tried).await {
+        let place = match waiting::place(&shared, &flight.peer, wanted, &tried).await {
             Ok(place) => place,
             Err(without) => {
                 if let Some((place, answer)) = spare {

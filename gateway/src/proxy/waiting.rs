@@ -1,12 +1,15 @@
 //! A place at a backend, waited for where all that fit have as many requests as they may.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Place;
 use crate::desk::{Asked, NoPlace};
 use crate::error::Refusal;
+use crate::life::Phase;
+use crate::peer::Peer;
 use crate::pick::{Tried, Wanted};
 use crate::queue::TooLong;
 use crate::shared::Shared;
@@ -20,6 +23,7 @@ pub(super) enum Without {
 
 pub(super) async fn place(
     shared: &Arc<Shared>,
+    peer: &Peer,
     wanted: &Wanted<'_>,
     tried: &Tried,
 ) -> Result<Place, Without> {
@@ -29,8 +33,19 @@ pub(super) async fn place(
         Asked::Waits(ticket) => ticket,
     };
     let until = Instant::from_std(ticket.since) + shared.options.queue_timeout;
-    let told = timeout_at(until, ticket.told()).await;
+    peer.waits.store(true, Ordering::Relaxed);
+    let mut phase = shared.life.phases();
+    let told = tokio::select! {
+        // First, as the places that others leave then are no good.
+        biased;
+        _ = phase.wait_for(|phase| *phase == Phase::Cut) => None,
+        told = timeout_at(until, ticket.told()) => Some(told),
+    };
     shared.metrics.waited(ticket.since.elapsed());
+    let Some(told) = told else {
+        return Err(Without::Wait(Refusal::Draining));
+    };
+    peer.waits.store(false, Ordering::Relaxed);
     match told {
         Ok(found) => found.map_err(Without::Place),
         Err(_) => Err(Without::Wait(Refusal::QueueTimedOut)),

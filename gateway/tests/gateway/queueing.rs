@@ -369,3 +369,24 @@ fn who_is_turned_away_and_waits_in_vain_gets_that_answer() {
     gate.open();
     assert_eq!(first.message().unwrap().status(), 200);
 }
+
+#[test]
+fn who_waits_when_the_end_comes_is_told_so() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let (mut gateway, mut clients) = busy(&backend, once(), 3);
+    gateway.drain();
+    gateway.cut();
+    // It may have been answered by half.
+    assert!(clients.remove(0).head().is_none());
+    for mut client in clients {
+        let told = client.message().expect("an answer");
+        let what = (told.status(), told.error_code());
+        assert_eq!(what, (503, "shutting_down".to_owned()));
+        assert!(told.header("retry-after").is_some(), "{told:?}");
+        assert_eq!(told.header("connection"), Some("close"));
+        assert!(client.is_at_end());
+    }
+    gateway.wait();
+    gate.open();
+}
