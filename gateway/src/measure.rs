@@ -51,6 +51,16 @@ impl Choosing {
     pub fn take(&self, model: Option<&str>) -> bool {
         self.0.take(&wanted(model), &Tried::default()).is_ok()
     }
+
+    /// The same for a conversation that is not known yet.
+    #[must_use]
+    pub fn begin(&self, model: Option<&str>, anchor: u64) -> bool {
+        let wanted = Wanted {
+            anchor: Some(anchor),
+            ..wanted(model)
+        };
+        self.0.take(&wanted, &Tried::default()).is_ok()
+    }
 }
 
 /// A server that is busy, with a queue before it, and one that is not.

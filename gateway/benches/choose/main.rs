@@ -25,6 +25,13 @@ fn choosing(criterion: &mut Criterion<ProcessorTime>) {
                 bencher.iter(|| assert!(backends.take(black_box(model))));
             });
         }
+        let mut anchor = 0_u64;
+        group.bench_function(BenchmarkId::new("conversation", count), |bencher| {
+            bencher.iter(|| {
+                anchor = anchor.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                assert!(backends.begin(black_box(Some("shared")), anchor));
+            });
+        });
     }
     group.finish();
 }
