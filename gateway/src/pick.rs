@@ -119,11 +119,11 @@ fn home(
         None => {
             let mut best = None;
             eligible.for_each(|index, fit| {
-                if fit == bound.fit && admits(index) {
-                    let suits = suits(anchor, roster.seed(index));
-                    if best.is_none_or(|(most, _)| suits > most) {
-                        best = Some((suits, index));
-                    }
+                let suits = suits(anchor, roster.seed(index));
+                // How busy it is takes longer to tell, and few suit better than all before them.
+                let is_better = best.is_none_or(|(most, _)| suits > most);
+                if is_better && fit == bound.fit && admits(index) {
+                    best = Some((suits, index));
                 }
             });
             best?.1
