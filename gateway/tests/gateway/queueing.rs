@@ -7,7 +7,7 @@ use std::time::Duration;
 use llmlb_gateway::{BackendSet, BackendSpec};
 
 use crate::support::{
-    Backend, Gate, Gateway, Next, Port, Wire, answer, chat, once, request, wait_until,
+    Backend, Gate, Gateway, Next, Port, Wire, answer, chat, often, once, request, wait_until,
 };
 
 /// Answers with what it is asked for, each request when the gate lets it through.
@@ -368,6 +368,28 @@ fn who_is_turned_away_and_waits_in_vain_gets_that_answer() {
     assert_eq!((answer.status(), &*answer.body), (429, &b"enough"[..]));
     gate.open();
     assert_eq!(first.message().unwrap().status(), 200);
+}
+
+#[test]
+fn who_waits_for_what_has_gone_or_is_down_is_told_at_once() {
+    for removed in [true, false] {
+        let gate = Gate::default();
+        let mut backend = gated(&gate);
+        let (gateway, mut clients) = busy(&backend, often(), 2);
+        if removed {
+            gateway.now_before(&[]);
+        } else {
+            backend.stop();
+        }
+        for mut client in clients.drain(1..) {
+            let told = client.message().unwrap();
+            let what = (told.status(), told.error_code());
+            assert_eq!(what, (503, "backends_down".to_owned()), "{removed}");
+            assert!(told.header("retry-after").is_some());
+        }
+        gate.open();
+        assert_eq!(clients[0].head().unwrap().status(), 200);
+    }
 }
 
 #[test]
