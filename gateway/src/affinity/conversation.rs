@@ -4,6 +4,7 @@
 //! Apart from the search for a model, which reads each body while it arrives and keeps nothing of it:
 //! this looks once, at what is kept, and only where it matters to which backend a request goes.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 
@@ -31,7 +32,7 @@ const LOOKS: usize = 16;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Conversation {
     /// The longest ones; the last is of all that there is.
-    beginnings: Vec<u64>,
+    beginnings: VecDeque<u64>,
     /// Of these, each is worth to be known: of the others only the last.
     blocks: bool,
     anchor: u64,
@@ -65,13 +66,13 @@ impl Conversation {
     }
 
     /// What it is to be found by again.
-    pub(super) fn to_be_known(&self) -> &[u64] {
+    pub(super) fn to_be_known(&self) -> impl Iterator<Item = u64> {
         let first = if self.blocks {
             0
         } else {
             self.beginnings.len().saturating_sub(1)
         };
-        self.beginnings.get(first..).unwrap_or_default()
+        self.beginnings.iter().skip(first).copied()
     }
 
     /// What all of its turns have in common, and other conversations have not: all up to the first
@@ -100,7 +101,7 @@ impl Beginnings {
         hasher.write(name);
         let name = hasher.finish();
         Conversation {
-            beginnings: vec![name],
+            beginnings: [name].into(),
             blocks: false,
             anchor: name,
         }
@@ -110,22 +111,22 @@ impl Beginnings {
     /// the user's first is not among them, also what there is of it.
     fn messages(&self, list: &mut Cursor<'_>) -> Option<Conversation> {
         let mut hasher = self.hasher.clone();
-        let mut beginnings = Vec::new();
+        let mut beginnings = VecDeque::new();
         let (mut asked, mut second) = (None, None);
         while let Some(message) = list.element() {
             hasher.write(message);
             let hash = hasher.clone().finish();
             match beginnings.len() {
                 1 => second = second.or(Some(hash)),
-                LOOKS => drop(beginnings.remove(0)),
+                LOOKS => drop(beginnings.pop_front()),
                 _ => {}
             }
-            beginnings.push(hash);
+            beginnings.push_back(hash);
             if asked.is_none() && is_of_user(message) {
                 asked = Some(hash);
             }
         }
-        let first = beginnings.first().copied();
+        let first = beginnings.front().copied();
         if asked.is_none() && list.is_cut() {
             let blocks = blocks(&mut hasher, list.rest, true);
             let telling = (TELLING / SHORTEST).ilog2() as usize;
@@ -143,7 +144,7 @@ impl Beginnings {
         let beginnings = blocks(&mut self.hasher.clone(), text, is_cut);
         Some(Conversation {
             anchor: *beginnings.first()?,
-            beginnings,
+            beginnings: beginnings.into(),
             blocks: true,
         })
     }
@@ -326,7 +327,7 @@ mod tests {
     }
 
     fn prefix(body: &str) -> Vec<u64> {
-        of(Affinity::Prefix, body).map_or_else(Vec::new, |found| found.beginnings)
+        of(Affinity::Prefix, body).map_or_else(Vec::new, |found| found.beginnings.into())
     }
 
     #[test]

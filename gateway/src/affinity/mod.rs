@@ -26,8 +26,7 @@ impl Homes {
     }
 
     pub(crate) fn note(&self, conversation: &Conversation, home: &Arc<Backend>) {
-        self.0
-            .note(conversation.to_be_known().iter().copied(), home);
+        self.0.note(conversation.to_be_known(), home);
     }
 }
 
