@@ -307,15 +307,17 @@ mod tests {
 
     use axum::http::HeaderValue;
 
+    use llmlb_tests::PATIENCE;
+
     use super::*;
     use crate::backend::models::listing;
     use crate::backend::{Care, Slot};
     use crate::options::Options;
     use crate::set::BackendSpec;
 
-    /// Backends that list these models and take one request at a time, and whose places come free
-    /// without anybody being told: as it is for an instant each time.
-    fn desk(models: &[&[&str]]) -> Arc<Desk> {
+    /// Backends that list these models and take one request at a time. Where nobody `is_told`, their
+    /// places come free as they do for an instant each time.
+    fn desk(models: &[&[&str]], is_told: bool) -> Arc<Desk> {
         let care = Care::of(&Options::new(), 1, HeaderValue::from_static("1.1 test"));
         let backend = |(index, models): (usize, &&[&str])| {
             let spec = BackendSpec::new(format!("http://b{index}").parse().unwrap());
@@ -324,7 +326,12 @@ mod tests {
             backend.set_models(Some(listing(models)));
             Arc::new(backend)
         };
-        let desk = Desk::new(9, Arc::default());
+        let waiting = if is_told {
+            Arc::clone(&care.waiting)
+        } else {
+            Arc::default()
+        };
+        let desk = Desk::new(9, waiting);
         desk.set_roster(Roster::new(
             models.iter().enumerate().map(backend).collect(),
         ));
@@ -368,7 +375,7 @@ mod tests {
 
     #[test]
     fn who_comes_takes_no_place_that_somebody_before_it_waits_for() {
-        let desk = desk(&[&["a", "ab"], &["ab"]]);
+        let desk = desk(&[&["a", "ab"], &["ab"]], false);
         let (first, _second) = (place(asks(&desk, "a")), place(asks(&desk, "ab")));
         let waiting = ticket(asks(&desk, "a"));
         drop(first);
@@ -387,7 +394,7 @@ mod tests {
 
     #[test]
     fn who_goes_before_it_has_heard_of_its_place_gives_it_back() {
-        let desk = desk(&[&["a"]]);
+        let desk = desk(&[&["a"]], false);
         let first = place(asks(&desk, "a"));
         let [second, third] = ["a"; 2].map(|model| ticket(asks(&desk, model)));
         drop(first);
@@ -398,5 +405,36 @@ mod tests {
         assert_eq!(desk.waiting(), 0);
         assert!(told(third).is_some());
         assert_eq!(name(&place(asks(&desk, "a"))), "b0");
+    }
+
+    #[test]
+    fn nobody_is_forgotten_where_all_come_and_go_at_once() {
+        let desk = desk(&[&["a", "ab"], &["b", "ab"]], true);
+        let comes = |seed: usize| {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_time().build().unwrap();
+            for number in (0..1000).map(|number| number + seed) {
+                let place = match asks(&desk, ["a", "b", "ab"][number % 3]) {
+                    Asked::Told(told) => told,
+                    Asked::Waits(_) if number % 7 == 0 => continue,
+                    Asked::Waits(mut ticket) => runtime.block_on(async {
+                        let told = tokio::time::timeout(PATIENCE, ticket.told());
+                        told.await.expect("it is told")
+                    }),
+                };
+                assert!(place.is_ok());
+                if number % 5 == 0 {
+                    std::thread::yield_now();
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for seed in 0..4 {
+                scope.spawn(move || comes(seed));
+            }
+        });
+        assert_eq!(desk.waiting(), 0);
+        let roster = desk.roster();
+        assert!(roster.members().iter().all(|one| one.in_flight() == 0));
     }
 }
