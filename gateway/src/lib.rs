@@ -56,6 +56,7 @@ mod body;
 mod catalog;
 mod choose;
 mod counters;
+mod desk;
 mod error;
 mod follow;
 mod gateway;

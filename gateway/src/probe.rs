@@ -172,7 +172,7 @@ mod tests {
     }
 
     async fn look_at(backend: &Backend) {
-        look(&Live::new(care()), backend).await;
+        look(&Live::new(care(), 0), backend).await;
     }
 
     /// A backend that accepts connections and says nothing, on a clock that jumps.

@@ -12,6 +12,7 @@ pub(crate) mod models;
 mod place;
 mod pool;
 mod ramp;
+mod waiting;
 
 use std::io;
 use std::sync::Arc;
@@ -35,12 +36,12 @@ pub(crate) use models::Models;
 pub(crate) use place::Place;
 use pool::Pool;
 pub(crate) use ramp::WHOLE;
+pub(crate) use waiting::{Usher, Waiting};
 
 use crate::auth::ApiKey;
 use crate::counters::Counters;
 use crate::options::Options;
 use crate::outlier::Record;
-use crate::queue::Queue;
 use crate::set::BackendSpec;
 use crate::slots::Slots;
 use crate::tls::BackendTls;
@@ -64,7 +65,7 @@ pub(crate) struct Care {
     /// How many threads keep connections.
     pub(crate) workers: usize,
     /// Who waits for a place.
-    pub(crate) queue: Arc<Queue>,
+    pub(crate) waiting: Arc<Waiting>,
     /// How those are spoken to that speak TLS.
     pub(crate) tls: BackendTls,
 }
@@ -74,7 +75,7 @@ impl Care {
         Self {
             workers,
             tls: options.backend_tls.clone(),
-            queue: Arc::new(Queue::new(options.queue)),
+            waiting: Arc::default(),
             thresholds: Thresholds {
                 rise: options.health_rise,
                 fall: options.health_fall,
@@ -178,7 +179,7 @@ impl Backend {
     pub(crate) fn limit(&self) {
         let max = self.max().unwrap_or(usize::MAX);
         self.load.max.store(max, Ordering::Relaxed);
-        self.care.queue.changed();
+        self.care.waiting.changed();
     }
 
     /// It has come to others that serve already: its share is to grow.
@@ -262,7 +263,7 @@ impl Backend {
         if self.ejection.probed(&self.name, last_piece, &load.bars) {
             self.returned();
         }
-        self.care.queue.changed();
+        self.care.waiting.room_at(self);
     }
 
     /// It was found out of order.
@@ -271,6 +272,7 @@ impl Backend {
             self.load.ramp.prepare();
             self.slots.forget();
             self.fell.notify_one();
+            self.care.waiting.changed();
         }
     }
 
@@ -345,6 +347,7 @@ impl Backend {
             tokio::spawn(async move {
                 sleep(time).await;
                 backend.load.bars.warm_up();
+                backend.care.waiting.room_at(&backend);
             });
         }
     }

@@ -21,10 +21,11 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Version};
 use axum::response::{IntoResponse, Response};
 
+use crate::affinity::Conversation;
 use crate::backend::Backend;
 use crate::body::Received;
+use crate::desk::NoPlace;
 use crate::error::Refusal;
-use crate::live::NoPlace;
 use crate::model::place::Place;
 use crate::model::{Asked, Found, Search};
 use crate::peer::Peer;
@@ -113,15 +114,16 @@ async fn ask(
     let has_choice = maker.is_none() && shared.live.roster().members().len() > 1;
     let conversation = has_choice.then(|| outgoing.conversation(&shared, model));
     let conversation = conversation.flatten();
-    let home = conversation.as_ref().and_then(|c| shared.homes.find(c));
+    let conversation = conversation.as_ref();
+    let home = conversation.and_then(|c| shared.homes.find(c));
     let wanted = Wanted {
         model,
         strict: admission::is_openai(&outgoing.path),
         affine: maker.map(|maker| maker.name.as_str()),
-        conversation: conversation.as_ref(),
+        anchor: conversation.map(Conversation::anchor),
         home: home.as_ref(),
     };
-    dispatch(flight, outgoing, &wanted).await
+    dispatch(flight, outgoing, &wanted, conversation).await
 }
 
 /// Reads what is to be kept of a request, and makes its headers the gateway's.
