@@ -11,9 +11,10 @@ use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCandidates;
 
-use llmlb_gateway::{Affinity, ApiKey, ApiKeyError, BackendUrlError, Options};
+use llmlb_gateway::{Affinity, ApiKey, ApiKeyError, BackendUrlError, Naming, Options};
 
 use crate::backends::{Backend, BackendsFile, Place, Sources};
+use crate::certificates::Certificates;
 use crate::cluster::options::ClusterArgs;
 use crate::completion::live_ports;
 use crate::ready::ReadyUrl;
@@ -233,6 +234,40 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "BY", value_enum, default_value_t = AffinityBy::Prefix)]
     affinity: AffinityBy,
 
+    /// Another name for a model, which answers to it say then; may be given many times
+    #[arg(long, value_name = "NAME=MODEL", value_parser = pair)]
+    model_alias: Vec<(String, String)>,
+
+    /// What stands in for a model, in this order, while no backend that serves it is up; may be given
+    /// many times
+    #[arg(long, value_name = "MODEL=A,B", value_parser = pair)]
+    model_fallback: Vec<(String, String)>,
+
+    /// The model for requests that name none
+    #[arg(long, value_name = "MODEL")]
+    default_model: Option<String>,
+
+    /// Speak TLS to clients, and show them these certificates, the server's own first, in PEM; read
+    /// again when they change
+    #[arg(long, value_name = "PATH", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert, in PEM
+    #[arg(long, value_name = "PATH", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Who vouches for https:// backends: certificates in PEM, in place of the system's
+    #[arg(long, value_name = "PATH")]
+    backend_ca: Option<PathBuf>,
+
+    /// What https:// backends are shown that ask for a certificate, in PEM
+    #[arg(long, value_name = "PATH", requires = "backend_cert_key")]
+    backend_cert: Option<PathBuf>,
+
+    /// The private key of --backend-cert, in PEM
+    #[arg(long, value_name = "PATH", requires = "backend_cert")]
+    backend_cert_key: Option<PathBuf>,
+
     /// Log each request at its end, as a line of JSON on stderr
     #[arg(long)]
     access_log: bool,
@@ -291,8 +326,10 @@ impl From<AffinityBy> for Affinity {
 }
 
 impl GatewayArgs {
-    pub(crate) fn options(&self) -> Options {
-        Options::new()
+    /// # Errors
+    /// Names of models that make no sense together.
+    pub(crate) fn options(&self) -> Result<Options, String> {
+        let options = Options::new()
             .api_key(self.api_key.clone())
             .backend_api_key(self.backend_api_key.clone())
             .max_requests(usize::try_from(self.max_requests).unwrap_or(usize::MAX))
@@ -308,7 +345,27 @@ impl GatewayArgs {
             .busy_timeout(self.busy_timeout)
             .first_byte_timeout(self.first_byte_timeout)
             .stream_idle_timeout(self.stream_idle_timeout)
-            .no_backends_hint("no backends: start llmlb serve with --backend URL")
+            .naming(self.naming()?)
+            .no_backends_hint("no backends: start llmlb serve with --backend URL");
+        Ok(options)
+    }
+
+    fn naming(&self) -> Result<Naming, String> {
+        let mut naming = Naming::new();
+        for (alias, model) in &self.model_alias {
+            let more = naming.alias(alias, model);
+            naming = more.map_err(|problem| format!("--model-alias: {problem}"))?;
+        }
+        for (model, others) in &self.model_fallback {
+            let more = naming.fallback(model, others.split(','));
+            naming = more.map_err(|problem| format!("--model-fallback: {problem}"))?;
+        }
+        match &self.default_model {
+            Some(model) => naming
+                .default_model(model)
+                .map_err(|problem| format!("--default-model: {problem}")),
+            None => Ok(naming),
+        }
     }
 
     /// Of the etcd at `cluster`, where it is asked, and with those of the configuration.
@@ -335,6 +392,23 @@ impl GatewayArgs {
 
     pub(crate) fn drain_delay(&self) -> Duration {
         self.drain_delay
+    }
+
+    /// What clients are shown, and backends are.
+    pub(crate) fn certificates(&self) -> Result<Certificates, String> {
+        let pair = |certificate: &Option<PathBuf>, key: &Option<PathBuf>| {
+            certificate.clone().zip(key.clone())
+        };
+        Certificates::open(
+            pair(&self.tls_cert, &self.tls_key),
+            self.backend_ca.as_deref(),
+            pair(&self.backend_cert, &self.backend_cert_key),
+        )
+    }
+
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]
+    pub(crate) fn speaks_tls(&self) -> bool {
+        self.tls_cert.is_some()
     }
 
     /// Whether clients have to show a key.
@@ -385,12 +459,16 @@ pub(crate) fn without_effect(matches: &ArgMatches) -> Option<String> {
     });
     let option = given.find_map(|arg| Some(format!("--{}", arg.get_long()?)))?;
     Some(match has_command {
-        true => format!(
-            "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs \
-             to the COMMAND itself"
-        ),
+        true => not_for_commands(&option),
         false => format!("{option} is for a COMMAND, and does nothing for the built-in server"),
     })
+}
+
+pub(crate) fn not_for_commands(option: &str) -> String {
+    format!(
+        "{option} is for the built-in server and does nothing for a COMMAND: pass what it needs to \
+         the COMMAND itself"
+    )
 }
 
 /// None where nothing is written, as in an empty LLMLB_BACKENDS.
@@ -546,6 +624,11 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it has no = in it")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
 fn positive(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("not a number from 1 on".to_owned()),
@@ -627,7 +710,7 @@ mod tests {
             &["serve", "--port", "http"],
             &["serve", "--port", "-1"],
             &["serve", "--backend", "gpu2:8000"],
-            &["serve", "--backend", "http://gpu1,https://gpu2"],
+            &["serve", "--backend", "http://gpu1,ftp://gpu2"],
             &["serve", "--api-key", ""],
             &["serve", "--max-requests", "0"],
             &["serve", "--health-interval", "0"],

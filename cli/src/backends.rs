@@ -7,7 +7,7 @@ mod file;
 mod follow;
 mod names;
 
-pub(crate) use document::{Problem, Setting};
+pub(crate) use document::{Document, Problem, Setting};
 pub(crate) use entry::{Backend, Place};
 pub(crate) use file::BackendsFile;
 pub(crate) use follow::{Follower, Sources};

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use llmlb_gateway::{Gateway, raise_descriptor_limit};
+use llmlb_gateway::{BackendSet, Gateway, Options, raise_descriptor_limit};
 use llmlb_lock_core::{LockInfo, ServerLock};
 use serde_json::{Map, Value};
 use tokio::task::spawn_blocking;
@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::args::ServeArgs;
 use crate::backends::{Follower, Sources};
+use crate::certificates::Certificates;
 use crate::config;
 use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, feed_watchdog, notify_ready};
@@ -30,6 +31,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub(crate) struct Prepared {
     gateway: Gateway,
     backends: Follower,
+    certificates: Certificates,
 }
 
 impl Prepared {
@@ -41,7 +43,9 @@ impl Prepared {
         shutdown: &mut Shutdown,
     ) -> Result<Result<Self, i32>, Failure> {
         raise_descriptor_limit();
-        let gateway = Gateway::new(args.gateway.options()).map_err(failed)?;
+        let certificates = certificates(args)?;
+        let options = certificates.give(options(args)?);
+        let gateway = Gateway::new(options).map_err(failed)?;
         let sources = sources(args);
         let listening = listening.to_vec();
         let look_around = async {
@@ -61,12 +65,38 @@ impl Prepared {
             backends = look_around => backends?,
             signal = shutdown.recv() => return Ok(Err(signal)),
         };
-        Ok(Ok(Self { gateway, backends }))
+        Ok(Ok(Self {
+            gateway,
+            backends,
+            certificates,
+        }))
     }
 }
 
+/// What [`Prepared::new`] looks at before it asks anybody: how many backends are named.
+pub(crate) fn check(args: &ServeArgs, listening: SocketAddr) -> Result<usize, Failure> {
+    certificates(args)?;
+    Gateway::new(options(args)?).map_err(failed)?;
+    let usage = |problem: String| Failure::new(exit::USAGE, problem);
+    let named = sources(args).named().map_err(usage)?;
+    let count = named.len();
+    let backends: BackendSet = named.into_iter().collect();
+    own_address::refuse(&backends, &[listening]).map_err(usage)?;
+    Ok(count)
+}
+
+fn options(args: &ServeArgs) -> Result<Options, Failure> {
+    let options = args.gateway.options();
+    options.map_err(|problem| Failure::new(exit::USAGE, problem))
+}
+
+fn certificates(args: &ServeArgs) -> Result<Certificates, Failure> {
+    let certificates = args.gateway.certificates();
+    certificates.map_err(|problem| Failure::new(exit::USAGE, problem))
+}
+
 /// Where its backends come from.
-pub(crate) fn sources(args: &ServeArgs) -> Sources {
+fn sources(args: &ServeArgs) -> Sources {
     let config = args.config.as_deref().map(config::file);
     args.gateway
         .sources(config, args.cluster.cluster.as_deref())
@@ -140,7 +170,10 @@ pub(crate) async fn serve(
     let mut reloads = std::pin::pin!(async {
         loop {
             hangups.recv().await;
-            prepared.backends.reload();
+            let reads = [prepared.backends.reload(), prepared.certificates.reload()];
+            if reads == [false; 2] {
+                info!("There is no file to read again: see --config and --backends-file");
+            }
         }
     });
     let mut server = std::pin::pin!(gateway.serve(listener));
@@ -166,6 +199,7 @@ pub(crate) async fn serve(
         course = succession.reign(gateway, &mut shutdown) => course,
         () = &mut reloads => return Err(Failure::new(exit::FAILURE, "no more signals")),
         never = feed_watchdog(|| probe.is_healthy()) => match never {},
+        never = prepared.certificates.follow() => match never {},
     };
     readiness.lost();
     let mut served = false;

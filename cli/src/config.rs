@@ -5,12 +5,13 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory};
 use toml::Value;
 
-use crate::args::{Cli, with_default_command};
-use crate::backends::{BackendsFile, Problem, Setting};
+use crate::args::{Cli, not_for_commands, with_default_command};
+use crate::backends::{BackendsFile, Document, Problem, Setting};
 use crate::cluster;
 use crate::exit::{self, Failure};
 
@@ -19,6 +20,7 @@ const ALIKE: f64 = 0.8;
 /// What makes no sense in a file.
 const TYPED_ALONE: [&str; 4] = ["config", "check", "help", "version"];
 const COMMAND: &str = "command";
+const BEFORE_COMMAND: &str = "--";
 
 /// What this process was told: typed, and by its file.
 pub(crate) struct Told {
@@ -40,9 +42,10 @@ impl Told {
             .map_err(|problem| Failure::new(exit::USAGE, problem))?
             .settings;
         let joined = join(&arguments, &settings);
+        let joined = joined.map_err(|(line, problem)| refused(&path, line, &problem))?;
         Ok(Self {
-            arguments: joined.map_err(|(line, problem)| refused(&path, line, &problem))?,
-            file: Some((path, settings)),
+            arguments: joined.arguments,
+            file: Some((path, joined.used)),
         })
     }
 
@@ -72,7 +75,9 @@ fn refused(path: &Path, line: usize, problem: &str) -> Failure {
 fn path(arguments: &[OsString]) -> Option<PathBuf> {
     // No command without such a file pays for another parser.
     let is_named = |argument: &OsString| argument.as_encoded_bytes().starts_with(b"--config");
-    let mut options = arguments.iter().take_while(|argument| *argument != "--");
+    let mut options = arguments
+        .iter()
+        .take_while(|argument| *argument != BEFORE_COMMAND);
     if !options.any(is_named) {
         return None;
     }
@@ -86,24 +91,43 @@ fn leniently(arguments: &[OsString]) -> Option<ArgMatches> {
     parser.try_get_matches_from(arguments).ok()
 }
 
-fn check(settings: &[Setting]) -> Result<(), Problem> {
-    let joined = join(&typed(), settings)?;
-    let Err(error) = Cli::command().try_get_matches_from(joined) else {
+fn check(document: &Document) -> Result<(), Problem> {
+    let typed = typed();
+    let joined = join(&typed, &document.settings)?;
+    if let Some(line) = document.backends_at
+        && joined.has_command()
+    {
+        return Err((line, not_for_commands("[[backend]]")));
+    }
+    let Some(error) = joined.error() else {
         return Ok(());
     };
-    let message = first_line(&error);
-    match about(&message, settings) {
-        Some(setting) => Err((setting.line, message)),
-        // About what was typed: told when that is parsed.
-        None => Ok(()),
+    let message = told(&error);
+    let problem = match about(&message, &joined.used) {
+        Some(setting) => Some((setting.line, message)),
+        None => in_need(&error, &typed, &joined.used),
+    };
+    // About what was typed: told when that is parsed.
+    problem.map_or(Ok(()), Err)
+}
+
+/// What clap says, in a line, without its advice.
+fn told(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(values)) => format!("{line}: it is {}", one_of(values)),
+        _ => line.to_owned(),
     }
 }
 
-/// What clap says, without its advice.
-pub(crate) fn first_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+fn one_of(values: &[String]) -> String {
+    match values.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    }
 }
 
 fn about<'a>(message: &str, settings: &'a [Setting]) -> Option<&'a Setting> {
@@ -117,8 +141,54 @@ fn about<'a>(message: &str, settings: &'a [Setting]) -> Option<&'a Setting> {
     })
 }
 
+/// The setting that goes with another, which is not there: clap tells of that one alone.
+fn in_need(error: &clap::Error, typed: &[OsString], settings: &[Setting]) -> Option<Problem> {
+    let missing = missing(error)?;
+    let lacks_it = |settings: &[Setting]| {
+        let joined = join(typed, settings).ok();
+        let error = joined.and_then(|joined| joined.error());
+        error.and_then(|error| self::missing(&error)).as_ref() == Some(&missing)
+    };
+    if lacks_it(&[]) {
+        return None;
+    }
+    let mut alone = settings.iter();
+    let setting = alone.find(|setting| lacks_it(std::slice::from_ref(setting)))?;
+    Some((setting.line, format!("{} needs {missing}", setting.name)))
+}
+
+/// The option that has to be there.
+fn missing(error: &clap::Error) -> Option<String> {
+    if error.kind() != ErrorKind::MissingRequiredArgument {
+        return None;
+    }
+    let Some(ContextValue::Strings(names)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let name = names.first()?.split(' ').next()?;
+    Some(name.trim_start_matches('-').to_owned())
+}
+
+/// What was typed and what the file says.
+struct Joined {
+    arguments: Vec<OsString>,
+    /// What nobody has said otherwise.
+    used: Vec<Setting>,
+}
+
+impl Joined {
+    fn error(&self) -> Option<clap::Error> {
+        Cli::command().try_get_matches_from(&self.arguments).err()
+    }
+
+    fn has_command(&self) -> bool {
+        let mut rest = self.arguments.iter().skip_while(|a| *a != BEFORE_COMMAND);
+        rest.nth(1).is_some()
+    }
+}
+
 /// The arguments with those of the file before them, but for what they say themselves.
-fn join(typed: &[OsString], settings: &[Setting]) -> Result<Vec<OsString>, Problem> {
+fn join(typed: &[OsString], settings: &[Setting]) -> Result<Joined, Problem> {
     let matches = leniently(typed);
     let serve = matches.as_ref().and_then(|m| m.subcommand_matches("serve"));
     let command = Cli::command();
@@ -133,28 +203,36 @@ fn join(typed: &[OsString], settings: &[Setting]) -> Result<Vec<OsString>, Probl
         });
     let options: Vec<&Arg> = options.collect();
     let (before, after) = typed.split_at(typed.len().min(2));
-    let mut joined = before.to_vec();
+    let mut joined = Joined {
+        arguments: before.to_vec(),
+        used: Vec::new(),
+    };
     let mut run = Vec::new();
     for setting in settings {
+        let at = |problem| (setting.line, problem);
         if setting.name == COMMAND {
-            run = words(&setting.value).map_err(|problem| (setting.line, problem))?;
+            run = words(COMMAND, &setting.value).map_err(at)?;
+            if run.is_empty() {
+                return Err(at("command names no program".to_owned()));
+            }
             continue;
         }
         let named = |arg: &&&Arg| arg.get_long() == Some(&setting.name);
         let option = options
             .iter()
             .find(named)
-            .ok_or_else(|| (setting.line, unknown(&setting.name, &options)))?;
+            .ok_or_else(|| at(unknown(&setting.name, &options)))?;
         if serve.is_some_and(|serve| is_said(serve, option)) {
             continue;
         }
-        let argument = argument(option, &setting.value);
-        joined.extend(argument.map_err(|problem| (setting.line, problem))?);
+        let said = arguments(option, &setting.value).map_err(at)?;
+        joined.arguments.extend(said);
+        joined.used.push(setting.clone());
     }
-    joined.extend_from_slice(after);
-    if !run.is_empty() && !typed.iter().any(|argument| argument == "--") {
-        joined.push("--".into());
-        joined.extend(run.into_iter().map(OsString::from));
+    joined.arguments.extend_from_slice(after);
+    if !run.is_empty() && !typed.iter().any(|argument| argument == BEFORE_COMMAND) {
+        joined.arguments.push(BEFORE_COMMAND.into());
+        joined.arguments.extend(run.into_iter().map(OsString::from));
     }
     Ok(joined)
 }
@@ -186,29 +264,50 @@ fn unknown(name: &str, options: &[&Arg]) -> String {
 }
 
 /// What would have been typed.
-fn argument(option: &Arg, value: &Value) -> Result<Option<OsString>, String> {
+fn arguments(option: &Arg, value: &Value) -> Result<Vec<OsString>, String> {
     let name = option.get_long().unwrap_or_default();
     let is_flag = matches!(option.get_action(), ArgAction::SetTrue);
     let may_be_bare = option.get_num_args().is_some_and(|n| n.min_values() == 0);
     let text = match value {
         Value::Boolean(is_on) if is_flag || may_be_bare => {
-            return Ok(is_on.then(|| format!("--{name}").into()));
+            return Ok(is_on
+                .then(|| format!("--{name}").into())
+                .into_iter()
+                .collect());
         }
         _ if is_flag => return Err(format!("{name} is true or false")),
         Value::String(text) => text.clone(),
         Value::Integer(number) => number.to_string(),
         Value::Float(number) => number.to_string(),
-        Value::Array(_) if option.get_value_delimiter() == Some(',') => words(value)?.join(","),
-        _ => return Err(format!("{name} is a text or a number")),
+        Value::Array(_) if option.get_value_delimiter() == Some(',') => {
+            words(name, value)?.join(",")
+        }
+        Value::Array(_) if matches!(option.get_action(), ArgAction::Append) => {
+            let words = words(name, value)?.into_iter();
+            return Ok(words
+                .map(|word| format!("--{name}={word}").into())
+                .collect());
+        }
+        _ => {
+            let values = option.get_possible_values();
+            let values: Vec<_> = values
+                .iter()
+                .map(|v| format!("{:?}", v.get_name()))
+                .collect();
+            return Err(match &*values {
+                [] => format!("{name} is a text or a number"),
+                values => format!("{name} is {}", one_of(values)),
+            });
+        }
     };
-    Ok(Some(format!("--{name}={text}").into()))
+    Ok(vec![format!("--{name}={text}").into()])
 }
 
-fn words(value: &Value) -> Result<Vec<String>, String> {
+fn words(name: &str, value: &Value) -> Result<Vec<String>, String> {
     let list = value.as_array().map(Vec::as_slice);
     let text = |word: &Value| word.as_str().map(str::to_owned);
     list.and_then(|words| words.iter().map(text).collect())
-        .ok_or_else(|| "it is a list of texts, such as [\"one\", \"two\"]".to_owned())
+        .ok_or_else(|| format!("{name} is a list of texts, such as [\"one\", \"two\"]"))
 }
 
 #[cfg(test)]
@@ -230,7 +329,7 @@ mod tests {
                 line,
             })
             .collect();
-        let joined = join(&typed, &settings)?;
+        let joined = join(&typed, &settings)?.arguments;
         let texts = joined[2..]
             .iter()
             .map(|word| word.to_str().unwrap().to_owned());

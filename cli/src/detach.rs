@@ -12,10 +12,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use llmlb_lock_core::LockInfo;
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+use nix::unistd::{
+    AccessFlags, ForkResult, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, faccessat, fork,
+    setsid,
+};
 use tracing::warn;
 
 use crate::exit::{self, Failure};
@@ -80,17 +84,9 @@ impl Detached {
             Some(path) => path,
             None => lock.with_extension("log"),
         };
-        let path = self.path.display();
-        let log = redirect(&self.path);
-        let log = log.map_err(|e| {
-            let hint = "name another file with --log-file";
-            Failure::new(
-                exit::FAILURE,
-                format!("cannot write to the log {path}: {e}; {hint}"),
-            )
-        })?;
+        let log = redirect(&self.path).map_err(|e| unusable(&self.path, &e))?;
         let end = log.metadata().map_or(0, |log| log.len());
-        self.tell(&format!("{LOG}{end} {path}\n"));
+        self.tell(&format!("{LOG}{end} {}\n", self.path.display()));
         Ok(())
     }
 
@@ -121,10 +117,46 @@ impl Detached {
     }
 }
 
+/// Whether a log can be written there, without making one.
+pub(crate) fn check_log(path: &Path) -> Result<(), Failure> {
+    let looked = match open(path, false) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // A path without a directory is in the present one.
+            let directory = path.parent().filter(|parent| *parent != Path::new(""));
+            let directory = directory.unwrap_or(Path::new("."));
+            faccessat(
+                AT_FDCWD,
+                directory,
+                AccessFlags::W_OK | AccessFlags::X_OK,
+                AtFlags::AT_EACCESS,
+            )
+            .map_err(io::Error::from)
+        }
+        opened => opened.map(drop),
+    };
+    looked.map_err(|e| unusable(path, &e))
+}
+
+fn unusable(path: &Path, e: &io::Error) -> Failure {
+    let path = path.display();
+    let hint = "name another file with --log-file";
+    Failure::new(
+        exit::FAILURE,
+        format!("cannot write to the log {path}: {e}; {hint}"),
+    )
+}
+
 /// Opens the file for standard output and standard error.
 fn redirect(path: &Path) -> io::Result<File> {
+    let log = open(path, true)?;
+    dup2_stdout(log.as_fd())?;
+    dup2_stderr(log.as_fd())?;
+    Ok(log)
+}
+
+fn open(path: &Path, create: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600);
+    options.append(true).create(create).mode(0o600);
     // A FIFO without a reader would wait, and what is planted in a directory for all is left alone.
     options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC);
     let log = options.open(path)?;
@@ -136,8 +168,6 @@ fn redirect(path: &Path) -> io::Result<File> {
     {
         return Err(io::Error::other("it is no file of this user's"));
     }
-    dup2_stdout(log.as_fd())?;
-    dup2_stderr(log.as_fd())?;
     Ok(log)
 }
 

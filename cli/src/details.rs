@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use llmlb_lock_core::{LockInfo, process_command};
+use llmlb_lock_core::LockInfo;
 use serde::Serialize;
 
 use crate::insight::Insight;
@@ -43,7 +43,9 @@ impl Details {
         let launcher = outer::launcher(info.pid, lock, insight).unwrap_or(info.pid);
         let last_end = state.and_then(|state| state.last_end.clone());
         Self {
-            command: process_command(info.pid).map(|words| harmless(&shown(&words))),
+            command: insight
+                .command(info.pid)
+                .map(|words| harmless(&shown(&words))),
             address,
             user: outer::user(lock).map(|user| harmless(&user)),
             uptime_seconds: Some(uptime(info.started_at, Utc::now())),

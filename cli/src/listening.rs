@@ -78,7 +78,7 @@ pub(crate) fn holder_listens(holder: u32, lock: &Path, port: u16, insight: &Insi
 }
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::launcher;
+pub(crate) use linux::{launcher, parent};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -319,11 +319,16 @@ mod linux {
         matches!(state, Some('T' | 't'))
     }
 
+    /// Who has started a process, or has it by now.
+    pub(crate) fn parent(pid: u32) -> Option<u32> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        parent.trim().parse().ok().filter(|&parent| parent > 0)
+    }
+
     /// The parent of a holder, if it has the lock's file open.
     pub(crate) fn launcher(holder: u32, lock: &Path, insight: &Insight) -> Option<u32> {
-        let status = fs::read_to_string(format!("/proc/{holder}/status")).ok()?;
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-        let parent = parent.trim().parse().ok().filter(|&parent| parent > 0)?;
+        let parent = parent(holder)?;
         let lock = lock.canonicalize().ok()?;
         insight.of(parent).has_lock(&lock).then_some(parent)
     }

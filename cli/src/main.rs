@@ -3,6 +3,8 @@
 mod args;
 mod backends;
 mod built_in;
+mod certificates;
+mod check;
 mod cluster;
 mod completion;
 mod config;

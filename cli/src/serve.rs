@@ -14,13 +14,13 @@ use tracing::{info, warn};
 
 use crate::args::{FOR_EVER, ServeArgs};
 #[cfg(target_os = "linux")]
-use crate::cluster::{Membership, guarded};
+use crate::cluster::Membership;
 #[cfg(unix)]
 use crate::detach::{self, Detached, Side};
 use crate::exit::{self, Failure};
 use crate::ready::Readiness;
 use crate::signals::{Shutdown, die_of};
-use crate::{built_in, output, supervise};
+use crate::{built_in, check, output, supervise};
 #[cfg(unix)]
 use crate::{built_in::Prepared, succession::Succession};
 
@@ -48,7 +48,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
         return Err(Failure::new(exit::USAGE, message));
     }
     if args.check {
-        return check(&args);
+        return check::run(args);
     }
     #[cfg(unix)]
     let detached = match args.detach {
@@ -69,23 +69,6 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     ))
 }
 
-/// Looks at what would be used, without the lock.
-fn check(args: &ServeArgs) -> Result<u8, Failure> {
-    let subject = match args.command.first() {
-        Some(program) => {
-            supervise::check_command(program)?;
-            format!("{} under the guard", program.to_string_lossy())
-        }
-        None => {
-            let count = built_in::sources(args).check();
-            let count = count.map_err(|problem| Failure::new(exit::USAGE, problem))?;
-            format!("{count} backends")
-        }
-    };
-    output::line(&format!("Nothing is wrong: port {}, {subject}", args.port))?;
-    Ok(exit::OK)
-}
-
 async fn serve(
     #[cfg_attr(not(target_os = "linux"), expect(unused_mut))] mut args: ServeArgs,
     #[cfg(unix)] mut detached: Option<Detached>,
@@ -104,11 +87,7 @@ async fn serve(
         None => args.port,
     };
     #[cfg(target_os = "linux")]
-    let mut membership = Membership::new(&args, port)?;
-    #[cfg(target_os = "linux")]
-    if membership.as_ref().is_some_and(Membership::is_exclusive) && args.command.is_empty() {
-        guarded::prepare(&mut args, port)?;
-    }
+    let mut membership = Membership::join(&mut args, port)?;
     let obtained = obtain(&locks, port, &args, &mut shutdown).await?;
     let obtained = clear_left_overs(obtained, &mut shutdown).await?;
     #[cfg(unix)]
@@ -221,8 +200,23 @@ fn resolve(host: &str, port: u16) -> Result<(Vec<SocketAddr>, String), Failure> 
 
 pub(crate) fn bind(host: &str, port: u16) -> Result<TcpListener, Failure> {
     let (addresses, wanted) = resolve(host, port)?;
-    let listener = TcpListener::bind(&*addresses);
-    listener.map_err(|e| {
+    listen(&addresses, &wanted)
+}
+
+/// What it would listen on, tried at a port that nobody wants.
+pub(crate) fn try_host(host: &str, port: u16) -> Result<SocketAddr, Failure> {
+    let (mut addresses, wanted) = resolve(host, port)?;
+    addresses.iter_mut().for_each(|address| address.set_port(0));
+    let tried = listen(&addresses, &wanted)?.local_addr();
+    let mut address = tried.map_err(|e| Failure::new(exit::FAILURE, e))?;
+    if port != 0 {
+        address.set_port(port);
+    }
+    Ok(address)
+}
+
+fn listen(addresses: &[SocketAddr], wanted: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(addresses).map_err(|e| {
         let hint = match e.kind() {
             io::ErrorKind::AddrInUse => {
                 "; something that holds no lock here uses it, such as a server without llmlb, with \

@@ -3,6 +3,7 @@
 mod row;
 mod table;
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::LazyLock;
@@ -178,15 +179,27 @@ fn hidden_of_others(hidden: &[Server]) -> Option<String> {
     ))
 }
 
-/// What is shown of them, and how many are not: those of others, who may have made any number.
-fn within_bounds(mut servers: Vec<Server>) -> (Vec<Server>, usize) {
+/// What is shown of them, and how many are not: this user's own come first, and then as many of each
+/// other's, any of whom may have made any number.
+fn within_bounds(servers: Vec<Server>) -> (Vec<Server>, usize) {
     let left_out = servers.len().saturating_sub(SHOWN);
-    if left_out > 0 {
-        servers.sort_by_cached_key(|server| !owner::is_own(&server.path));
-        servers.truncate(SHOWN);
-        servers.sort_unstable_by_key(|server| server.port);
+    if left_out == 0 {
+        return (servers, 0);
     }
-    (servers, left_out)
+    let own = owner::own();
+    let mut counts: HashMap<Option<u32>, usize> = HashMap::new();
+    let ranked = servers.into_iter().map(|server| {
+        let owner = owner::of(&server.path);
+        let count = counts.entry(owner).or_default();
+        *count += 1;
+        ((owner != own, *count), server)
+    });
+    let mut ranked: Vec<_> = ranked.collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    let shown = ranked.into_iter().take(SHOWN).map(|(_, server)| server);
+    let mut shown: Vec<Server> = shown.collect();
+    shown.sort_unstable_by_key(|server| server.port);
+    (shown, left_out)
 }
 
 struct Rows {
@@ -268,12 +281,15 @@ fn seen(server: &Server, insight: &Insight) -> Listening {
 
 /// Whether it serves, as far as that is told without connecting.
 fn ready(seen: Listening, told: Option<&State>) -> Option<bool> {
-    match (told.and_then(|state| state.ready), seen) {
+    let told = told.and_then(|state| Some((state.ready?, state.asked_elsewhere)));
+    match (told, seen) {
         // Whoever was told where to ask knows better than who looks at sockets.
-        (Some(ready), _) => Some(ready),
-        (None, Listening::On(_)) => Some(true),
-        (None, Listening::Not) => Some(false),
-        (None, Listening::Unknown) => None,
+        (Some((false, _)), _) => Some(false),
+        (Some((true, true)), _) => Some(true),
+        // What has answered on the port once speaks for no port that is closed by now.
+        (_, Listening::On(_)) => Some(true),
+        (_, Listening::Not) => Some(false),
+        (_, Listening::Unknown) => None,
     }
 }
 

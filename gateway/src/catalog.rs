@@ -1,13 +1,17 @@
 //! The models of all backends, taken together: put together when that changes, not when it is asked
 //! for.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use serde_json::Value;
 
+use crate::backend::models::{Models, names_of};
 use crate::live::Live;
+use crate::naming::Naming;
 use crate::roster::Roster;
 
 /// How many names fit into a message.
@@ -32,7 +36,7 @@ impl Catalog {
         self.entries.get(id).cloned()
     }
 
-    fn new(roster: Arc<Roster>) -> Self {
+    fn new(roster: Arc<Roster>, naming: &Naming) -> Self {
         let up: Vec<bool> = roster.members().iter().map(|b| b.is_up()).collect();
         let members = roster.members().iter().zip(&up);
         let listings = members.filter(|(_, up)| **up).map(|(b, _)| b.models());
@@ -40,7 +44,11 @@ impl Catalog {
         let mut text = br#"{"object":"list","data":["#.to_vec();
         let mut places = HashMap::new();
         let mut names = (Vec::new(), 0);
-        for (id, entry) in listings.iter().flat_map(|models| models.entries()) {
+        let listed = listings.iter().flat_map(|models| models.entries());
+        let listed = listed.filter(|(id, _)| !naming.is_alias(id));
+        let listed = listed.map(|(id, entry)| (id, Cow::Borrowed(entry)));
+        let aliases = aliased(&listings, naming);
+        for (id, entry) in listed.chain(aliases) {
             if places.contains_key(id) {
                 continue;
             }
@@ -75,19 +83,48 @@ impl Catalog {
     }
 }
 
+/// The aliases of what is listed, each with the entry of its model.
+fn aliased<'a>(
+    listings: &[Arc<Models>],
+    naming: &'a Naming,
+) -> Vec<(&'a String, Cow<'static, Value>)> {
+    let entries = || listings.iter().flat_map(|models| models.entries());
+    let aliases = naming.aliases().filter_map(|(alias, model)| {
+        let goes_by = |id: &str| names_of(id).any(|name| name == model);
+        let (_, entry) = entries().find(|(id, _)| goes_by(id))?;
+        let mut entry = entry.clone();
+        if let Some(fields) = entry.as_object_mut() {
+            fields.insert("id".to_owned(), alias.as_str().into());
+        }
+        Some((alias, Cow::Owned(entry)))
+    });
+    let mut aliases: Vec<_> = aliases.collect();
+    aliases.sort_by_key(|(alias, _)| *alias);
+    aliases
+}
+
 /// The latest one.
-#[derive(Default)]
-pub(crate) struct Catalogs(ArcSwapOption<Catalog>);
+pub(crate) struct Catalogs {
+    latest: ArcSwapOption<Catalog>,
+    naming: Naming,
+}
 
 impl Catalogs {
+    pub(crate) fn new(naming: Naming) -> Self {
+        Self {
+            latest: ArcSwapOption::empty(),
+            naming,
+        }
+    }
+
     /// Of the backends as they are now.
     pub(crate) fn now(&self, live: &Live) -> Arc<Catalog> {
         let roster = live.roster();
-        if let Some(catalog) = self.0.load_full().filter(|known| known.is_of(&roster)) {
+        if let Some(catalog) = self.latest.load_full().filter(|known| known.is_of(&roster)) {
             return catalog;
         }
-        let catalog = Arc::new(Catalog::new(Arc::clone(&roster)));
-        self.0.store(Some(Arc::clone(&catalog)));
+        let catalog = Arc::new(Catalog::new(Arc::clone(&roster), &self.naming));
+        self.latest.store(Some(Arc::clone(&catalog)));
         catalog
     }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::auth::ApiKey;
+use crate::naming::Naming;
+use crate::tls::{BackendTls, ServerTls};
 
 /// What makes requests go to the backend where those before them went, whose memory has what they
 /// begin with.
@@ -41,6 +43,9 @@ pub struct Options {
     pub(crate) stream_idle_timeout: Option<Duration>,
     pub(crate) access_log: bool,
     pub(crate) affinity: Affinity,
+    pub(crate) naming: Naming,
+    pub(crate) tls: Option<ServerTls>,
+    pub(crate) backend_tls: BackendTls,
     pub(crate) queue: usize,
     pub(crate) queue_timeout: Duration,
     pub(crate) description: Vec<(String, Value)>,
@@ -64,6 +69,9 @@ impl Default for Options {
             stream_idle_timeout: None,
             access_log: false,
             affinity: Affinity::default(),
+            naming: Naming::default(),
+            tls: None,
+            backend_tls: BackendTls::default(),
             queue: 512,
             queue_timeout: Duration::from_secs(30),
             description: Vec::new(),
@@ -198,6 +206,29 @@ impl Options {
     #[must_use]
     pub fn stream_idle_timeout(mut self, patience: Option<Duration>) -> Self {
         self.stream_idle_timeout = patience;
+        self
+    }
+
+    /// By which other names models are asked for, and which may stand in for others (default: none).
+    #[must_use]
+    pub fn naming(mut self, naming: Naming) -> Self {
+        self.naming = naming;
+        self
+    }
+
+    /// What [`Gateway::serve`](crate::Gateway::serve) shows clients, which speak TLS then (default:
+    /// they do not).
+    #[must_use]
+    pub fn tls(mut self, tls: Option<ServerTls>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// How `https://` backends are spoken to (default: their certificates are of whom the system
+    /// trusts, and they are shown none).
+    #[must_use]
+    pub fn backend_tls(mut self, tls: BackendTls) -> Self {
+        self.backend_tls = tls;
         self
     }
 

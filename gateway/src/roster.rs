@@ -68,8 +68,21 @@ impl Roster {
         self.listed.contains_key(model)
     }
 
+    /// Whether one that is up serves the model, or may.
+    pub(crate) fn is_served(&self, model: &str) -> bool {
+        let listed = self.listed.get(model).into_iter().flatten();
+        let mut may = listed.chain(&self.silent);
+        may.any(|index| self.members[*index].is_up())
+    }
+
     pub(crate) fn members(&self) -> &[Arc<Backend>] {
         &self.members
+    }
+
+    /// Where this one is among the members.
+    pub(crate) fn index(&self, backend: &Backend) -> Option<usize> {
+        let mut members = self.members.iter();
+        members.position(|member| std::ptr::eq(&**member, backend))
     }
 
     /// Whether some serve other models than others.

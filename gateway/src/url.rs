@@ -5,12 +5,15 @@ use std::str::FromStr;
 
 use axum::http::Uri;
 use axum::http::uri::{Authority, PathAndQuery, Scheme};
+use rustls::pki_types::ServerName;
 
-/// Where a backend is: `http://HOST[:PORT][/BASE]`. A base of `/v1` means the same server.
+/// Where a backend is: `http[s]://HOST[:PORT][/BASE]`. A base of `/v1` means the same server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendUrl {
     authority: Authority,
     base: String,
+    /// Whom its certificate is to name, where it shows one.
+    name: Option<ServerName<'static>>,
 }
 
 /// Why a URL is none of a backend.
@@ -20,12 +23,12 @@ pub enum BackendUrlError {
     /// It is no URL at all.
     #[error("{0}")]
     Syntax(String),
-    /// TLS is not spoken.
-    #[error("https is not supported: put a TLS proxy in between")]
-    Https,
     /// Another scheme, or none.
-    #[error("a URL begins with http://")]
+    #[error("a URL begins with http:// or https://")]
     Scheme,
+    /// With TLS, its host would have to stand in a certificate.
+    #[error("no certificate is for such a host")]
+    Uncertifiable,
     /// It names no host.
     #[error("there is no host in it")]
     Host,
@@ -47,11 +50,11 @@ impl FromStr for BackendUrl {
         let uri: Uri = text
             .parse()
             .map_err(|e| BackendUrlError::Syntax(format!("{e}")))?;
-        match uri.scheme() {
-            Some(scheme) if *scheme == Scheme::HTTP => {}
-            Some(scheme) if *scheme == Scheme::HTTPS => return Err(BackendUrlError::Https),
+        let is_tls = match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTP => false,
+            Some(scheme) if *scheme == Scheme::HTTPS => true,
             _ => return Err(BackendUrlError::Scheme),
-        }
+        };
         let parts = uri.into_parts();
         let authority = parts.authority.ok_or(BackendUrlError::Host)?;
         if authority.host().is_empty() {
@@ -73,7 +76,16 @@ impl FromStr for BackendUrl {
         // The base URL that OpenAI's clients are given means the same server.
         let base = path.path().trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base).to_owned();
-        Ok(Self { authority, base })
+        let mut url = Self {
+            authority,
+            base,
+            name: None,
+        };
+        if is_tls {
+            let name = ServerName::try_from(url.host()).map(|name| name.to_owned());
+            url.name = Some(name.map_err(|_| BackendUrlError::Uncertifiable)?);
+        }
+        Ok(url)
     }
 }
 
@@ -91,10 +103,32 @@ impl BackendUrl {
         bare.unwrap_or(host)
     }
 
-    /// Its port, 80 where none is given.
+    /// Its port, 80 where none is given, or 443 with TLS.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.authority.port_u16().unwrap_or(80)
+        let usual = if self.is_tls() { 443 } else { 80 };
+        self.authority.port_u16().unwrap_or(usual)
+    }
+
+    /// Whether TLS is spoken there.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.name.is_some()
+    }
+
+    /// The same, where with TLS its certificate is to name the other's host: for one of its
+    /// addresses.
+    #[must_use]
+    pub fn certified_as(mut self, other: &Self) -> Self {
+        if self.is_tls() {
+            self.name.clone_from(&other.name);
+        }
+        self
+    }
+
+    /// Whom its certificate is to name, with TLS.
+    pub(crate) fn server_name(&self) -> Option<&ServerName<'static>> {
+        self.name.as_ref()
     }
 
     /// What comes before the path of each request: empty, or `/BASE`.
@@ -115,7 +149,8 @@ impl BackendUrl {
 
 impl fmt::Display for BackendUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.base)
+        let scheme = if self.is_tls() { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.base)
     }
 }
 
@@ -131,6 +166,8 @@ mod tests {
             ("http://h/", "http://h"),
             ("http://h:1/v1/", "http://h:1"),
             ("http://[::1]:8000/a/v1", "http://[::1]:8000/a"),
+            ("https://h/v1", "https://h"),
+            ("https://[::1]/a", "https://[::1]/a"),
         ] {
             assert_eq!(parse(text).unwrap().to_string(), shown);
         }
@@ -140,7 +177,7 @@ mod tests {
             "h:1",
             "/",
             "ftp://h",
-            "https://h",
+            "https://-h",
             "http://",
             "http://:1",
             "http://h:0",
@@ -152,5 +189,7 @@ mod tests {
         ] {
             assert!(parse(text).is_err(), "{text:?}");
         }
+        assert_eq!(parse("http://h").unwrap().port(), 80);
+        assert_eq!(parse("https://h").unwrap().port(), 443);
     }
 }

@@ -24,8 +24,8 @@ pub(super) struct Stamp {
     id: (u64, u64),
 }
 
-/// What is wrong with the settings of a configuration.
-pub(crate) type Check = fn(&[Setting]) -> Result<(), Problem>;
+/// What is wrong with a configuration.
+pub(crate) type Check = fn(&Document) -> Result<(), Problem>;
 
 pub(crate) struct BackendsFile {
     path: PathBuf,
@@ -73,7 +73,7 @@ impl BackendsFile {
         let is_toml = self.path.extension().is_some_and(|ext| ext == "toml");
         let parsed = match self.check {
             Some(check) => document::parse(&text).and_then(|document| {
-                check(&document.settings)?;
+                check(&document)?;
                 Ok(document)
             }),
             None if is_toml => parse_toml(&text),
@@ -222,7 +222,7 @@ mod tests {
         for (text, line, part) in [
             (
                 "[[backend]]\nurl = \"http://a\"\n\n[[backend]]\nurl = \"b\"\n",
-                4,
+                5,
                 "'b'",
             ),
             ("[[backend]]\nurl = \"http://a\"\nwieght = 2\n", 3, "wieght"),
@@ -230,7 +230,7 @@ mod tests {
             (
                 "[[backend]]\nurl = \"http://a\"\nweight = 0\n",
                 3,
-                "nonzero",
+                "weight is a number from 1 on, not 0",
             ),
             ("x = \n", 1, ""),
         ] {

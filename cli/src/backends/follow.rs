@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use llmlb_gateway::{BackendSet, BackendSpec};
+use llmlb_gateway::{BackendSet, BackendSpec, BackendUrl};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -32,15 +32,35 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// How many backends are named, or what is wrong with a file.
-    pub(crate) fn check(&self) -> Result<usize, String> {
-        let files = self
-            .files
-            .iter()
-            .map(|file| Ok(file.read()?.backends.len()));
-        let in_files: Result<usize, String> = files.sum();
-        Ok(self.listed.len() + in_files?)
+    /// All that are named, a name in DNS as one, where the sources can be used. Asks nobody.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with a file, or with the way to etcd.
+    pub(crate) fn named(&self) -> Result<Vec<BackendSpec>, String> {
+        let mut all = self.listed.clone();
+        for file in &self.files {
+            all.extend(file.read()?.backends);
+        }
+        if !self.services.is_empty() {
+            etcd(self.cluster.as_deref())?;
+        }
+        let spec = |backend: &Backend| match &backend.place {
+            Place::One(url) | Place::Each(url) => BackendSpec::new(url.clone()),
+        };
+        Ok(all.iter().map(spec).collect())
     }
+}
+
+/// The way to the etcd that knows services.
+#[cfg(target_os = "linux")]
+fn etcd(url: Option<&str>) -> Result<crate::cluster::connection::Connection, String> {
+    crate::cluster::connection::Connection::open(url).map_err(|failure| failure.message)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn etcd(_: Option<&str>) -> Result<(), String> {
+    Err("--backends-of is there on Linux alone, so far".to_owned())
 }
 
 /// What happens to the sources.
@@ -49,7 +69,7 @@ pub(super) enum News {
     Reload,
     /// What the name of this URL stands for.
     Addresses(String, Found),
-    /// A name was looked up, and stands for what it did.
+    /// A name was looked up, and stands for what it did. Tells its thread whether anybody listens.
     Same,
     /// The servers of a service.
     #[cfg_attr(
@@ -92,13 +112,11 @@ impl Follower {
         self.sets.clone()
     }
 
-    /// Reads the files again.
-    pub(crate) fn reload(&self) {
-        if !self.has_files {
-            info!("There is no file to read again: see --config and --backends-file");
-        }
+    /// Reads the files again, if there are any.
+    pub(crate) fn reload(&self) -> bool {
         // It follows as long as this is here.
         let _ = self.news.send(News::Reload);
+        self.has_files
     }
 }
 
@@ -145,8 +163,8 @@ impl State {
 
     #[cfg(target_os = "linux")]
     fn watch_services(&mut self, url: Option<&str>, services: Vec<String>) -> Result<(), String> {
-        use crate::cluster::{backends, connection::Connection};
-        let etcd = Connection::open(url).map_err(|failure| failure.message)?;
+        use crate::cluster::backends;
+        let etcd = etcd(url)?;
         for service in services {
             let (news, name) = (self.news.clone(), service.clone());
             let tell = move |servers| news.send(News::Servers(name.clone(), servers)).is_ok();
@@ -158,8 +176,8 @@ impl State {
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn watch_services(&mut self, _: Option<&str>, _: Vec<String>) -> Result<(), String> {
-        Err("--backends-of is there on Linux alone, so far".to_owned())
+    fn watch_services(&mut self, url: Option<&str>, _: Vec<String>) -> Result<(), String> {
+        etcd(url)
     }
 
     fn wait_for_names(&mut self, received: &Receiver<News>) {
@@ -176,12 +194,19 @@ impl State {
     }
 
     fn follow(mut self, received: &Receiver<News>, sets: &watch::Sender<BackendSet>) {
+        let mut next_look = Instant::now() + STEP;
         loop {
-            let changed = match received.recv_timeout(STEP) {
+            let left = next_look.saturating_duration_since(Instant::now());
+            let mut changed = match received.recv_timeout(left) {
                 Ok(news) => self.take(news),
-                Err(RecvTimeoutError::Timeout) => self.look_at_files(),
+                Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            // However much news there is.
+            if Instant::now() >= next_look {
+                changed |= self.read_files(Followed::look);
+                next_look = Instant::now() + STEP;
+            }
             if changed {
                 sets.send_replace(self.set());
             }
@@ -194,8 +219,8 @@ impl State {
     /// Whether that changes anything.
     fn take(&mut self, news: News) -> bool {
         match news {
-            News::Reload => self.read_files(|_| true),
-            News::Same => self.look_at_files(),
+            News::Reload => self.read_files(Followed::read_now),
+            News::Same => false,
             News::Servers(service, servers) => {
                 info!("Service {service} has {} servers", servers.len());
                 self.servers.insert(service, Some(servers));
@@ -218,15 +243,10 @@ impl State {
         }
     }
 
-    fn look_at_files(&mut self) -> bool {
-        self.read_files(|file| file.file.stamp() != file.stamp)
-    }
-
-    /// Reads again those that are `wanted`. Whether one could be read.
-    fn read_files(&mut self, wanted: impl Fn(&Followed) -> bool) -> bool {
-        let wanted = self.files.iter_mut().filter(|file| wanted(file));
+    /// Whether `read` has taken what one of them says.
+    fn read_files(&mut self, read: fn(&mut Followed) -> bool) -> bool {
         // Each of them, whatever became of the others.
-        let was_read = wanted.fold(false, |any, file| file.read_again() | any);
+        let was_read = self.files.iter_mut().fold(false, |any, f| read(f) | any);
         if was_read && let Err(e) = self.watch_names() {
             warn!("Names of backends are not looked up: {e}");
         }
@@ -250,15 +270,17 @@ impl State {
     }
 
     fn specs(&self, backend: &Backend, origin: &str) -> Vec<BackendSpec> {
-        let name = match &backend.place {
+        let named = match &backend.place {
             Place::One(url) => return vec![backend.at(url.clone(), origin)],
-            Place::Each(url) => url.to_string(),
+            Place::Each(url) => url,
         };
+        let name = named.to_string();
         let addresses = self.names.get(&name).and_then(Option::as_ref);
         let urls = addresses
             .into_iter()
             .flatten()
-            .filter_map(|url| url.parse().ok());
+            .filter_map(|url| url.parse::<BackendUrl>().ok())
+            .map(|url| url.certified_as(named));
         let origin = format!("dns+{name}");
         urls.map(|url| backend.at(url, &origin)).collect()
     }
@@ -269,6 +291,8 @@ struct Followed {
     file: BackendsFile,
     stamp: Option<Stamp>,
     content: Document,
+    /// Whether it was found empty at the last look, as files are while they are written in place.
+    is_doubted: bool,
 }
 
 impl Followed {
@@ -280,12 +304,30 @@ impl Followed {
             file,
             stamp,
             content,
+            is_doubted: false,
         })
     }
 
-    /// Whether it could be read.
-    fn read_again(&mut self) -> bool {
+    /// Takes what it says, if it has changed. Whether it was taken.
+    fn look(&mut self) -> bool {
+        let stamp = self.file.stamp();
+        let is_same = stamp == self.stamp;
+        if is_same && !self.is_doubted {
+            return false;
+        }
+        self.stamp = stamp;
+        self.read(is_same)
+    }
+
+    /// Takes what it says, whatever that is. Whether it was taken.
+    fn read_now(&mut self) -> bool {
         self.stamp = self.file.stamp();
+        self.read(true)
+    }
+
+    /// That there are no backends any more counts only where that `is_sure`.
+    fn read(&mut self, is_sure: bool) -> bool {
+        self.is_doubted = false;
         let content = match self.file.read() {
             Ok(content) => content,
             Err(problem) => {
@@ -294,6 +336,15 @@ impl Followed {
             }
         };
         let path = self.file.path().display();
+        let is_emptied = content.backends.is_empty() && !self.content.backends.is_empty();
+        if is_emptied && !is_sure {
+            warn!(
+                "{path} names no backends any more; they stay as they are, in case it is being \
+                 written, until the next look finds the same. SIGHUP takes it at once"
+            );
+            self.is_doubted = true;
+            return false;
+        }
         info!("{path} names {} backends", content.backends.len());
         for name in changed(&self.content.settings, &content.settings) {
             warn!("{path} says something else of {name}: that takes llmlb serve --replace");
@@ -313,4 +364,41 @@ fn changed<'a>(old: &'a [Setting], new: &'a [Setting]) -> BTreeSet<&'a str> {
     names
         .filter(|name| says(old, name) != says(new, name))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_file_that_is_being_written_empties_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backends");
+        let put = |text: &str| fs::write(&path, text).unwrap();
+        let names = |file: &Followed| file.content.backends.len();
+        put("http://a\nhttp://b\n");
+        let mut file = Followed::new(BackendsFile::new(&path)).unwrap();
+        // Opened to be written, and then written.
+        put("");
+        assert!(!file.look() && names(&file) == 2);
+        put("http://a\n");
+        assert!(file.look() && names(&file) == 1);
+        // A new doubt for each other state of it.
+        put("");
+        assert!(!file.look());
+        put("# written");
+        assert!(!file.look() && names(&file) == 1);
+        assert!(file.look() && names(&file) == 0);
+        assert!(!file.look());
+        // Whoever asks for it means it.
+        put("http://a\n");
+        assert!(file.look());
+        put("");
+        assert!(file.read_now() && names(&file) == 0);
+        assert!(!file.look());
+        // Nothing is lost where there was nothing.
+        put("# still none");
+        assert!(file.look());
+    }
 }

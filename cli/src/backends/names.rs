@@ -47,5 +47,6 @@ fn look_up(url: &BackendUrl) -> Found {
 
 /// The same URL with an address for its host.
 fn at(url: &BackendUrl, address: SocketAddr) -> String {
-    format!("http://{address}{}", url.base())
+    let scheme = if url.is_tls() { "https" } else { "http" };
+    format!("{scheme}://{address}{}", url.base())
 }

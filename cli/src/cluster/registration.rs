@@ -14,8 +14,8 @@ use tracing::{info, warn};
 
 use super::active::Token;
 use super::connection::{Connection, failure};
-use super::models;
 use super::options::ClusterArgs;
+use super::{guarded, models};
 use crate::args::ServeArgs;
 use crate::exit::{self, Failure};
 use crate::ready::{Probe, Standing, Watch};
@@ -36,7 +36,7 @@ pub(crate) struct Membership {
 
 impl Membership {
     /// Of the server on this port, if it is to have one. Asks nobody yet.
-    pub(crate) fn new(args: &ServeArgs, port: u16) -> Result<Option<Self>, Failure> {
+    fn new(args: &ServeArgs, port: u16) -> Result<Option<Self>, Failure> {
         let ClusterArgs { service, .. } = &args.cluster;
         let Some(service) = service else {
             return Ok(None);
@@ -59,6 +59,15 @@ impl Membership {
         }))
     }
 
+    /// The same, and where the load balancer is to be exclusive it becomes a COMMAND.
+    pub(crate) fn join(args: &mut ServeArgs, port: u16) -> Result<Option<Self>, Failure> {
+        let membership = Self::new(args, port)?;
+        if membership.as_ref().is_some_and(Self::is_exclusive) && args.command.is_empty() {
+            guarded::prepare(args, port)?;
+        }
+        Ok(membership)
+    }
+
     /// How to ask the server with this PID.
     fn probe(&self, server: u32) -> Probe {
         Probe {
@@ -71,7 +80,7 @@ impl Membership {
     }
 
     /// Whether at most one server of its service is active.
-    pub(crate) fn is_exclusive(&self) -> bool {
+    fn is_exclusive(&self) -> bool {
         self.timing.is_some()
     }
 
@@ -199,6 +208,9 @@ fn record(service: &str, args: &ServeArgs, port: u16) -> Result<Record, Failure>
     }
     let mut record = Record::new(service, host, port);
     if let Some(url) = url {
+        record = record.with_url(url);
+    } else if args.gateway.speaks_tls() {
+        let url = record.url.replacen("http:", "https:", 1);
         record = record.with_url(url);
     }
     if let Some(slots) = options.slots {

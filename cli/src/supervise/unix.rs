@@ -285,7 +285,7 @@ async fn live(
     );
 
     let probe = readying::probe(server.as_raw().unsigned_abs(), lock.info().port, args);
-    state.begins(lock.info(), probe.url.as_ref().map(|_| false));
+    state.begins(lock.info(), probe.url.as_ref());
     let state = RefCell::new(state);
     let following = readying::follow(probe, readiness, args, || state.borrow_mut().ready());
     let mut following = Box::pin(following);

@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 use std::process::Output;
 
-use llmlb_tests::model_server::Backend;
+use llmlb_tests::free_port;
+use llmlb_tests::model_server::{Backend, Next};
+use llmlb_tests::wire::answer;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -82,6 +84,47 @@ fn what_is_typed_or_in_the_environment_wins() {
 }
 
 #[test]
+fn models_have_other_names_in_a_list() {
+    let backend = Backend::start(&["llama"], |request, wire| {
+        wire.send(answer(
+            "200 OK",
+            "Content-Type: application/json\r\n",
+            &String::from_utf8_lossy(&request.body),
+        ));
+        Next::Read
+    });
+    let config = Config::new(&format!(
+        "model-alias = [\"gpt-4o=llama\", \"small = phi\"]\nmodel-fallback = [\"phi=x,llama\"]\n\
+         default-model = \"llama\"\n{}",
+        table(&backend)
+    ));
+    let gateway = Gateway::with(&[], &["--config", config.path()]);
+    assert_eq!(gateway.chat("gpt-4o").json()["model"], "gpt-4o");
+    assert_eq!(gateway.chat("small").json()["model"], "llama");
+    let path = "/v1/completions";
+    let told = gateway.connect().ask("POST", path, "", b"{}");
+    assert_eq!(told.json()["model"], "llama");
+    for (arguments, problem) in [
+        (["--model-alias", "a"], "it has no = in it"),
+        (
+            ["--model-alias", "a=a"],
+            "--model-alias: a is an alias of itself",
+        ),
+        (
+            ["--model-fallback", "a=b,b"],
+            "--model-fallback: b is named twice",
+        ),
+        (
+            ["--default-model", ""],
+            "--default-model: the name of a model is empty",
+        ),
+    ] {
+        let (code, said) = Config::new("").check(&arguments);
+        assert!(code == 2 && said.contains(problem), "{said}");
+    }
+}
+
+#[test]
 fn a_mistake_is_told_with_its_line_and_what_was_meant() {
     for (text, wanted) in [
         (
@@ -110,6 +153,50 @@ fn a_mistake_is_told_with_its_line_and_what_was_meant() {
             "# both\nmax-requests = 5\ncommand = [\"sh\"]\n",
             "line 2: --max-requests is for the built-in server",
         ),
+        (
+            "command = [\"sh\"]\n\n[[backend]]\nurl = \"http://a\"\n",
+            "line 3: [[backend]] is for the built-in server and does nothing for a COMMAND",
+        ),
+        (
+            "port = 1\ncommand = []\n",
+            "line 2: command names no program",
+        ),
+        (
+            "command = \"sh\"\n",
+            "line 1: command is a list of texts, such as [\"one\", \"two\"]",
+        ),
+        (
+            "port = 1\nlog-file = \"log\"\n",
+            "line 2: log-file needs detach",
+        ),
+        (
+            "port = 1\nexclusive = true\nttl = 3\n",
+            "line 2: exclusive needs service",
+        ),
+        (
+            "\nbackends-of = \"x\"\n",
+            "line 2: backends-of needs cluster",
+        ),
+        (
+            "affinity = false\n",
+            "line 1: affinity is \"prefix\", \"session\" or \"off\"",
+        ),
+        (
+            "affinity = \"none\"\n",
+            "line 1: invalid value 'none' for '--affinity <BY>': it is prefix, session or off",
+        ),
+        (
+            "[[backend]]\nurl = \"http://a\"\nmax = 0\n",
+            "line 3: max is a number from 1 on, not 0",
+        ),
+        (
+            "[[backend]]\nweight = \"2\"\nurl = \"http://a\"\n",
+            "line 2: weight is a number from 1 on, not \"2\"",
+        ),
+        (
+            "port = 1\nbackend = [\"http://a\"]\n",
+            "line 2: each backend is a table: [[backend]] with url = \"http://HOST:PORT\"",
+        ),
     ] {
         let config = Config::new(text);
         let (code, said) = config.check(&[]);
@@ -127,6 +214,38 @@ fn a_mistake_is_told_with_its_line_and_what_was_meant() {
 }
 
 #[test]
+fn a_file_is_not_blamed_for_what_was_said_elsewhere() {
+    let config = Config::new("port = 8000\nttl = 3\nservice = \"x\"\n");
+    let typed = |args: &[&str]| told(&Gateway::output(args));
+    let args = ["--config", config.path(), "--check", "--port", "abc"];
+    let (code, said) = typed(&args);
+    assert!(
+        code == 2 && said.contains("'abc'") && !said.contains(config.path()),
+        "{said}"
+    );
+    // In the environment, which is cleaned for a test.
+    let mut command = std::process::Command::new("env");
+    let program = env!("CARGO_BIN_EXE_llmlb");
+    command.args(["LLMLB_PORT=abc", program, "serve", "--config"]);
+    let (code, said) = told(&command.args([config.path(), "--check"]).output().unwrap());
+    assert!(
+        code == 2 && said.contains("'abc'") && !said.contains(config.path()),
+        "{said}"
+    );
+    // What was typed lacks something: the file does not.
+    let config = Config::new("port = 8000\nworkers = 1\n");
+    let (code, said) = typed(&["--config", config.path(), "--check", "--exclusive"]);
+    assert!(
+        code == 2 && said.contains("--service") && !said.contains("line"),
+        "{said}"
+    );
+    // And what it needs may be typed.
+    let log = Config::new("log-file = \"/dev/null\"\n");
+    let (code, said) = log.check(&["--detach"]);
+    assert!(code == 0, "{said}");
+}
+
+#[test]
 fn a_check_takes_no_port() {
     let config = Config::new("port = 1\n");
     let (code, said) = config.check(&[]);
@@ -134,6 +253,124 @@ fn a_check_takes_no_port() {
         (code, &*said),
         (0, "Nothing is wrong: port 1, 0 backends\n")
     );
+}
+
+/// Each of what a start looks at before it takes anything.
+#[test]
+fn a_check_refuses_what_a_start_would() {
+    let backend = "[[backend]]\nurl = \"http://127.0.0.1:9\"\n";
+    let port = free_port();
+    let own = format!("[[backend]]\nurl = \"http://127.0.0.1:{port}\"\n");
+    let log = "detach = true\nlog-file = \"/nowhere/log\"\n";
+    let full = "detach = true\nlog-file = \"/dev/full/log\"\n";
+    let mut cases = vec![
+        (own, 2, "is this very server"),
+        (
+            format!("host = \"192.0.2.1\"\n{backend}"),
+            1,
+            "cannot listen on 192.0.2.1:",
+        ),
+        (
+            format!("host = \"no-such-name.invalid\"\n{backend}"),
+            1,
+            "cannot listen on no-such-name.invalid:",
+        ),
+        (
+            format!("{log}{backend}"),
+            1,
+            "cannot write to the log /nowhere/log: No such file",
+        ),
+        (
+            format!("{full}{backend}"),
+            1,
+            "cannot write to the log /dev/full/log: Not a directory",
+        ),
+        (
+            format!("{log}command = [\"sleep\", \"60\"]\n"),
+            1,
+            "cannot write to the log",
+        ),
+    ];
+    if cfg!(target_os = "linux") {
+        let nowhere = "etcd://127.0.0.1:9";
+        for (text, said) in [
+            ("service = \"x\"\n".to_owned(), "which etcd?"),
+            (
+                "exclusive = true\nservice = \"x\"\n".to_owned(),
+                "which etcd?",
+            ),
+            (
+                "backends-of = \"x\"\ncluster = \"foo://\"\n".to_owned(),
+                "etcd://",
+            ),
+            (
+                "service = \"x\"\ncluster = \"foo://\"\n".to_owned(),
+                "etcd://",
+            ),
+            (
+                format!("service = \"a/b\"\ncluster = \"{nowhere}\"\n"),
+                "service name",
+            ),
+            (
+                format!(
+                    "service = \"x\"\ncluster = \"{nowhere}\"\nexclusive = true\nttl = 3\n\
+                     command = [\"sleep\", \"60\"]\n"
+                ),
+                "not less than the TTL of 3 s",
+            ),
+            (
+                format!(
+                    "service = \"x\"\ncluster = \"{nowhere}\"\nexclusive = true\n\
+                     drain-delay = 4\n"
+                ),
+                "--drain-delay 4s",
+            ),
+        ] {
+            cases.push((text, 2, said));
+        }
+    }
+    for (text, code, wanted) in cases {
+        let config = Config::new(&format!("port = {port}\n{text}"));
+        let (checked, told_of) = config.check(&[]);
+        // Behind warnings of the log.
+        let said = &told_of[told_of.find("Error: ").unwrap_or(0)..];
+        assert!(
+            checked == code && said.contains(wanted),
+            "{text}: {checked} {told_of}"
+        );
+        let (started, again) = told(&Gateway::output(&["--config", config.path()]));
+        assert!(
+            started == code && again.ends_with(said),
+            "{text}: {said} and {again}"
+        );
+    }
+}
+
+#[test]
+fn a_check_knows_a_name_that_is_its_own() {
+    let port = free_port();
+    let url = format!("dns+http://localhost:{port}");
+    let config = Config::new(&format!("port = {port}\n[[backend]]\nurl = \"{url}\"\n"));
+    let (code, said) = config.check(&[]);
+    assert!(code == 2 && said.contains("is this very server"), "{said}");
+    let (code, said) = config.check(&["--port", "0"]);
+    assert_eq!(
+        (code, &*said),
+        (0, "Nothing is wrong: port 0, 1 backends\n")
+    );
+}
+
+#[test]
+fn a_check_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let config = Config::new(&format!("detach = true\nlog-file = {log:?}\n"));
+    let (code, said) = config.check(&[]);
+    assert!(code == 0 && !log.exists(), "{said}");
+    std::fs::write(&log, "as it was").unwrap();
+    let (code, said) = config.check(&[]);
+    assert!(code == 0, "{said}");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "as it was");
 }
 
 #[test]

@@ -11,3 +11,4 @@ mod limits;
 mod operating;
 mod sources;
 mod support;
+mod tls;

@@ -1,6 +1,7 @@
 //! Backends from a file and from names: followed as they change, refused whole when they are wrong.
 
 use std::fs;
+use std::io::Write;
 
 use llmlb_tests::model_server::{Backend, Gate, Next, Port};
 use llmlb_tests::wire::{STREAM, chat, chunk, request};
@@ -36,6 +37,30 @@ fn a_file_of_backends_is_followed() {
     wait_until("its backend", || {
         (gateway.chat("m").body == b"second").then_some(())
     });
+}
+
+#[test]
+fn a_file_written_in_place_drops_nobody() {
+    let backend = Backend::named("there", &[]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("backends");
+    put(&path, &backend.url());
+    let gateway = Gateway::with(&[], &["--backends-file", path.to_str().unwrap()]);
+    // As `cat >` does, which is slow here: until the file was looked at.
+    let mut file = fs::File::create(&path).unwrap();
+    let said = gateway.expect_log("names no backends any more");
+    assert!(
+        said.contains(" WARN ") && said.contains(path.to_str().unwrap()),
+        "{said}"
+    );
+    assert_eq!(gateway.chat("m").body, b"there");
+    writeln!(file, "{} weight=2", backend.url()).unwrap();
+    gateway.expect_log("names 1 backends");
+    assert_eq!(gateway.chat("m").body, b"there");
+    // One that stays empty means it.
+    fs::File::create(&path).unwrap();
+    gateway.expect_log("names 0 backends");
+    wait_until("nobody", || urls(&gateway).is_empty().then_some(()));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -62,9 +63,9 @@ pub(crate) struct SendError {
 
 impl Connection {
     /// Speaks HTTP on this one.
-    pub(crate) async fn over(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        keep_alive(&stream);
+    pub(crate) async fn over(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> io::Result<Self> {
         let heard = Arc::new(AtomicBool::new(false));
         let hears = Arc::clone(&heard);
         let stream = InspectReader::new(stream, move |bytes: &[u8]| {

@@ -12,6 +12,7 @@ pub(crate) mod models;
 mod place;
 mod pool;
 mod ramp;
+mod waiting;
 
 use std::io;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::http::HeaderValue;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use address::Addresses;
 use busy::{Busy, Work};
@@ -35,13 +36,15 @@ pub(crate) use models::Models;
 pub(crate) use place::Place;
 use pool::Pool;
 pub(crate) use ramp::WHOLE;
+pub(crate) use waiting::{Usher, Waiting};
 
 use crate::auth::ApiKey;
 use crate::counters::Counters;
 use crate::options::Options;
 use crate::outlier::Record;
-use crate::queue::Queue;
 use crate::set::BackendSpec;
+use crate::slots::Slots;
+use crate::tls::BackendTls;
 use crate::url::BackendUrl;
 use crate::warnings::Warnings;
 
@@ -62,14 +65,17 @@ pub(crate) struct Care {
     /// How many threads keep connections.
     pub(crate) workers: usize,
     /// Who waits for a place.
-    pub(crate) queue: Arc<Queue>,
+    pub(crate) waiting: Arc<Waiting>,
+    /// How those are spoken to that speak TLS.
+    pub(crate) tls: BackendTls,
 }
 
 impl Care {
     pub(crate) fn of(options: &Options, workers: usize, via: HeaderValue) -> Self {
         Self {
             workers,
-            queue: Arc::new(Queue::new(options.queue)),
+            tls: options.backend_tls.clone(),
+            waiting: Arc::default(),
             thresholds: Thresholds {
                 rise: options.health_rise,
                 fall: options.health_fall,
@@ -110,6 +116,7 @@ pub(crate) struct Backend {
     /// None when it does not say. Outlasts being down.
     models: ArcSwapOption<Models>,
     pub(crate) loaded: Loaded,
+    pub(crate) slots: Box<Slots>,
     retired: AtomicBool,
     load: Slot,
     finished: AtomicU64,
@@ -140,6 +147,7 @@ impl Backend {
             fell: Notify::new(),
             models: ArcSwapOption::empty(),
             loaded: Loaded::default(),
+            slots: Box::default(),
             retired: AtomicBool::new(false),
             load: slot,
             finished: AtomicU64::new(0),
@@ -152,14 +160,26 @@ impl Backend {
 
     /// Does what its owner says now, from the next request on.
     pub(crate) fn instruct(&self, spec: BackendSpec) {
-        let max = spec.max.map_or(usize::MAX, usize::from);
-        self.load.max.store(max, Ordering::Relaxed);
         let weight = u64::from(spec.weight.get()) * WHOLE;
         self.load.weight.store(weight, Ordering::Relaxed);
         let settings = settings(spec, &self.care);
         self.settings.store(Arc::new(settings));
+        self.limit();
         self.retired.store(false, Ordering::Relaxed);
         self.pool.open();
+    }
+
+    /// How many it may have in flight, if there is a limit.
+    pub(crate) fn max(&self) -> Option<usize> {
+        let said = self.settings.load().spec.max.map(usize::from);
+        said.or(self.slots.told())
+    }
+
+    /// Has it given no more at a time than its owner says, or else the server itself.
+    pub(crate) fn limit(&self) {
+        let max = self.max().unwrap_or(usize::MAX);
+        self.load.max.store(max, Ordering::Relaxed);
+        self.care.waiting.changed();
     }
 
     /// It has come to others that serve already: its share is to grow.
@@ -196,9 +216,19 @@ impl Backend {
         self.addresses.resolve().await
     }
 
+    /// All of it, TLS included, takes no longer than connecting may.
     pub(crate) async fn connect(&self) -> io::Result<Connection> {
-        let stream = self.addresses.connect(self.care.connect_timeout).await?;
-        Connection::over(stream).await
+        let patience = self.care.connect_timeout;
+        let deadline = Instant::now() + patience;
+        let stream = self.addresses.connect(patience).await?;
+        stream.set_nodelay(true)?;
+        keep_alive(&stream);
+        let Some(name) = self.url.server_name() else {
+            return Connection::over(stream).await;
+        };
+        let speaking = self.care.tls.connect(name.clone(), stream);
+        let stream = timeout_at(deadline, speaking).await;
+        Connection::over(stream.map_err(|_| io::ErrorKind::TimedOut)??).await
     }
 
     /// Whether it answers probes. It may be ejected all the same.
@@ -233,14 +263,16 @@ impl Backend {
         if self.ejection.probed(&self.name, last_piece, &load.bars) {
             self.returned();
         }
-        self.care.queue.changed();
+        self.care.waiting.room_at(self);
     }
 
     /// It was found out of order.
     pub(crate) fn failed(&self, trouble: Trouble) {
         if self.condition.failed(&self.name, trouble, &self.load.bars) {
             self.load.ramp.prepare();
+            self.slots.forget();
             self.fell.notify_one();
+            self.care.waiting.changed();
         }
     }
 
@@ -315,6 +347,7 @@ impl Backend {
             tokio::spawn(async move {
                 sleep(time).await;
                 backend.load.bars.warm_up();
+                backend.care.waiting.room_at(&backend);
             });
         }
     }

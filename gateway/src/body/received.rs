@@ -26,7 +26,7 @@ pub(crate) struct Received {
     pub(crate) rest: Option<Body>,
     pace: Pace,
     /// For what is kept beyond the usual.
-    _memory: Option<OwnedSemaphorePermit>,
+    memory: Option<OwnedSemaphorePermit>,
 }
 
 impl Received {
@@ -58,10 +58,25 @@ impl Received {
         Upload::new(self.start.clone(), self.trailers.clone(), rest, pace)
     }
 
-    /// Whether its length is known before it is sent.
-    pub(crate) fn has_length(&self) -> bool {
+    /// Has another beginning sent in place of the one that came.
+    pub(crate) fn replace(&mut self, start: Bytes, intake: &Intake) -> Result<(), Refusal> {
+        intake.keep(start.len(), &mut self.memory)?;
+        self.start = start;
+        Ok(())
+    }
+
+    /// Its length, if that is known before it is sent.
+    pub(crate) fn length(&self) -> Option<u64> {
+        if self.trailers.is_some() {
+            return None;
+        }
         let rest = self.rest.as_ref();
-        self.trailers.is_none() && rest.is_none_or(|rest| rest.size_hint().exact().is_some())
+        let rest = rest.map_or(Some(0), |rest| rest.size_hint().exact())?;
+        Some(self.start.len() as u64 + rest)
+    }
+
+    pub(crate) fn has_length(&self) -> bool {
+        self.length().is_some()
     }
 }
 
@@ -169,7 +184,7 @@ impl<'a> Reading<'a> {
             trailers: self.trailers,
             rest: goes_on.then_some(self.body),
             pace: self.pace,
-            _memory: self.memory,
+            memory: self.memory,
         }
     }
 }

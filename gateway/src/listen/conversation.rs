@@ -7,25 +7,31 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch::Receiver;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::server::TlsStream;
 
 use super::activity::Activity;
 use super::clients::{Client, Entry};
 use super::crew::Counted;
 use super::lent::Home;
-use super::signal;
+use super::signal::{self, HURRY};
 use super::socket::{Shared, Socket};
 use super::strict::Strict;
 use super::talk::{App, Host, talk};
 use crate::life::Phase;
 use crate::peer::Peer;
+use crate::tls::ServerTls;
 
 /// How long a client may idle between requests. Longer than any load balancer before this server
 /// does by default (nginx 60 s, AWS 60 s, Google 600 s), so that it is never this one that closes a
 /// connection just as a request comes. When room runs out, those that idle leave sooner.
 const IDLE: Duration = Duration::from_secs(620);
+
+/// How long a client may take to agree on how to speak.
+const GREETING: Duration = Duration::from_secs(10);
 
 /// How long a client may read nothing of what waits for it.
 const STALLED: Duration = Duration::from_secs(60);
@@ -39,23 +45,71 @@ pub(super) async fn converse(
 ) {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(STALLED));
-    let activity = Arc::new(Activity::default());
-    let stream = Strict::new(Box::pin(stream), Arc::clone(&activity));
-    let home = Home::of(stream);
-    let host = Arc::new(Host::new(Arc::clone(&peer), app, phase.clone(), activity));
-    while asks(&entry.client, phase.clone()).await {
-        let Some(stream) = home.lend() else {
-            break;
-        };
-        // On the heap, as it is big: a connection that waits is not to keep the room for it.
-        let goes_on = Box::pin(talk(&host, stream, &entry.client, phase.clone()));
-        if !goes_on.await {
-            break;
+    let stream = Box::pin(stream);
+    let tls = app.shared.as_ref().and_then(|all| all.options.tls.clone());
+    let client: &Client = &entry.client;
+    match tls {
+        None => {
+            if asks(client, phase.clone()).await {
+                hear(stream, (Arc::clone(&peer), client), app, phase).await;
+            }
+        }
+        Some(tls) => {
+            // On the heap, as what this takes is more than those that do not speak it need at all.
+            let spoken = async {
+                // What is asked may have come with the last of the greeting.
+                if let Some(stream) = greet(&tls, stream, client, phase.clone()).await {
+                    hear(stream, (Arc::clone(&peer), client), app, phase).await;
+                }
+            };
+            Box::pin(spoken).await;
         }
     }
     // Where the end of the connection is the end of the answer, this one must look different.
     if peer.broken.load(Ordering::Relaxed) {
         socket.abort_at_end();
+    }
+}
+
+/// Agrees with a client on how to speak, which it may leave before.
+async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
+    tls: &ServerTls,
+    stream: S,
+    client: &Client,
+    phase: Receiver<Phase>,
+) -> Option<TlsStream<S>> {
+    tokio::select! {
+        greeted = timeout(GREETING, tls.accept(stream)) => greeted.ok()?.ok(),
+        _ = signal::next(client, phase, false) => None,
+    }
+}
+
+/// Answers a client that asks, as long as it does.
+async fn hear<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: S,
+    (peer, client): (Arc<Peer>, &Client),
+    app: App,
+    phase: Receiver<Phase>,
+) {
+    let activity = Arc::new(Activity::default());
+    let home = Home::of(Strict::new(stream, Arc::clone(&activity)));
+    let host = Arc::new(Host::new(peer, app, phase.clone(), activity));
+    loop {
+        let Some(stream) = home.lend() else {
+            return;
+        };
+        // On the heap, as it is big: a connection that waits is not to keep the room for it.
+        let goes_on = Box::pin(talk(&host, stream, client, phase.clone()));
+        if !goes_on.await {
+            return;
+        }
+        if !asks(client, phase.clone()).await {
+            break;
+        }
+    }
+    // With TLS, an end that is not told looks like one that was brought about.
+    if let Some(mut stream) = home.lend() {
+        let _ = timeout(HURRY, stream.shutdown()).await;
     }
 }
 
@@ -148,11 +202,17 @@ mod tests {
             let said = |body: String| async move { format!("[{body}]") };
             Router::new().route("/", post(said).get(|| async { "[got]" }))
         };
+        let zeros = "0".repeat(60);
         let all = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody\
             POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
             2\r\nbo\r\n3\r\nady\r\n0\r\n\r\n\r\n\
             GET / HTTP/1.1\r\nHost: h\r\n\r\n\
-            GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+            GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+        let all = format!(
+            "{all}POST / HTTP/1.1\r\nContent-Length: {zeros}2\r\nHost: h\r\n\r\n\n\n\
+            POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nHost: h\r\nConnection: close\r\n\r\n\
+            {zeros}4\r\nb\n\nd\r\n0\r\n\r\n"
+        );
         for cut in 0..all.len() {
             let mut client = served(app()).await;
             let (first, second) = all.split_at(cut);
@@ -163,7 +223,8 @@ mod tests {
             let answer = rest(client).await;
             let bodies: Vec<&str> = answer.split('[').skip(1).collect();
             let bodies: Vec<&str> = bodies.iter().filter_map(|b| b.split(']').next()).collect();
-            assert_eq!(bodies, ["body", "boady", "got", "got"], "{cut}: {answer}");
+            let sent = ["body", "boady", "got", "got", "\n\n", "b\n\nd"];
+            assert_eq!(bodies, sent, "{cut}: {answer}");
         }
     }
 

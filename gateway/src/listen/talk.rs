@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn, ready};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -145,6 +146,14 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             signal = &mut signal => match signal {
                 Signal::Left => return false,
                 Signal::Closing => break,
+                Signal::Cut => {
+                    // Whoever has only waited is told, and nothing is lost by it.
+                    if host.peer.waits.load(Ordering::Relaxed) {
+                        connection.as_mut().graceful_shutdown();
+                        let _ = timeout(HURRY, connection.as_mut()).await;
+                    }
+                    return false;
+                }
                 Signal::LetGo => {
                     is_let_go = true;
                     // At once where nothing is asked, and behind the answer where something is.

@@ -19,6 +19,7 @@ const FIRST_EVENT: usize = 256 << 10;
 /// An answer that is being read.
 pub(crate) struct Answer(Form);
 
+#[expect(clippy::large_enum_variant, reason = "most are the largest one")]
 enum Form {
     Json { scan: Scan, told: [bool; IDS.len()] },
     Events(BytesMut),

@@ -10,10 +10,10 @@ use flate2::write::MultiGzDecoder;
 use super::scan::{Found, KEYS, Kind, Scan};
 
 /// How much may come out of it: a bomb of a few kilobytes must not cost seconds.
-const MOST: usize = 16 << 20;
+pub(super) const MOST: usize = 16 << 20;
 
 /// How much of it is unpacked at once, before others have their turn.
-const PIECE: usize = 256 << 10;
+pub(super) const PIECE: usize = 256 << 10;
 
 /// The search in a gzip body.
 pub(super) struct Gzip {
@@ -70,6 +70,10 @@ impl Gzip {
         }
         // What follows the last member is none of its business.
         if read == 0 { data.len() } else { read }
+    }
+
+    pub(super) fn scan(&self) -> &Scan {
+        &self.decoder.get_ref().scan
     }
 
     /// As far as it has been read.

@@ -4,6 +4,7 @@
 //! Apart from passing requests on, as none of it needs a backend or a connection.
 
 mod answer;
+mod called;
 #[cfg(any(test, fuzzing))]
 #[cfg_attr(
     test,
@@ -12,6 +13,7 @@ mod answer;
 pub mod fuzzing;
 mod gzip;
 mod multipart;
+pub(crate) mod place;
 mod scan;
 
 use std::borrow::Cow;
@@ -22,6 +24,7 @@ use percent_encoding::percent_decode_str;
 use tokio::task::yield_now;
 
 pub(crate) use answer::Answer;
+pub(crate) use called::Called;
 use gzip::Gzip;
 use multipart::Multipart;
 pub(crate) use scan::Found;
@@ -80,6 +83,11 @@ impl Keys {
         };
         Self { all, models }
     }
+
+    /// Those that name the model.
+    fn model_keys(&self) -> &'static [&'static str] {
+        &self.all[..self.models]
+    }
 }
 
 /// The search in a body.
@@ -88,6 +96,7 @@ pub(crate) struct Search {
     content: Content,
 }
 
+#[expect(clippy::large_enum_variant, reason = "most are the largest one")]
 enum Content {
     Json(Scan),
     Gzip(Box<Gzip>),

@@ -3,6 +3,8 @@
 //! Apart from a form parser, as those want to have the whole stream, and this one only looks at
 //! what is kept anyway, each byte once.
 
+use std::ops::Range;
+
 use memchr::memmem::Finder;
 
 use super::scan::Found;
@@ -35,6 +37,10 @@ pub(crate) struct Multipart {
     delimiter: Finder<'static>,
     field: &'static str,
     found: Found,
+    /// Where its value stands.
+    spot: Option<Range<usize>>,
+    /// Where the first part's boundary begins.
+    first: Option<usize>,
     state: State,
     /// How far it has been read.
     at: usize,
@@ -47,6 +53,8 @@ impl Multipart {
             delimiter: Finder::new(&delimiter).into_owned(),
             field,
             found: Found::Nothing,
+            spot: None,
+            first: None,
             state: State::Preamble,
             at: 0,
         }
@@ -72,6 +80,16 @@ impl Multipart {
         }
     }
 
+    /// Where the value of the last of equal fields stands.
+    pub(crate) fn spot(&self) -> Option<Range<usize>> {
+        self.spot.clone()
+    }
+
+    /// Where another field could be put before all others, and the boundary with its dashes.
+    pub(crate) fn first(&self) -> Option<(usize, &[u8])> {
+        Some((self.first?, &self.delimiter.needle()[2..]))
+    }
+
     /// Reads on in the body, of which more has come than the last time.
     pub(crate) fn scan(&mut self, body: &[u8]) {
         while self.step(body) {}
@@ -94,6 +112,7 @@ impl Multipart {
         if self.at == 0 {
             if body.starts_with(first) {
                 self.at = first.len();
+                self.first = Some(0);
                 self.state = State::Boundary;
                 return true;
             }
@@ -103,6 +122,7 @@ impl Multipart {
         }
         match self.find(body) {
             Some(found) => {
+                self.first = Some(found + 2);
                 self.at = found + self.delimiter.needle().len();
                 self.state = State::Boundary;
                 true
@@ -184,6 +204,7 @@ impl Multipart {
         };
         if wanted {
             let value = body.get(start..end).unwrap_or_default();
+            self.spot = Some(start..start + value.len());
             self.found = match std::str::from_utf8(value) {
                 Ok("") => Found::Nothing,
                 Ok(value) if value.len() <= LONGEST => Found::Text(value.to_owned()),

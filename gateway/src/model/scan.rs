@@ -4,6 +4,8 @@
 //! take the last of equal keys, and a truncated or deep body is for the server to judge. Each byte
 //! is looked at once, nothing is built, and no depth costs any stack.
 
+use std::ops::Range;
+
 use memchr::{memchr2, memrchr};
 
 /// How many keys may be looked for.
@@ -23,6 +25,14 @@ pub(crate) enum Found {
     Text(String),
     /// Something that is no string, or not whole.
     Unreadable,
+}
+
+/// Where a value stands: of a string, what is between its quotation marks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Spot {
+    pub(crate) range: Range<usize>,
+    /// It is no string.
+    pub(crate) bare: bool,
 }
 
 /// What kind of document it is.
@@ -64,7 +74,14 @@ enum State {
 pub(crate) struct Scan {
     keys: &'static [&'static str],
     found: [Found; KEYS],
+    spots: [Option<Spot>; KEYS],
     state: State,
+    /// How much has been read before the piece, or the rest of it, that is being read.
+    read: usize,
+    /// Where the object's first key would stand.
+    first_key: usize,
+    /// Where the value that is being read began.
+    begun: usize,
     /// How much of the mark that some editors put first has come.
     bom: usize,
     /// The key that the value belongs to, if it is wanted.
@@ -84,7 +101,11 @@ impl Scan {
         Self {
             keys,
             found: Default::default(),
+            spots: Default::default(),
             state: State::Start,
+            read: 0,
+            first_key: 0,
+            begun: 0,
             bom: 0,
             wanted: None,
             text: Vec::new(),
@@ -113,6 +134,16 @@ impl Scan {
         found
     }
 
+    /// Where the value of each key stands that is a string, or null.
+    pub(crate) fn spots(&self) -> &[Option<Spot>; KEYS] {
+        &self.spots
+    }
+
+    /// Where another key could be put before all others, if it is an object.
+    pub(crate) fn first_key(&self) -> Option<usize> {
+        (self.first_key > 0).then_some(self.first_key)
+    }
+
     /// Reads the next piece.
     pub(crate) fn push(&mut self, piece: &[u8]) {
         let mut rest = piece;
@@ -129,6 +160,7 @@ impl Scan {
                 State::Next => self.next(rest),
                 State::End | State::Wide | State::NoObject | State::Broken => return,
             };
+            self.read += read;
             rest = rest.get(read..).unwrap_or_default();
         }
     }
@@ -149,6 +181,9 @@ impl Scan {
             b'{' if !in_mark => State::Key,
             _ => State::NoObject,
         };
+        if self.state == State::Key {
+            self.first_key = self.read + 1;
+        }
         1
     }
 
@@ -173,7 +208,10 @@ impl Scan {
             return blanks;
         };
         match (byte, self.wanted) {
-            (b'"', Some(_)) => return blanks + 1 + self.open(State::InText, &bytes[blanks + 1..]),
+            (b'"', Some(_)) => {
+                self.begun = self.read + blanks + 1;
+                return blanks + 1 + self.open(State::InText, &bytes[blanks + 1..]);
+            }
             (b'"', None) => self.state = State::InOther,
             (b'{' | b'[', _) => {
                 self.depth = 1;
@@ -182,6 +220,7 @@ impl Scan {
             (b',' | b'}' | b']' | b':', _) => self.state = State::Broken,
             _ => {
                 self.state = State::Scalar;
+                self.begun = self.read + blanks;
                 return blanks;
             }
         }
@@ -228,6 +267,10 @@ impl Scan {
                 Some(text) => Found::Text(text),
                 None => Found::Unreadable,
             };
+            self.spots[key] = Some(Spot {
+                range: self.begun..self.begun + raw.len(),
+                bare: false,
+            });
         }
         self.state = State::Next;
     }
@@ -282,6 +325,9 @@ impl Scan {
                     b"null" => Found::Nothing,
                     _ => Found::Unreadable,
                 };
+                let range = self.begun..self.begun + text.len();
+                let is_null = self.found[key] == Found::Nothing;
+                self.spots[key] = is_null.then_some(Spot { range, bare: true });
             }
             self.state = State::Next;
         }

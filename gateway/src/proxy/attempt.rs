@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use axum::http::header::{AUTHORIZATION, HOST};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, Method};
+use bytes::Bytes;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
@@ -42,6 +43,28 @@ impl Outgoing {
             whole: body.rest.is_none(),
             body,
         }
+    }
+
+    /// What is kept of its body.
+    pub(super) fn start(&self) -> &Bytes {
+        &self.body.start
+    }
+
+    /// Has another path and another beginning of the body sent.
+    pub(super) fn replace(
+        &mut self,
+        path: PathAndQuery,
+        start: Bytes,
+        shared: &Shared,
+    ) -> Result<(), Refusal> {
+        self.path = path;
+        self.body.replace(start, &shared.intake)?;
+        if self.headers.contains_key(CONTENT_LENGTH)
+            && let Some(len) = self.body.length()
+        {
+            self.headers.insert(CONTENT_LENGTH, len.into());
+        }
+        Ok(())
     }
 
     /// What it goes on with.

@@ -37,6 +37,8 @@ pub(super) struct Flight {
     line: Option<(Method, String)>,
     pub(super) place: Option<Place>,
     pub(super) upgrade: Option<OnUpgrade>,
+    /// What its answer is to call the model.
+    pub(super) called: Option<String>,
     pub(super) version: Version,
     pub(super) status: Option<StatusCode>,
     pub(super) first_byte: Option<Duration>,
@@ -63,6 +65,7 @@ impl Flight {
             line: logged.then(line),
             place: None,
             upgrade: None,
+            called: None,
             version: request.version(),
             status: None,
             first_byte: None,

@@ -14,7 +14,12 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Makes a client's headers the gateway's.
-pub(super) fn forward(headers: &mut HeaderMap, peer: Option<&HeaderValue>, upgrade: bool) {
+pub(super) fn forward(
+    headers: &mut HeaderMap,
+    peer: Option<&HeaderValue>,
+    upgrade: bool,
+    scheme: &'static str,
+) {
     let mut seen = Seen::among(headers);
     if seen.hop_by_hop {
         forward_hop_by_hop(headers, upgrade);
@@ -42,7 +47,7 @@ pub(super) fn forward(headers: &mut HeaderMap, peer: Option<&HeaderValue>, upgra
         headers.insert(X_FORWARDED_HOST, host);
     }
     if !seen.forwarded_proto {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
 }
 
@@ -183,7 +188,7 @@ mod tests {
     fn forwarded(pairs: &[(&'static str, &'static str)], upgrade: bool) -> HeaderMap {
         let peer = HeaderValue::from_static("10.0.0.9");
         let mut headers = headers(pairs);
-        forward(&mut headers, Some(&peer), upgrade);
+        forward(&mut headers, Some(&peer), upgrade, "http");
         headers
     }
 

@@ -5,6 +5,7 @@ mod deadline;
 mod dispatch;
 mod flight;
 mod headers;
+mod naming;
 mod relay;
 mod repeat;
 mod tally;
@@ -20,17 +21,21 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Version};
 use axum::response::{IntoResponse, Response};
 
+use crate::affinity::Conversation;
+use crate::backend::Backend;
 use crate::body::Received;
+use crate::desk::NoPlace;
 use crate::error::Refusal;
-use crate::live::NoPlace;
+use crate::model::place::Place;
 use crate::model::{Asked, Found, Search};
 use crate::peer::Peer;
 use crate::pick::Wanted;
 use crate::shared::Shared;
-use crate::{admission, model, via};
+use crate::{admission, model, slots, via};
 use attempt::Outgoing;
 use dispatch::{Answer, dispatch};
 use flight::Flight;
+use naming::{Wording, ask_by_name};
 use tally::Tally;
 use trace::Trace;
 
@@ -69,12 +74,16 @@ async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusa
     if via::has_been_here(request.headers(), &flight.shared.via) {
         return Err(Refusal::Loop);
     }
+    if slots::is_asked(request.uri().path(), request.headers()) {
+        return Err(Refusal::NoSuchPath(request.uri().path().to_owned()));
+    }
     let path = admission::admit(&flight.shared, &request)?;
     flight.makes = model::makes(path.path());
-    let (mut outgoing, asked) = receive(flight, path, request).await?;
+    let (mut outgoing, asked, place) = receive(flight, path, request).await?;
     let shared = Arc::clone(&flight.shared);
     flight.take_slot()?;
     let maker = asked.follows.and_then(|id| shared.made.maker(&id));
+    let is_silent = asked.model == Found::Nothing;
     let model = match asked.model {
         Found::Text(model) => Some(model),
         Found::Nothing => None,
@@ -83,23 +92,38 @@ async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusa
         }
         Found::Unreadable => None,
     };
+    if shared.options.naming.is_empty() {
+        return ask(flight, &mut outgoing, model.as_deref(), maker.as_ref()).await;
+    }
+    let wording = Wording::new(&outgoing, model, is_silent, place);
+    ask_by_name(flight, &mut outgoing, wording, maker.as_ref()).await
+}
+
+/// Asks the backends for an answer, or the one that made what this follows up on.
+async fn ask(
+    flight: &mut Flight,
+    outgoing: &mut Outgoing,
+    model: Option<&str>,
+    maker: Option<&Arc<Backend>>,
+) -> Result<Answer, Refusal> {
+    let shared = Arc::clone(&flight.shared);
     flight.tally = model
-        .as_deref()
         .filter(|model| shared.live.roster().lists(model))
         .map(|model| Tally::new(model.into()));
     // Where there is a choice.
     let has_choice = maker.is_none() && shared.live.roster().members().len() > 1;
-    let conversation = has_choice.then(|| outgoing.conversation(&shared, model.as_deref()));
+    let conversation = has_choice.then(|| outgoing.conversation(&shared, model));
     let conversation = conversation.flatten();
-    let home = conversation.as_ref().and_then(|c| shared.homes.find(c));
+    let conversation = conversation.as_ref();
+    let home = conversation.and_then(|c| shared.homes.find(c));
     let wanted = Wanted {
-        model: model.as_deref(),
+        model,
         strict: admission::is_openai(&outgoing.path),
-        affine: maker.as_ref().map(|maker| maker.name.as_str()),
-        conversation: conversation.as_ref(),
+        affine: maker.map(|maker| maker.name.as_str()),
+        anchor: conversation.map(Conversation::anchor),
         home: home.as_ref(),
     };
-    dispatch(flight, &mut outgoing, &wanted).await
+    dispatch(flight, outgoing, &wanted, conversation).await
 }
 
 /// Reads what is to be kept of a request, and makes its headers the gateway's.
@@ -107,7 +131,7 @@ async fn receive(
     flight: &mut Flight,
     path: PathAndQuery,
     mut request: Request,
-) -> Result<(Outgoing, Asked), Refusal> {
+) -> Result<(Outgoing, Asked, Option<Place>), Refusal> {
     if headers::ask_for_upgrade(request.headers()) && request.version() == Version::HTTP_11 {
         flight.upgrade = Some(hyper::upgrade::on(&mut request));
     }
@@ -115,18 +139,24 @@ async fn receive(
     let mut search = Search::new(path.path(), request.headers());
     let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
     let (mut parts, body) = request.into_parts();
+    let shared = &flight.shared;
     headers::forward(
         &mut parts.headers,
         flight.peer.forwarded.as_ref(),
         flight.upgrade.is_some(),
+        if shared.options.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        },
     );
-    let shared = &flight.shared;
     via::add(&mut parts.headers, &shared.via);
     if shared.options.api_key.is_some() {
         // It is the gateway's, and no business of a backend's.
         headers::remove_keys(&mut parts.headers);
     }
-    let needed = asked.model == Found::Nothing && shared.live.roster().differ();
+    let is_named = !shared.options.naming.is_empty();
+    let needed = asked.model == Found::Nothing && (is_named || shared.live.roster().differ());
     let body = Received::read(body, &mut search, &shared.intake, needed).await?;
     if is_chunked && !body.has_length() {
         // For some methods it would be left out otherwise, and the body with it.
@@ -135,7 +165,9 @@ async fn receive(
     }
     let is_all = body.rest.is_none() || !needed;
     let outgoing = Outgoing::new(parts.method, path, parts.headers, body);
-    Ok((outgoing, asked.unless(search.asked(is_all))))
+    let asked = asked.unless(search.asked(is_all));
+    let place = if is_named { Place::of(&search) } else { None };
+    Ok((outgoing, asked, place))
 }
 
 /// What is said when no place was to be had, the last of those tried having had this problem.

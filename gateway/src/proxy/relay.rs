@@ -21,7 +21,7 @@ use super::headers;
 use super::tunnel::tunnel;
 use crate::backend::Connection;
 use crate::error::Refusal;
-use crate::model::Answer;
+use crate::model::{Answer, Called};
 use crate::report::Reason;
 
 /// Passes an answer on, and keeps the flight until its end.
@@ -65,12 +65,19 @@ pub(super) fn relay(
     } else {
         None
     };
+    let name = flight.called.as_deref();
+    let called = name.and_then(|name| Called::new(&parts.headers, name));
+    if called.is_some() {
+        // Another name has another length.
+        parts.headers.remove(CONTENT_LENGTH);
+    }
     // The server speaks its own version of HTTP to the client.
     parts.version = Version::HTTP_11;
     let mut relay = Relay {
         pauses: Pauses::limited(&flight.shared.options),
         body,
         answer,
+        called,
         flight: Some((flight, connection)),
     };
     if relay.body.is_end_stream() {
@@ -85,6 +92,8 @@ struct Relay {
     pauses: Pauses,
     /// What may be told in it.
     answer: Option<Answer>,
+    /// What puts the model's name in that was asked for.
+    called: Option<Called>,
     /// Until its end. Dropped before, it ends the connection, and so the backend's work.
     flight: Option<(Flight, Connection)>,
 }
@@ -121,14 +130,10 @@ fn note(flight: &Flight, made: Vec<String>) {
     }
 }
 
-impl http_body::Body for Relay {
-    type Data = Bytes;
-    type Error = BoxError;
+type Piece = Option<Result<Frame<Bytes>, BoxError>>;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+impl Relay {
+    fn poll_piece(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Piece> {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
             let problem = ready!(self.pauses.poll_too_long(context));
             self.break_off(Reason::Timeout, &problem);
@@ -154,12 +159,37 @@ impl http_body::Body for Relay {
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
     }
+}
+
+impl http_body::Body for Relay {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Piece> {
+        loop {
+            let piece = ready!(self.as_mut().poll_piece(context));
+            let (Some(called), Some(Ok(frame))) = (&mut self.called, &piece) else {
+                return Poll::Ready(piece);
+            };
+            let Some(data) = frame.data_ref() else {
+                return Poll::Ready(piece);
+            };
+            let data = called.read(data);
+            // All of it was the name that another has taken the place of.
+            if !data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+    }
 
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.called.is_some() {
+            return SizeHint::default();
+        }
         self.body.size_hint()
     }
 }

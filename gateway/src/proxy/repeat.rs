@@ -52,7 +52,8 @@ pub(super) fn may_be_repeated(method: &Method, path: &PathAndQuery) -> bool {
     method.is_idempotent() || (*method == Method::POST && is_inference(path.path()))
 }
 
-fn is_inference(path: &str) -> bool {
+/// Whether what is sent there is computed with, by its path.
+pub(super) fn is_inference(path: &str) -> bool {
     let path = path.trim_end_matches('/');
     let last = path.rsplit('/').next().unwrap_or_default();
     INFERENCE.binary_search(&last).is_ok() && !MADE.iter().any(|made| path.starts_with(made))

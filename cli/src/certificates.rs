@@ -1,0 +1,143 @@
+//! The files that certificates and keys are in: read at the start, and those that clients are shown
+//! again when they change, as they do every few weeks.
+
+use std::convert::Infallible;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use llmlb_gateway::{BackendTls, Options, ServerTls};
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// How often to look whether they have changed. They are small, and so they are read, which tells
+/// more than their times do.
+const STEP: Duration = Duration::from_secs(5);
+
+/// A chain of certificates, and its key.
+type Pair = (PathBuf, PathBuf);
+type Pem = (Vec<u8>, Vec<u8>);
+
+/// What clients are shown, if they are shown any, and how backends are spoken to.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    shown: Option<Shown>,
+    backends: BackendTls,
+}
+
+#[derive(Debug)]
+struct Shown {
+    paths: Pair,
+    read: Pem,
+    tls: ServerTls,
+    again: Notify,
+}
+
+impl Certificates {
+    /// # Errors
+    /// Which file can't be used, and why.
+    pub(crate) fn open(
+        shown: Option<Pair>,
+        trusted: Option<&Path>,
+        own: Option<Pair>,
+    ) -> Result<Self, String> {
+        let trusted = trusted.map(|path| Ok::<_, String>((path, read(path)?)));
+        let trusted = trusted.transpose()?;
+        let roots = trusted.as_ref().map(|(_, pem)| pem.as_slice());
+        let backends = BackendTls::new(roots, None);
+        let mut backends = backends.map_err(|e| {
+            let path = trusted.as_ref().map(|(path, _)| path.display().to_string());
+            format!("{}: {e}", path.unwrap_or_default())
+        })?;
+        if let Some(paths) = own {
+            let (certificates, key) = read_pair(&paths)?;
+            let both = BackendTls::new(roots, Some((&certificates, &key)));
+            backends = both.map_err(|e| of_pair(&paths, &e))?;
+        }
+        Ok(Self {
+            shown: shown.map(Shown::open).transpose()?,
+            backends,
+        })
+    }
+
+    pub(crate) fn give(&self, options: Options) -> Options {
+        let shown = self.shown.as_ref().map(|shown| shown.tls.clone());
+        options.tls(shown).backend_tls(self.backends.clone())
+    }
+
+    /// Has them read now, if there are any.
+    pub(crate) fn reload(&self) -> bool {
+        if let Some(shown) = &self.shown {
+            shown.again.notify_one();
+        }
+        self.shown.is_some()
+    }
+
+    /// Shows what is in the files for as long as it is waited for.
+    pub(crate) async fn follow(&self) -> Infallible {
+        match &self.shown {
+            Some(shown) => shown.follow().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Shown {
+    fn open(paths: Pair) -> Result<Self, String> {
+        let read = read_pair(&paths)?;
+        let tls = ServerTls::new(&read.0, &read.1).map_err(|e| of_pair(&paths, &e))?;
+        Ok(Self {
+            paths,
+            read,
+            tls,
+            again: Notify::new(),
+        })
+    }
+
+    async fn follow(&self) -> Infallible {
+        let mut last = Ok(self.read.clone());
+        loop {
+            tokio::select! {
+                () = sleep(STEP) => {}
+                () = self.again.notified() => {}
+            }
+            let paths = self.paths.clone();
+            let read = spawn_blocking(move || read_pair(&paths)).await;
+            let now = read.unwrap_or_else(|e| Err(e.to_string()));
+            if now == last {
+                continue;
+            }
+            // One of them may come a moment before the other.
+            let shown = now
+                .as_ref()
+                .map_err(Clone::clone)
+                .and_then(|(certificates, key)| {
+                    let replaced = self.tls.replace(certificates, key);
+                    replaced.map_err(|e| of_pair(&self.paths, &e))
+                });
+            match shown {
+                Ok(()) => info!("{} is shown from now on", self.paths.0.display()),
+                Err(problem) => warn!("{problem}; clients are shown what was there before"),
+            }
+            last = now;
+        }
+    }
+}
+
+fn read_pair((certificates, key): &Pair) -> Result<Pem, String> {
+    Ok((read(certificates)?, read(key)?))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+}
+
+fn of_pair((certificates, key): &Pair, problem: &impl std::fmt::Display) -> String {
+    format!(
+        "{} and {}: {problem}",
+        certificates.display(),
+        key.display()
+    )
+}

@@ -1,0 +1,211 @@
+//! Certificates: what clients are shown, and what backends are to show.
+//!
+//! Apart from connections, which are the same with and without. rustls speaks TLS 1.2 and 1.3, and
+//! nothing older.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::ResolvesServerCert;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+const HTTP: &[u8] = b"http/1.1";
+
+/// Why a certificate or a key can't be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsError(String);
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for TlsError {}
+
+impl From<rustls::Error> for TlsError {
+    fn from(e: rustls::Error) -> Self {
+        Self(match e {
+            rustls::Error::InconsistentKeys(_) => "the key is not the certificate's".to_owned(),
+            e => e.to_string(),
+        })
+    }
+}
+
+/// A certificate and its key, as a server or a client shows it.
+fn identity(certificates: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, TlsError> {
+    let chain = chain(certificates)?;
+    let key = PrivateKeyDer::from_pem_slice(key);
+    let key = key.map_err(|_| TlsError("there is no private key in it, in PEM".to_owned()))?;
+    let identity = CertifiedKey::from_der(chain, key, &ring::default_provider())?;
+    Ok(Arc::new(identity))
+}
+
+fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let chain = chain.map_err(|e| TlsError(format!("it is no PEM: {e}")))?;
+    if chain.is_empty() {
+        let problem = "there is no certificate in it, in PEM".to_owned();
+        return Err(TlsError(problem));
+    }
+    Ok(chain)
+}
+
+/// What clients are shown. Clones are the same: what one is told to show, all do.
+#[derive(Clone)]
+pub struct ServerTls {
+    shown: Arc<Shown>,
+    acceptor: TlsAcceptor,
+}
+
+#[derive(Debug)]
+struct Shown(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+impl ServerTls {
+    /// Shows this chain of certificates, the server's own first. Both are PEM.
+    ///
+    /// # Errors
+    ///
+    /// What is no certificate or key, or does not belong together.
+    pub fn new(certificates: &[u8], key: &[u8]) -> Result<Self, TlsError> {
+        let shown = Arc::new(Shown(ArcSwap::new(identity(certificates, key)?)));
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth();
+        let resolver: Arc<dyn ResolvesServerCert> = shown.clone();
+        let mut config = config.with_cert_resolver(resolver);
+        config.alpn_protocols = vec![HTTP.to_vec()];
+        // Who comes back need not be known here: it brings along what was agreed on.
+        config.ticketer = ring::Ticketer::new()?;
+        Ok(Self {
+            shown,
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+        })
+    }
+
+    /// Shows another chain from the next connection on.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`new`](Self::new); it goes on with what it has.
+    pub fn replace(&self, certificates: &[u8], key: &[u8]) -> Result<(), TlsError> {
+        self.shown.0.store(identity(certificates, key)?);
+        Ok(())
+    }
+
+    pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+    ) -> io::Result<server::TlsStream<S>> {
+        self.acceptor.accept(stream).await
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The key is nobody's business.
+        f.debug_struct("ServerTls").finish_non_exhaustive()
+    }
+}
+
+/// How backends are spoken to that speak TLS.
+#[derive(Clone, Default)]
+pub struct BackendTls {
+    /// Those of the system, where there are none.
+    roots: Option<Arc<RootCertStore>>,
+    identity: Option<Arc<CertifiedKey>>,
+    /// Put together for the first that is spoken to: to read the system's takes its time.
+    connector: Arc<OnceLock<Result<TlsConnector, String>>>,
+}
+
+impl BackendTls {
+    /// Takes backends for whom they say they are if one of these certificates vouches for them, or
+    /// one that the system trusts; and shows them a chain of certificates with its key, where they
+    /// ask for one. All is PEM.
+    ///
+    /// # Errors
+    ///
+    /// What is no certificate or key, or does not belong together.
+    pub fn new(roots: Option<&[u8]>, client: Option<(&[u8], &[u8])>) -> Result<Self, TlsError> {
+        let roots = roots.map(|pem| {
+            let mut store = RootCertStore::empty();
+            for certificate in chain(pem)? {
+                store.add(certificate)?;
+            }
+            Ok::<_, TlsError>(Arc::new(store))
+        });
+        let client = client.map(|(certificates, key)| identity(certificates, key));
+        Ok(Self {
+            roots: roots.transpose()?,
+            identity: client.transpose()?,
+            connector: Arc::default(),
+        })
+    }
+
+    pub(crate) async fn connect(
+        &self,
+        name: ServerName<'static>,
+        stream: TcpStream,
+    ) -> io::Result<client::TlsStream<TcpStream>> {
+        let connector = self.connector.get_or_init(|| self.connector());
+        let connector = connector
+            .as_ref()
+            .map_err(|problem| io::Error::other(problem.as_str()))?;
+        connector.connect(name, stream).await
+    }
+
+    fn connector(&self) -> Result<TlsConnector, String> {
+        let roots = match &self.roots {
+            Some(roots) => Arc::clone(roots),
+            None => Arc::new(of_the_system()?),
+        };
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?
+            .with_root_certificates(roots);
+        let mut config = match &self.identity {
+            Some(identity) => {
+                let shown = SingleCertAndKey::from(CertifiedKey::clone(identity));
+                config.with_client_cert_resolver(Arc::new(shown))
+            }
+            None => config.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![HTTP.to_vec()];
+        Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+impl fmt::Debug for BackendTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendTls").finish_non_exhaustive()
+    }
+}
+
+fn of_the_system() -> Result<RootCertStore, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(found.certs);
+    if store.is_empty() {
+        let why = found.errors.first();
+        let why = why.map(|e| format!(": {e}")).unwrap_or_default();
+        return Err(format!(
+            "this system trusts nobody's certificates (say who is to be trusted){why}"
+        ));
+    }
+    Ok(store)
+}
