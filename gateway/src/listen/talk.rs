@@ -56,6 +56,13 @@ pub(super) struct Host {
 /// On the heap, as it is big.
 type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
 
+/// Has a future made where it stays: it is too big to be carried there.
+fn in_place<F: Future<Output = Response> + Send + 'static>(make: impl FnOnce() -> F) -> Answering {
+    let place = Box::<F>::new_uninit();
+    let made: Pin<Box<F>> = Box::into_pin(Box::write(place, make()));
+    made
+}
+
 impl Host {
     pub(super) fn new(
         peer: Arc<Peer>,
@@ -80,7 +87,7 @@ impl Host {
         match &self.shared {
             Some(shared) if is_for_backends(&request) => {
                 let (shared, peer) = (Arc::clone(shared), Arc::clone(&self.peer));
-                Box::pin(proxy::direct(shared, peer, request))
+                in_place(|| proxy::direct(shared, peer, request))
             }
             _ => {
                 request.extensions_mut().insert(Arc::clone(&self.peer));

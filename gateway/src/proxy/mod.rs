@@ -96,7 +96,8 @@ async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusa
         return ask(flight, &mut outgoing, model.as_deref(), maker.as_ref()).await;
     }
     let wording = Wording::new(&outgoing, model, is_silent, place);
-    ask_by_name(flight, &mut outgoing, wording, maker.as_ref()).await
+    // On the heap, as most gateways have none.
+    Box::pin(ask_by_name(flight, &mut outgoing, wording, maker.as_ref())).await
 }
 
 /// Asks the backends for an answer, or the one that made what this follows up on.
