@@ -1,6 +1,9 @@
 #!/bin/sh
 # Builds the Debian packages of what `make install` installs:
 #   deb.sh DIRECTORY VERSION
+# By debhelper, and not by cargo-deb: there are three packages, of what `make install` has installed,
+# one with a shared library that others depend on by its soname, and the scripts for systemd and
+# tmpfiles.d are debhelper's own. cargo-deb packs what one crate builds.
 # The packages are put into DIRECTORY. MAKE and what `make install` understands may be set.
 set -eu
 out=$1 version=$2
@@ -15,7 +18,7 @@ cp -r "$checkout/packaging/debian" "$out/build/debian"
 # Of the crates that are linked into both.
 {
     echo
-    "${PYTHON:-python3}" "$checkout/packaging/third_party.py" "${CARGO:-cargo}"
+    "${PYTHON:-python3}" "$checkout/packaging/third_party.py" debian "${CARGO:-cargo}"
 } >> "$out/build/debian/copyright"
 # As /etc/logrotate.d/llmlb.
 cp "$checkout/packaging/llmlb.logrotate" "$out/build/debian/llmlb.logrotate"

@@ -47,6 +47,7 @@ if [ "$(uname -s)" = Linux ]; then
     cmp packaging/llmlb.tmpfiles "$prefix/lib/tmpfiles.d/llmlb.conf"
 fi
 cmp packaging/llmlb.logrotate "$prefix/share/doc/llmlb/llmlb.logrotate"
+grep -q "^hyper [0-9]" "$prefix/share/doc/llmlb/LICENSE-THIRD-PARTY" || fail "no licences of others"
 # One program; the rest is for all to read.
 [ "$(find "$out/root" -type f -perm /111)" = "$prefix/bin/llmlb" ] || fail "other programs"
 hidden=$(find "$out/root/opt" ! -perm -444)

@@ -5,10 +5,9 @@
 #   test-install     into a directory, and away again
 #   deb              Debian packages, in target/deb: program, C library, its -dev
 #   test-deb         into a fresh root, used there, and away again; lint
-#   test-pip         the program's wheel, into a fresh virtual environment
 #   wheels           the Python packages of the program and of the library, in target/dist
-#   test-wheels      are they installed, and run, and do the sdists build; not a part of test, as it
-#                    builds releases for several systems
+#   test-wheels      the same as quick builds: installed, and run, and what the sdists build, too;
+#                    WHEELS_PROFILE=release for what is published
 #   check-units      the systemd unit and the tmpfiles.d lines, where there is a systemd
 #
 # Set by the caller where the defaults do not fit:
@@ -17,13 +16,13 @@
 
 PREFIX ?= /usr/local
 
-test: test-install test-deb test-pip
+test: test-install test-deb test-wheels
 quality-checks: check-units
 install: install-program
 uninstall: uninstall-program
 
 .PHONY: program install install-program uninstall uninstall-program test-install check-units \
-    deb test-deb wheels test-wheels test-pip
+    deb test-deb wheels test-wheels
 
 program:
 	$(CARGO) build --release -p llmlb
@@ -32,6 +31,17 @@ ifeq ($(origin LLMLB_PROGRAM),undefined)
 LLMLB_PROGRAM := $(TARGET)/release/llmlb
 install-program wheels: program
 endif
+
+# Whose code is in what is built; maturin finds it beside its pyproject.toml.
+THIRD_PARTY := $(TARGET)/packaging/LICENSE-THIRD-PARTY
+
+$(THIRD_PARTY): Cargo.lock packaging/third_party.py
+	mkdir -p $(dir $@)
+	$(PYTHON) packaging/third_party.py text $(CARGO) > $@.new
+	mv $@.new $@
+
+cli/LICENSE-THIRD-PARTY python/LICENSE-THIRD-PARTY: $(THIRD_PARTY)
+	cp $< $@
 
 PROGRAM_COMMANDS := serve stop status cluster completions man
 PROGRAM_PAGES := $(addprefix share/man/man1/,llmlb.1 $(PROGRAM_COMMANDS:%=llmlb-%.1))
@@ -49,7 +59,7 @@ define program_write
 
 endef
 
-install-program:
+install-program: $(THIRD_PARTY)
 	install -d "$(DESTDIR)$(PREFIX)/bin" $(foreach file,$(firstword $(PROGRAM_PAGES)) $(PROGRAM_BASH) \
 	    $(PROGRAM_ZSH) $(PROGRAM_FISH),"$(DESTDIR)$(PREFIX)/$(dir $(file))") \
 	    "$(DESTDIR)$(PREFIX)/$(PROGRAM_DOCS)"
@@ -59,7 +69,7 @@ install-program:
 	$(call program_write,$(PROGRAM_BASH),$(LLMLB_PROGRAM) completions bash)
 	$(call program_write,$(PROGRAM_ZSH),$(LLMLB_PROGRAM) completions zsh)
 	$(call program_write,$(PROGRAM_FISH),$(LLMLB_PROGRAM) completions fish)
-	install -m 644 LICENSE LICENSE-APACHE LICENSE-MIT packaging/example.conf packaging/llmlb.logrotate \
+	install -m 644 LICENSE LICENSE-APACHE LICENSE-MIT $(THIRD_PARTY) packaging/example.conf packaging/llmlb.logrotate \
 	    "$(DESTDIR)$(PREFIX)/$(PROGRAM_DOCS)"
 ifeq ($(shell uname -s),Linux)
 	install -d $(foreach file,$(PROGRAM_UNIT) $(PROGRAM_TMPFILES),"$(DESTDIR)$(PREFIX)/$(dir $(file))")
@@ -92,12 +102,13 @@ $(WHEELS_VENV)/ready: packaging/requirements.txt
 	$(WHEELS_VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-wheels: $(WHEELS_VENV)/ready
+wheels: $(WHEELS_VENV)/ready cli/LICENSE-THIRD-PARTY python/LICENSE-THIRD-PARTY
 	MAKE="$(MAKE)" LLMLB_PROGRAM="$(LLMLB_PROGRAM)" packaging/wheels.sh build $(WHEELS_VENV) $(TARGET)/dist
 
-test-wheels: wheels
-	LLMLB_PROGRAM="$(LLMLB_PROGRAM)" packaging/wheels.sh test $(WHEELS_VENV) $(TARGET)/dist
+WHEELS_PROFILE ?= dev
 
-test-pip: python-wheel cli
-	MAKE="$(MAKE)" LLMLB_PROGRAM="$(LLMLB_BIN)" packaging/wheels.sh pip $(PYTHON_VENV) $(TARGET)/packaging/pip \
-	    $(TARGET)/wheels/*.whl
+test-wheels: cli $(WHEELS_VENV)/ready cli/LICENSE-THIRD-PARTY python/LICENSE-THIRD-PARTY
+	for what in build test; do \
+	    MAKE="$(MAKE)" LLMLB_PROGRAM="$(LLMLB_BIN)" PROFILE="$(WHEELS_PROFILE)" \
+	        packaging/wheels.sh $$what $(WHEELS_VENV) $(TARGET)/packaging/wheels; \
+	done

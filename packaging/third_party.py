@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Whose code the program and the library contain, and under which licences: paragraphs as they stand
-in a Debian copyright file, made from what cargo knows and from the licences that the crates bring.
+"""Whose code the program and the libraries contain, and under which licences, made from what cargo
+knows and from the licences that the crates bring.
 
-    third_party.py CARGO > third-party
+    third_party.py debian CARGO   paragraphs as they stand in a Debian copyright file
+    third_party.py text CARGO     every licence in full, for whatever else is built of them
 
 Where a crate may be had under several licences, it is under MIT here if that is one of them.
 """
@@ -14,10 +15,14 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-ROOTS = ("llmlb", "llmlb-lock-ffi")
+ROOTS = {
+    "debian": ("llmlb", "llmlb-lock-ffi"),
+    "text": ("llmlb", "llmlb-lock-ffi", "llmlb-lock-python"),
+}
 FILES = ("LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE")
 COPYRIGHT = re.compile(r"^\W*(copyright\b.*(\d|\(c\)|©).*|©.*)$", re.IGNORECASE)
 APACHE = "Apache License Version 2.0, January 2004"
+LINE = "-" * 80
 COMMON = "On Debian systems, the full text of this licence is in\n/usr/share/common-licenses/{}."
 
 
@@ -29,11 +34,11 @@ def metadata(cargo):
     return json.loads(subprocess.run(ask, check=True, capture_output=True, text=True).stdout)
 
 
-def linked(known):
+def linked(known, roots):
     """What becomes a part of what is built: no macros, nothing that only builds or tests."""
     packages = {package["id"]: package for package in known["packages"]}
     nodes = {node["id"]: node for node in known["resolve"]["nodes"]}
-    waiting = [id for id, package in packages.items() if package["name"] in ROOTS]
+    waiting = [id for id, package in packages.items() if package["name"] in roots]
     seen = set(waiting)
     while waiting:
         for dependency in nodes[waiting.pop()]["deps"]:
@@ -100,5 +105,25 @@ def paragraphs(packages):
         )
 
 
+def in_full(packages):
+    """What each crate brings, as it is; the same words once."""
+    texts = {}
+    for package in packages:
+        name, brought = licences(package)
+        if not brought:
+            raise SystemExit(f"{package['name']} {package['version']} brings no licence text")
+        for text in brought:
+            text = "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").splitlines())
+            names = texts.setdefault((name, text.strip("\n")), [])
+            names.append(f"{package['name']} {package['version']}")
+    yield "This contains code of the crates below, each under the licence that follows its name."
+    for (name, text), names in texts.items():
+        name = "MIT" if name == "Expat" else name
+        yield "\n".join([LINE, *names, f"Licence: {name}", LINE, "", text])
+
+
 if __name__ == "__main__":
-    print("\n\n".join(paragraphs(linked(metadata(sys.argv[1])))))
+    kind, cargo = sys.argv[1:]
+    packages = linked(metadata(cargo), ROOTS[kind])
+    made = {"debian": paragraphs, "text": in_full}[kind](packages)
+    print("\n\n".join(made))

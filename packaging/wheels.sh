@@ -2,12 +2,11 @@
 # The Python packages, as they are published: the program (`llmlb`) and the library (`llmlb-lock`).
 #   wheels.sh build VENV OUT    wheels for glibc 2.17 and later and for musl, and the sdists, in OUT
 #   wheels.sh test VENV OUT     are they what they say, installed, run, and built from the sdists
-#   wheels.sh pip VENV OUT LIBRARY   the program's wheel, as the tests build the program, and the
-#                                    library's, installed and run
 # VENV has maturin and zig, which links for a C library that is older than this machine's. Elsewhere
-# than on Linux, for this system alone. LLMLB_PROGRAM prints the manual pages.
+# than on Linux, for this system alone. LLMLB_PROGRAM prints the manual pages. PROFILE is cargo's,
+# release by default.
 set -euo pipefail
-what=$1 venv=$2 out=$3
+what=$1 venv=$2 out=$3 profile=${PROFILE:-release}
 cd "$(dirname "$0")/.."
 export PATH="$venv/bin:$PATH"
 fail() {
@@ -29,7 +28,7 @@ build() {
     mkdir -p "$out"
     program_data
     for package in cli python; do
-        local make=(maturin build --quiet --release --manifest-path "$package/Cargo.toml" --out "$out")
+        local make=(maturin build --quiet --profile "$profile" --manifest-path "$package/Cargo.toml" --out "$out")
         if [ "$(uname -s)" = Linux ]; then
             "${make[@]}" --zig --target "$machine-unknown-linux-gnu" --compatibility manylinux2014
             if [ -d "$(rustc --print sysroot)/lib/rustlib/$machine-unknown-linux-musl" ]; then
@@ -64,6 +63,11 @@ installed() {
     cmp <("$out/fresh/bin/llmlb" man serve) "$out/fresh/share/man/man1/llmlb-serve.1"
     cmp <("$out/fresh/bin/llmlb" completions bash) \
         "$out/fresh/share/bash-completion/completions/llmlb"
+    for package in llmlb:hyper llmlb_lock:pyo3; do
+        grep -q "^${package#*:} [0-9]" \
+            "$out"/fresh/lib/python*/site-packages/"${package%:*}"-*/licenses/LICENSE-THIRD-PARTY ||
+            fail "$package: no licences of others"
+    done
     (cd "$out" && LLMLB_LOCK_DIR="$out/locks" fresh/bin/python -c '
 import llmlb_lock
 with llmlb_lock.ServerLock(8000) as lock:
@@ -93,29 +97,25 @@ check() {
     else
         installed "$out"/*.whl
     fi
-    # As pip does where there is no wheel: unpacked elsewhere, in an environment of its own.
-    mkdir -p "$out/built"
+    # As pip does where there is no wheel: by what the sdist has alone, in an environment that has
+    # nothing but the toolchain; what others have built of its dependencies is built once.
+    mkdir -p "$out/built" "$out/sources"
     for sdist in "$out"/*.tar.gz; do
-        "$venv/bin/pip" wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$out/built" \
-            "$sdist"
+        tar -xzf "$sdist" -C "$out/sources"
+        sdist=$(basename "$sdist" .tar.gz)
+        env -i PATH="$PATH" HOME="$HOME" CARGO_INCREMENTAL=0 \
+            CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}" \
+            "$venv/bin/pip" wheel --quiet --disable-pip-version-check --no-deps \
+            --config-settings=build-args="--profile $profile" --wheel-dir "$out/built" \
+            "$out/sources/$sdist"
     done
     installed "$out"/built/*.whl
-    rm -rf "$out/unpacked" "$out/musl" "$out/built"
+    rm -rf "$out/unpacked" "$out/musl" "$out/built" "$out/sources"
     echo "the wheels are installed and run, and the sdists build"
-}
-
-pip() {
-    rm -rf "$out"
-    mkdir -p "$out"
-    program_data
-    maturin build --quiet --profile dev --manifest-path cli/Cargo.toml --out "$out"
-    installed "$out"/*.whl "$1"
-    echo "what pip installs runs, with manual pages and completions"
 }
 
 case $what in
     build) build ;;
-    pip) pip "${@:4}" ;;
     test) check ;;
     *) fail "no such thing: $what" ;;
 esac

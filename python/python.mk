@@ -28,7 +28,7 @@ $(PYTHON_VENV)/ready: python/requirements.txt
 	$(PYTHON_BIN)/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-python-wheel: $(PYTHON_VENV)/ready
+python-wheel: $(PYTHON_VENV)/ready python/LICENSE-THIRD-PARTY
 	rm -rf $(TARGET)/wheels
 	$(PYTHON_BIN)/maturin build --quiet --release --manifest-path python/Cargo.toml \
 	    --interpreter $(PYTHON_BIN)/python --out $(TARGET)/wheels

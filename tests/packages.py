@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LICENCES = ["LICENSE-APACHE", "LICENSE-MIT"]
+THIRD_PARTY = "LICENSE-THIRD-PARTY"
 
 
 def same(content: bytes | None, original: str, where: str) -> None:
@@ -53,8 +54,10 @@ def check_wheel(path: Path) -> None:
         metadata = Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
         for licence in LICENCES:
             same(wheel.read(f"{info}/licenses/{licence}"), licence, f"{path.name}: {licence}")
+        others = wheel.read(f"{info}/licenses/{THIRD_PARTY}").decode()
+    assert "\npyo3 " in others and "\nserde_json " in others, f"{path.name}: {THIRD_PARTY}"
     assert metadata["License-Expression"] == "MIT OR Apache-2.0"
-    assert sorted(metadata.get_all("License-File")) == LICENCES
+    assert sorted(metadata.get_all("License-File")) == [*LICENCES, THIRD_PARTY]
     assert metadata["Summary"] and metadata["Keywords"] and metadata["Requires-Python"]
     urls = {line.split(",")[0] for line in metadata.get_all("Project-URL")}
     assert {"Homepage", "Documentation", "Repository", "Issues", "Changelog"} <= urls, urls
@@ -71,8 +74,9 @@ def main() -> None:
     packages = json.loads(said)["packages"]
     published = [p for p in packages if p["publish"] is None]
     private = [f"--exclude={p['name']}" for p in packages if p["publish"] is not None]
-    # Not built, as all of it is built by the tests.
-    make = [cargo, "package", "--quiet", "--workspace", "--no-verify", "--allow-dirty", *private]
+    # Each is built from what is in its package, against the others' packages, here on this system
+    # alone; what they depend on is built once for all.
+    make = [cargo, "package", "--quiet", "--workspace", "--allow-dirty", *private]
     subprocess.run([*make, "--target-dir", target], cwd=ROOT, check=True)
     for package in published:
         check_crate(package, target)

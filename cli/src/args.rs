@@ -710,7 +710,7 @@ mod tests {
             &["serve", "--port", "http"],
             &["serve", "--port", "-1"],
             &["serve", "--backend", "gpu2:8000"],
-            &["serve", "--backend", "http://gpu1,https://gpu2"],
+            &["serve", "--backend", "http://gpu1,ftp://gpu2"],
             &["serve", "--api-key", ""],
             &["serve", "--max-requests", "0"],
             &["serve", "--health-interval", "0"],

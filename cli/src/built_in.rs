@@ -198,7 +198,7 @@ pub(crate) async fn serve(
         }
         course = succession.reign(gateway, &mut shutdown) => course,
         () = &mut reloads => return Err(Failure::new(exit::FAILURE, "no more signals")),
-        never = feed_watchdog(|| probe.look()) => match never {},
+        never = feed_watchdog(|| probe.is_healthy()) => match never {},
         never = prepared.certificates.follow() => match never {},
     };
     readiness.lost();

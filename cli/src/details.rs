@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use llmlb_lock_core::{LockInfo, process_command};
+use llmlb_lock_core::LockInfo;
 use serde::Serialize;
 
 use crate::insight::Insight;
@@ -43,7 +43,9 @@ impl Details {
         let launcher = outer::launcher(info.pid, lock, insight).unwrap_or(info.pid);
         let last_end = state.and_then(|state| state.last_end.clone());
         Self {
-            command: process_command(info.pid).map(|words| harmless(&shown(&words))),
+            command: insight
+                .command(info.pid)
+                .map(|words| harmless(&shown(&words))),
             address,
             user: outer::user(lock).map(|user| harmless(&user)),
             uptime_seconds: Some(uptime(info.started_at, Utc::now())),
@@ -87,6 +89,15 @@ impl Details {
                 let at = end.at.to_rfc3339_opts(SecondsFormat::Secs, true);
                 format!("{restarts} ({end}, {at})")
             }
+            None => restarts.to_string(),
+        })
+    }
+
+    /// The same without when.
+    pub(crate) fn restarts_in_short(&self) -> Option<String> {
+        let restarts = self.restarts?;
+        Some(match &self.last_end {
+            Some(end) => format!("{restarts} ({end})"),
             None => restarts.to_string(),
         })
     }

@@ -1,6 +1,7 @@
-//! What processes have open and whom they have started, as one look at many servers sees it. Apart
-//! from what it is asked for, because strangers decide how many lock files name one process, and
-//! how much that has open: each is looked into once, and nobody further than there is reason to.
+//! What processes have open, whom they have started and how they were started themselves, as one
+//! look at many servers sees it. Apart from what it is asked for, because strangers decide how many
+//! lock files name one process, and how much that has open: each is looked into once, and nobody
+//! further than there is reason to.
 
 #[cfg(target_os = "linux")]
 pub(crate) use linux::{Insight, Looked};
@@ -10,6 +11,14 @@ pub(crate) use linux::{Insight, Looked};
 #[derive(Default)]
 pub(crate) struct Insight {}
 
+#[cfg(not(target_os = "linux"))]
+impl Insight {
+    /// The arguments that a process shows.
+    pub(crate) fn command(&self, pid: u32) -> Option<Vec<String>> {
+        llmlb_lock_core::process_command(pid)
+    }
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
     use std::collections::{HashMap, HashSet};
@@ -18,6 +27,8 @@ mod linux {
     use std::os::unix::fs::MetadataExt;
     use std::path::{Path, PathBuf};
     use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+    use llmlb_lock_core::process_command;
 
     /// How many descriptors of one user's processes are looked at.
     const MOST: usize = 1 << 16;
@@ -30,6 +41,7 @@ mod linux {
     #[derive(Default)]
     struct Known {
         processes: HashMap<u32, Arc<Process>>,
+        commands: HashMap<u32, Option<Vec<String>>>,
         looked_at: HashMap<u32, usize>,
     }
 
@@ -71,6 +83,18 @@ mod linux {
             });
             known.processes.insert(pid, process.clone());
             process
+        }
+
+        /// The arguments that a process shows.
+        pub(crate) fn command(&self, pid: u32) -> Option<Vec<String>> {
+            let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(command) = known().commands.get(&pid) {
+                return command.clone();
+            }
+            // Nobody waits for one that hangs but who asks for it.
+            let command = process_command(pid);
+            known().commands.insert(pid, command.clone());
+            command
         }
     }
 

@@ -42,10 +42,22 @@ pub(crate) fn listening(server: u32, root: u32, port: u16, insight: &Insight) ->
         return Listening::Not;
     }
     match linux::owned(&sockets, server, root, insight) {
-        linux::Owned::Yes(address) => Listening::On(address),
+        linux::Owned::Yes(address, _) => Listening::On(address),
         linux::Owned::No => Listening::Not,
         linux::Owned::Untold => Listening::On(sockets[0].address),
     }
+}
+
+/// Whether `server`, or the one below `root` that listens, has been stopped by a signal: the kernel
+/// takes connections for it still.
+#[cfg(target_os = "linux")]
+pub(crate) fn is_stopped(server: u32, root: u32, port: u16, insight: &Insight) -> bool {
+    let sockets = linux::sockets(server, port).unwrap_or_default();
+    let listens = match linux::owned(&sockets, server, root, insight) {
+        linux::Owned::Yes(_, pid) => pid,
+        linux::Owned::No | linux::Owned::Untold => server,
+    };
+    linux::is_stopped(server) || listens != server && linux::is_stopped(listens)
 }
 
 /// The same for whoever holds a lock, and the launcher that has it as well.
@@ -66,7 +78,7 @@ pub(crate) fn holder_listens(holder: u32, lock: &Path, port: u16, insight: &Insi
 }
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::launcher;
+pub(crate) use linux::{launcher, parent};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -260,7 +272,8 @@ mod linux {
     }
 
     pub(super) enum Owned {
-        Yes(SocketAddr),
+        /// In this one.
+        Yes(SocketAddr, u32),
         No,
         /// A process may not be looked into.
         Untold,
@@ -278,7 +291,7 @@ mod linux {
         while let Some(pid) = waiting.pop_front() {
             let process = insight.of(pid);
             match process.first_open(sockets, |socket| socket.inode) {
-                Looked::At(Some(socket)) => return Owned::Yes(socket.address),
+                Looked::At(Some(socket)) => return Owned::Yes(socket.address, pid),
                 Looked::At(None) | Looked::Gone => {}
                 Looked::Hidden => told = false,
             }
@@ -296,11 +309,26 @@ mod linux {
         if told { Owned::No } else { Owned::Untold }
     }
 
+    /// By a signal or a debugger.
+    pub(super) fn is_stopped(pid: u32) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        let state = stat.as_deref().ok().and_then(|stat| {
+            // The name before it may be anything.
+            stat.rsplit_once(')')?.1.trim_start().chars().next()
+        });
+        matches!(state, Some('T' | 't'))
+    }
+
+    /// Who has started a process, or has it by now.
+    pub(crate) fn parent(pid: u32) -> Option<u32> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        parent.trim().parse().ok().filter(|&parent| parent > 0)
+    }
+
     /// The parent of a holder, if it has the lock's file open.
     pub(crate) fn launcher(holder: u32, lock: &Path, insight: &Insight) -> Option<u32> {
-        let status = fs::read_to_string(format!("/proc/{holder}/status")).ok()?;
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-        let parent = parent.trim().parse().ok().filter(|&parent| parent > 0)?;
+        let parent = parent(holder)?;
         let lock = lock.canonicalize().ok()?;
         insight.of(parent).has_lock(&lock).then_some(parent)
     }

@@ -93,6 +93,16 @@ const ENVIRONMENT: &[Told] = &[
          directory.",
     ),
     (
+        &["completions"],
+        "LLMLB_LOCK_DIR",
+        "Where the ports that are completed are looked for, as the shell has it when it completes.",
+    ),
+    (
+        &["completions"],
+        "LLMLB_COMPLETE",
+        "Set by the scripts: the program answers what may stand next, and does nothing else.",
+    ),
+    (
         GUARDS,
         "LLMLB_LOG",
         "What is logged to standard error: off, error, warn, info (the default of serve), debug or \
@@ -136,7 +146,9 @@ const ENVIRONMENT: &[Told] = &[
     (
         &["serve"],
         "WATCHDOG_USEC",
-        "How often systemd wants to be told that the server is healthy; systemd sets it.",
+        "How often systemd wants to be told that the server is healthy; systemd sets it. Healthy is \
+         one whose --ready-url answers below 400; without that, one whose processes are not stopped \
+         and whose port takes a connection.",
     ),
 ];
 
@@ -153,6 +165,47 @@ const FILES: &[Told] = &[
         "/tmp/llmlb/serve_PORT.state",
         "What llmlb status tells of a server beside that: restarts, backends that are up. It may be \
          missing, and decides nothing.",
+    ),
+    (
+        &["serve"],
+        "/tmp/llmlb/serve_PORT.log",
+        "The output of a server in the background, where --log-file names no other.",
+    ),
+    (
+        &["serve"],
+        "/tmp/llmlb/serve_PORT.sock",
+        "Where a load balancer is asked to hand its port over, by --replace.",
+    ),
+    (
+        &["completions"],
+        "share/bash-completion/completions/llmlb, share/zsh/site-functions/_llmlb, \
+         share/fish/vendor_completions.d/llmlb.fish",
+        "Where packages have put the scripts, below /usr or /usr/local.",
+    ),
+    (
+        &["completions"],
+        "/tmp/llmlb/serve_PORT.lock",
+        "Read when a port is completed, for those that are guarded now.",
+    ),
+    (
+        &["man"],
+        "share/man/man1/llmlb.1, share/man/man1/llmlb-COMMAND.1",
+        "Where packages have put the same pages, below /usr or /usr/local.",
+    ),
+];
+
+/// Of a section that a page would lack: nothing is a word, too.
+const NOTHING: &[Told] = &[
+    (
+        &["cluster"],
+        "FILES",
+        "None of its own. The certificates that an etcds:// URL names are read, and the file that \
+         LLMLB_CLUSTER_PASSWORD_FILE does.",
+    ),
+    (
+        &["man"],
+        "ENVIRONMENT",
+        "None: a page is the same everywhere.",
     ),
 ];
 
@@ -226,11 +279,11 @@ pub(crate) fn page(program: Command, of: Option<&str>) -> String {
         commands(&mut roff, &program);
     }
     options(&mut roff, command);
-    list(&mut roff, "EXIT STATUS", told(EXIT_STATUS, name));
+    list(&mut roff, "EXIT STATUS", told(EXIT_STATUS, name), name);
     let mut variables = told(ENVIRONMENT, name);
     variables.extend(options_variables(command));
-    list(&mut roff, "ENVIRONMENT", variables);
-    list(&mut roff, "FILES", told(FILES, name));
+    list(&mut roff, "ENVIRONMENT", variables, name);
+    list(&mut roff, "FILES", told(FILES, name), name);
     show_examples(&mut roff, &examples, name);
     see_also(&mut roff, &program, title);
     wrapped(&roff.render())
@@ -379,11 +432,13 @@ fn told(all: &[Told], name: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-fn list(roff: &mut Roff, section: &str, items: Vec<(String, String)>) {
-    if items.is_empty() {
-        return;
-    }
+/// Without items, what is told of having none.
+fn list(roff: &mut Roff, section: &str, items: Vec<(String, String)>, name: &str) {
     roff.control("SH", [section]);
+    let none = NOTHING.iter();
+    for (.., text) in none.filter(|(of, what, _)| of.contains(&name) && *what == section) {
+        roff.text([roman(*text)]);
+    }
     for (what, text) in items {
         item(roff, [bold(what)], &text);
     }
@@ -502,7 +557,7 @@ mod tests {
             for name in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXAMPLES"] {
                 assert!(section(&page, name).is_some(), "{name}: {page}");
             }
-            for name in ["\"EXIT STATUS\"", "\"SEE ALSO\""] {
+            for name in ["\"EXIT STATUS\"", "\"SEE ALSO\"", "ENVIRONMENT", "FILES"] {
                 assert!(section(&page, name).is_some(), "{name}: {page}");
             }
         }

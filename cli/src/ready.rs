@@ -20,6 +20,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::insight::Insight;
+#[cfg(target_os = "linux")]
+use crate::listening::is_stopped;
 use crate::listening::{Listening, listening};
 
 /// How often it is looked for: soon at first, and never all the time.
@@ -265,6 +267,28 @@ impl Probe {
                 None => false,
             },
         }
+    }
+
+    /// Whether it can be told to be healthy, once it is ready: where no URL says so, it is not
+    /// stopped, and its port takes a connection, which is closed at once.
+    #[cfg(target_os = "linux")]
+    pub(crate) async fn is_healthy(&self) -> bool {
+        if self.url.is_some() {
+            return self.look().await;
+        }
+        if is_stopped(self.server, self.launcher, self.port, &Insight::default()) {
+            return false;
+        }
+        match self.address() {
+            Some(place) => matches!(timeout(ANSWER, place.connect()).await, Ok(Ok(_))),
+            None => false,
+        }
+    }
+
+    /// systemd alone asks.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) async fn is_healthy(&self) -> bool {
+        self.look().await
     }
 
     /// What it answers with 200 to a GET of this path on its own port, if that is no longer than

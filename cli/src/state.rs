@@ -25,6 +25,9 @@ pub(crate) struct State {
     pub(crate) last_end: Option<LastEnd>,
     /// Whether what it was told to ask has answered; `None` where its sockets tell.
     pub(crate) ready: Option<bool>,
+    /// Whether that is asked elsewhere than on its port: its sockets need not tell anything then.
+    #[serde(default)]
+    pub(crate) asked_elsewhere: bool,
     /// Of a load balancer.
     pub(crate) backends: Option<usize>,
     pub(crate) backends_up: Option<usize>,
@@ -73,13 +76,14 @@ mod file {
     use std::os::unix::fs::MetadataExt;
     use std::path::{Path, PathBuf};
 
-    use llmlb_lock_core::{LockInfo, ServerLock, is_process_running};
+    use llmlb_lock_core::{LockInfo, ServerLock};
     use rustix::fs::{
         AtFlags, Mode, OFlags, Stat, fstat, lstat, open, openat, renameat, statat, unlinkat,
     };
     use tracing::debug;
 
     use super::{LastEnd, State};
+    use crate::ready::ReadyUrl;
 
     /// Ours are a tenth of it.
     const MAX_LEN: u64 = 4096;
@@ -106,6 +110,7 @@ mod file {
                     restarts: 0,
                     last_end: None,
                     ready: None,
+                    asked_elsewhere: false,
                     backends: None,
                     backends_up: None,
                 },
@@ -123,10 +128,11 @@ mod file {
         }
 
         /// The lock names another holder from now on.
-        pub(crate) fn begins(&mut self, info: &LockInfo, ready: Option<bool>) {
+        pub(crate) fn begins(&mut self, info: &LockInfo, asked: Option<&ReadyUrl>) {
             self.change(|state| {
                 state.name(info);
-                state.ready = ready;
+                state.ready = asked.map(|_| false);
+                state.asked_elsewhere = matches!(asked, Some(ReadyUrl::Url(_)));
             });
         }
 
@@ -247,10 +253,19 @@ mod file {
             return None;
         }
         // What it has told of the past stays true when it is gone.
-        if !is_process_running(state.llmlb) {
+        if !guards(state.llmlb, info.pid) {
             (state.ready, state.backends, state.backends_up) = (None, None, None);
         }
         Some(state)
+    }
+
+    /// Whether it may be the live guard of a holder: it is that itself, or has started it.
+    fn guards(llmlb: u32, holder: u32) -> bool {
+        #[cfg(target_os = "linux")]
+        let is_parent = || crate::listening::parent(holder) == Some(llmlb);
+        #[cfg(not(target_os = "linux"))]
+        let is_parent = || llmlb_lock_core::is_process_running(llmlb);
+        llmlb == holder || is_parent()
     }
 
     /// What a guard keeps beside its lock, held on to: whoever has killed it clears that up.

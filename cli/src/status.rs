@@ -1,16 +1,16 @@
 //! `llmlb status`: the servers that core lists, and whether they answer, as a table or JSON.
 
+mod row;
+mod table;
+
+use std::collections::HashMap;
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
-use console::Term;
-use llmlb_lock_core::{LeftOver, LockDir, Server, ServerState};
-use serde::Serialize;
+use llmlb_lock_core::{LockDir, Server, ServerState};
 
 use crate::args::{Format, StatusArgs};
 use crate::details::Details;
@@ -19,6 +19,8 @@ use crate::insight::Insight;
 use crate::listening::{Listening, holder_listens};
 use crate::state::{self, State};
 use crate::{output, owner, pool};
+use row::{Row, Status};
+use table::{Look, table};
 
 /// A listening port on this machine accepts within microseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
@@ -112,7 +114,7 @@ fn rows(locks: &LockDir, args: &StatusArgs, look: Look) -> Result<Rows, Failure>
         live || args.all || args.port.is_some()
     };
     let (servers, hidden): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(shown);
-    if args.port.is_none() && !args.watch && args.format != Format::Json {
+    if args.port.is_none() && !args.watch {
         hidden_of_others(&hidden)
             .iter()
             .for_each(|line| output::note(line));
@@ -177,15 +179,27 @@ fn hidden_of_others(hidden: &[Server]) -> Option<String> {
     ))
 }
 
-/// What is shown of them, and how many are not: those of others, who may have made any number.
-fn within_bounds(mut servers: Vec<Server>) -> (Vec<Server>, usize) {
+/// What is shown of them, and how many are not: this user's own come first, and then as many of each
+/// other's, any of whom may have made any number.
+fn within_bounds(servers: Vec<Server>) -> (Vec<Server>, usize) {
     let left_out = servers.len().saturating_sub(SHOWN);
-    if left_out > 0 {
-        servers.sort_by_cached_key(|server| !owner::is_own(&server.path));
-        servers.truncate(SHOWN);
-        servers.sort_unstable_by_key(|server| server.port);
+    if left_out == 0 {
+        return (servers, 0);
     }
-    (servers, left_out)
+    let own = owner::own();
+    let mut counts: HashMap<Option<u32>, usize> = HashMap::new();
+    let ranked = servers.into_iter().map(|server| {
+        let owner = owner::of(&server.path);
+        let count = counts.entry(owner).or_default();
+        *count += 1;
+        ((owner != own, *count), server)
+    });
+    let mut ranked: Vec<_> = ranked.collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    let shown = ranked.into_iter().take(SHOWN).map(|(_, server)| server);
+    let mut shown: Vec<Server> = shown.collect();
+    shown.sort_unstable_by_key(|server| server.port);
+    (shown, left_out)
 }
 
 struct Rows {
@@ -200,153 +214,6 @@ impl Rows {
             format!("{left_out} more lock files are not shown; see --port for one of them")
         })
     }
-}
-
-#[derive(Serialize)]
-struct Row {
-    port: u16,
-    pid: Option<u32>,
-    started_at: Option<DateTime<Utc>>,
-    status: Status,
-    /// Of a file that can't be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    owner: Option<String>,
-    #[serde(flatten)]
-    details: Details,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-enum Status {
-    Running,
-    Starting,
-    Held,
-    Stale,
-    Unreadable,
-    /// A process that a killed server left behind.
-    LeftOver,
-}
-
-impl Row {
-    fn new(server: Server, ready: bool, details: Details) -> Self {
-        let (status, owner) = match server.state {
-            ServerState::Running if ready => (Status::Running, None),
-            ServerState::Running => (Status::Starting, None),
-            ServerState::Stale => (Status::Stale, None),
-            ServerState::Unreadable { owner } => (Status::Unreadable, owner),
-            _ => (Status::Held, None),
-        };
-        // The file of a lock that somebody else holds names the wrong one.
-        let info = server.info.filter(|_| status != Status::Held);
-        Self {
-            port: server.port,
-            pid: info.as_ref().map(|info| info.pid),
-            started_at: info.map(|info| info.started_at),
-            status,
-            owner,
-            details,
-        }
-    }
-
-    fn left_over(left_over: LeftOver) -> Self {
-        Self {
-            port: left_over.port,
-            pid: Some(left_over.pid),
-            started_at: left_over.started_at,
-            status: Status::LeftOver,
-            owner: None,
-            details: Details::default(),
-        }
-    }
-}
-
-/// What a table shows, and where. Programs read the first four columns from a pipe.
-#[derive(Clone, Copy)]
-struct Look {
-    wide: bool,
-    /// Of the terminal, which shows what each server is as well.
-    width: Option<u16>,
-}
-
-impl Look {
-    fn of(format: Format) -> Self {
-        let terminal = Term::stdout();
-        let size = terminal.is_term().then(|| terminal.size());
-        Self {
-            wide: format == Format::Wide,
-            width: size.map(|(_, columns)| columns),
-        }
-    }
-
-    fn tells_all(self) -> bool {
-        self.wide || self.width.is_some()
-    }
-
-    fn header(self) -> Vec<&'static str> {
-        let mut header = vec!["PORT", "PID", "STARTED", "STATUS"];
-        if self.wide {
-            header.extend(["UPTIME", "USER", "ADDRESS", "RESTARTS", "LOG"]);
-        }
-        if self.tells_all() {
-            header.push("COMMAND");
-        }
-        header
-    }
-
-    fn cells(self, row: &Row) -> Vec<String> {
-        let started = row
-            .started_at
-            .map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
-        let status = match &row.owner {
-            Some(owner) => format!("{:?} (owner: {owner})", row.status),
-            None => format!("{:?}", row.status),
-        };
-        let mut cells = vec![row.port.to_string(), cell(row.pid), cell(started), status];
-        let details = &row.details;
-        if self.wide {
-            cells.extend([
-                cell(details.uptime()),
-                cell(details.user.as_ref()),
-                cell(details.address),
-                cell(details.restarts()),
-                cell(details.log_file.as_ref()),
-            ]);
-        }
-        if self.tells_all() {
-            cells.push(cell(details.what()));
-        }
-        cells
-    }
-}
-
-fn table(rows: &[Row], port: Option<u16>, look: Look) -> String {
-    if rows.is_empty() {
-        return match port {
-            Some(port) => format!("No server running on port {port}\n"),
-            None => "No servers running\n".to_owned(),
-        };
-    }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(look.header());
-    for row in rows {
-        let mut cells = comfy_table::Row::from(look.cells(row));
-        cells.max_height(1);
-        table.add_row(cells);
-    }
-    // Only what is as wide as it takes is shown in full.
-    if let (false, Some(width)) = (look.wide, look.width) {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_width(width).set_truncation_indicator("…");
-        for column in table.column_iter_mut().take(4) {
-            column.set_constraint(ColumnConstraint::ContentWidth);
-        }
-    }
-    let lines = table.lines().map(|line| format!("{}\n", line.trim()));
-    lines.collect()
-}
-
-fn cell(value: Option<impl ToString>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 fn json(rows: &[Row]) -> Result<String, Failure> {
@@ -414,12 +281,15 @@ fn seen(server: &Server, insight: &Insight) -> Listening {
 
 /// Whether it serves, as far as that is told without connecting.
 fn ready(seen: Listening, told: Option<&State>) -> Option<bool> {
-    match (told.and_then(|state| state.ready), seen) {
+    let told = told.and_then(|state| Some((state.ready?, state.asked_elsewhere)));
+    match (told, seen) {
         // Whoever was told where to ask knows better than who looks at sockets.
-        (Some(ready), _) => Some(ready),
-        (None, Listening::On(_)) => Some(true),
-        (None, Listening::Not) => Some(false),
-        (None, Listening::Unknown) => None,
+        (Some((false, _)), _) => Some(false),
+        (Some((true, true)), _) => Some(true),
+        // What has answered on the port once speaks for no port that is closed by now.
+        (_, Listening::On(_)) => Some(true),
+        (_, Listening::Not) => Some(false),
+        (_, Listening::Unknown) => None,
     }
 }
 

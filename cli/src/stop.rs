@@ -131,10 +131,10 @@ fn stop_and_clear(
     #[cfg(unix)]
     let beside = Beside::of(&locks.lock_path(port));
     let outcome = locks.stop_server(port, options);
-    // Whoever was killed could not clear up.
+    // A guard that was killed could not clear up, also where its server ended well.
     #[cfg(unix)]
     if let Ok(
-        StopOutcome::Stopped { forced: true, .. }
+        StopOutcome::Stopped { .. }
         | StopOutcome::StaleCleaned { .. }
         | StopOutcome::LeftOversEnded { .. },
     ) = outcome
@@ -152,8 +152,8 @@ fn spin(progress: &MultiProgress, port: u16) -> ProgressBar {
 }
 
 /// Removes what servers left behind, in one line for all of it. A server that has such a port by now
-/// is stopped, as all are.
-fn remove_stale(locks: &LockDir, ports: &[u16], options: &StopOptions) -> Result<(), Failure> {
+/// is stopped, as all are. What fails is told of each.
+fn remove_stale(locks: &LockDir, ports: &[u16], options: &StopOptions) -> Vec<Result<(), Failure>> {
     // They have been looked for, for all ports at once.
     let options = &options.clone().left_overs(false);
     let removed = pool::map(ports, STOPS, |&port| {
@@ -163,14 +163,19 @@ fn remove_stale(locks: &LockDir, ports: &[u16], options: &StopOptions) -> Result
         })
     });
     let mut count = 0;
+    let mut results = Vec::new();
     for outcome in removed {
-        if let StopOutcome::StaleCleaned { .. } = outcome? {
-            count += 1;
+        match outcome {
+            Ok(outcome) => {
+                count += usize::from(matches!(outcome, StopOutcome::StaleCleaned { .. }))
+            }
+            Err(e) => results.push(Err(e.into())),
         }
     }
-    output::line(&format!(
+    results.push(output::line(&format!(
         "Removed {count} lock files that servers left behind"
-    ))
+    )));
+    results
 }
 
 fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
@@ -183,21 +188,21 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
         .partition(|server| server.state == ServerState::Stale);
     let ports_of = |servers: Vec<&Server>| servers.iter().map(|server| server.port).collect();
     let (mut stale, mut ports): (Vec<u16>, Vec<u16>) = (ports_of(stale), ports_of(live));
-    // What killed servers have left needs no lock file.
-    let left_overs = locks.left_overs()?;
+    // What killed servers have left needs no lock file. Who lives is stopped, whatever fails here.
+    let left_overs = locks.left_overs();
+    let mut results: Vec<Result<(), Failure>> = Vec::new();
+    let left_overs = left_overs.unwrap_or_else(|e| {
+        results.push(Err(e.into()));
+        Vec::new()
+    });
     ports.extend(left_overs.iter().map(|left_over| left_over.port));
     ports.sort_unstable();
     ports.dedup();
     stale.retain(|port| ports.binary_search(port).is_err());
-    if stale.len() > 1 {
-        remove_stale(locks, &stale, options)?;
-        if ports.is_empty() {
-            return Ok(exit::OK);
-        }
-    } else {
+    if stale.len() == 1 {
         ports.append(&mut stale);
     }
-    if ports.is_empty() {
+    if ports.is_empty() && stale.is_empty() && results.is_empty() {
         output::line("No servers running")?;
         return Ok(exit::OK);
     }
@@ -208,18 +213,17 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
     let (unnamed, ports): (Vec<u16>, Vec<u16>) = ports.into_iter().partition(is_unnamed);
     let progress = &progress();
     let stop = |&port: &u16| stop_one(locks, port, options, progress);
-    let mut results = pool::map(&ports, STOPS, stop);
-    let mut freed = Vec::new();
+    results.extend(pool::map(&ports, STOPS, stop));
     // All processes are gone through to find who is named nowhere, and one may hold many locks.
     for port in unnamed {
         match locks.server(port) {
-            Ok(Some(server)) if server.state == ServerState::Stale => freed.push(port),
+            Ok(Some(server)) if server.state == ServerState::Stale => stale.push(port),
             Ok(None) => {}
             _ => results.push(stop(&port)),
         }
     }
-    if !freed.is_empty() {
-        results.push(remove_stale(locks, &freed, options));
+    if !stale.is_empty() {
+        results.extend(remove_stale(locks, &stale, options));
     }
     let failures: Vec<Failure> = results.into_iter().filter_map(Result::err).collect();
     if failures.is_empty() {

@@ -40,6 +40,8 @@ use tokio::time::{Instant, sleep};
 #[cfg(unix)]
 use tracing::{debug, warn};
 
+#[cfg(target_os = "linux")]
+use crate::cluster::told::Telling;
 use crate::guard::watch;
 use crate::signals::Shutdown;
 #[cfg(unix)]
@@ -80,6 +82,9 @@ pub(crate) struct Succession {
     /// Where this process guards the port.
     #[cfg(unix)]
     state: Option<StateFile>,
+    /// Where another does.
+    #[cfg(target_os = "linux")]
+    telling: Option<Telling>,
 }
 
 /// How a reign ends.
@@ -105,6 +110,8 @@ impl Succession {
             door: None,
             #[cfg(unix)]
             state: None,
+            #[cfg(target_os = "linux")]
+            telling: Telling::inherited(),
             lock: None,
             listener,
             predecessor: None,
@@ -117,6 +124,8 @@ impl Succession {
             door: open_door(&lock),
             #[cfg(unix)]
             state: Some(StateFile::beside(&lock)),
+            #[cfg(target_os = "linux")]
+            telling: None,
             lock: Some(lock),
             listener,
             predecessor,
@@ -164,7 +173,15 @@ impl Succession {
         loop {
             let knock = tokio::select! {
                 never = look_after(self.lock.as_ref()) => match never {},
-                never = tell(self.state.as_mut(), gateway) => match never {},
+                never = tell(gateway, |up, all| {
+                    if let Some(state) = &mut self.state {
+                        state.backends(up, all);
+                    }
+                    #[cfg(target_os = "linux")]
+                    if let Some(telling) = &mut self.telling {
+                        telling.backends(up, all);
+                    }
+                }) => match never {},
                 _ = shutdown.recv() => return Course::Shutdown,
                 knock = offer(self.door.as_ref(), self.lock.as_ref(), &self.listener) => knock,
             };
@@ -249,13 +266,10 @@ async fn look_after(lock: Option<&ServerLock>) -> Infallible {
 
 /// Tells `llmlb status` how many backends are up, whenever that has changed.
 #[cfg(unix)]
-async fn tell(state: Option<&mut StateFile>, gateway: &Gateway) -> Infallible {
-    let Some(state) = state else {
-        return std::future::pending().await;
-    };
+async fn tell(gateway: &Gateway, mut tell: impl FnMut(usize, usize)) -> Infallible {
     loop {
         let (up, all) = gateway.backends_up();
-        state.backends(up, all);
+        tell(up, all);
         sleep(TELL_STEP).await;
     }
 }

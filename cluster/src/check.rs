@@ -1,13 +1,15 @@
 //! Whether a cluster can be relied on: the data for `llmlb cluster check`. Apart, since it looks at
 //! each member by itself, where all else takes whichever answers.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use serde_json::json;
 
-use crate::error::ClusterError;
+use crate::error::{ClusterError, UnreachableEndpoint};
 use crate::etcd::{lease_id, number};
 use crate::http::{Config, Http};
 use crate::interrupt::Interrupt;
@@ -15,6 +17,9 @@ use crate::keys::Keys;
 use crate::record::nonce;
 
 const ATTEMPT: Duration = Duration::from_secs(2);
+/// How long all members together may take for one request: after a look at each there is time for
+/// one that waits for a majority in vain, within the ten seconds that a terminal gets.
+const ALL: Duration = Duration::from_secs(7);
 
 /// What a check has found.
 #[derive(Debug)]
@@ -59,23 +64,58 @@ impl Check {
         keys: &Keys,
         interrupt: &Interrupt,
     ) -> Result<Self, ClusterError> {
-        let http = Http::new(config, ATTEMPT, Some(interrupt));
-        let endpoints = config
-            .url
-            .endpoints
-            .iter()
-            .enumerate()
-            .map(|(i, endpoint)| (endpoint.to_string(), member(&http, i)))
-            .collect();
-        let check = Self {
-            endpoints,
-            quorum: quorum(&http, keys),
-            ttl_floor: ttl_floor(&http),
-            rights: rights(&http, keys),
+        let all = &config.url.endpoints;
+        let attempt = ATTEMPT.min(ALL / u32::try_from(all.len()).unwrap_or(1));
+        let http = Http::new(config, attempt, Some(interrupt));
+        let found = members(&http, all.len());
+        let quorum = match silence(&found) {
+            Some(endpoints) => Err(ClusterError::Unreachable { endpoints }),
+            None => quorum(&http, keys),
+        };
+        // Who waits for a majority in vain once would wait so again.
+        let (ttl_floor, rights) = match &quorum {
+            Err(ClusterError::Unreachable { endpoints }) => {
+                let endpoints = endpoints.clone();
+                let again = ClusterError::Unreachable {
+                    endpoints: endpoints.clone(),
+                };
+                (Err(again), Err(ClusterError::Unreachable { endpoints }))
+            }
+            _ => (ttl_floor(&http), rights(&http, keys)),
         };
         http.check_interrupt()?;
-        Ok(check)
+        Ok(Self {
+            endpoints: all.iter().map(ToString::to_string).zip(found).collect(),
+            quorum,
+            ttl_floor,
+            rights,
+        })
     }
+}
+
+type Found = Result<EndpointCheck, ClusterError>;
+
+/// Of each member by itself, all at once: several may be silent.
+fn members(http: &Http, count: usize) -> Vec<Found> {
+    thread::scope(|scope| {
+        let asked: Vec<_> = (0..count)
+            .map(|index| scope.spawn(move || member(http, index)))
+            .collect();
+        let answers = asked.into_iter();
+        answers
+            .map(|asked| asked.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    })
+}
+
+/// Why none of the members answers, where none does.
+fn silence(found: &[Found]) -> Option<Vec<UnreachableEndpoint>> {
+    let silent = found.iter().map(|found| match found {
+        Err(ClusterError::Unreachable { endpoints }) => Some(endpoints.clone()),
+        _ => None,
+    });
+    let all: Option<Vec<_>> = silent.collect();
+    all.map(|all| all.concat())
 }
 
 fn member(http: &Http, index: usize) -> Result<EndpointCheck, ClusterError> {

@@ -13,10 +13,18 @@ unsafe impl Send for ProcessTimer {}
 /// Real-time priority for this thread and those it starts, above all that is not real-time. Needs CAP_SYS_NICE or
 /// RLIMIT_RTPRIO.
 pub(crate) fn real_time() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 1 };
+    // The kernel's `struct sched_param`, by its own call: musl's function refuses to make it.
+    let priority: libc::c_int = 1;
     // Threads that it starts have it as well: they are waited for.
     // SAFETY: the pointer is to a live local; 0 is the calling thread.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setscheduler,
+            0,
+            libc::SCHED_FIFO,
+            &raw const priority,
+        )
+    };
     if result == 0 {
         Ok(())
     } else {

@@ -11,7 +11,7 @@ use crate::dir::{LockDir, SETTLE, check_port, file_name};
 use crate::error::{LockError, context};
 use crate::info::LockInfo;
 use crate::lock::{ServerLock, write_record};
-use crate::process::{could_be, is_alive, is_holder};
+use crate::process::{could_be, is_holder, is_live_holder};
 use crate::record::{Content, Record};
 use crate::sys::{self, Attempt, Directory, LockFile};
 use crate::wait::{self, Over};
@@ -203,7 +203,8 @@ impl LockDir {
         if file.is_new() {
             return Ok(Found::Nothing);
         }
-        let bytes = file.read_own().map_err(LockError::AcquireFailed)?;
+        let failed = LockError::AcquireFailed;
+        let bytes = file.read_own().map_err(failed)?;
         Ok(match Content::parse(&bytes, port) {
             // Its holder gives it back this very moment, or could not remove it then.
             Content::Blank => Found::Nothing,
@@ -211,7 +212,8 @@ impl LockDir {
             Content::Corrupt(why) => Found::LeftOver(why),
             Content::Holder(record) => {
                 let pid = record.info.pid;
-                if pid != process::id() && self.lives(&record)? {
+                let lives = || is_live_holder(&record, file);
+                if pid != process::id() && lives().map_err(|e| failed(unknown(e, pid, port)))? {
                     return Ok(Found::Alive(record.info));
                 }
                 // One that is recycled is not the one that is meant.
@@ -222,16 +224,6 @@ impl LockDir {
                 })
             }
         })
-    }
-
-    /// Whether a process lives that does not hold its lock: it closed its descriptors, as
-    /// daemonizers do. On Windows the lock does not end with a descriptor that others have closed.
-    fn lives(&self, record: &Record) -> Result<bool, LockError> {
-        if cfg!(windows) {
-            return Ok(false);
-        }
-        let port = record.info.port;
-        is_alive(record).map_err(|e| LockError::AcquireFailed(unknown(e, record.info.pid, port)))
     }
 }
 

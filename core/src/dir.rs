@@ -53,7 +53,8 @@ impl LockDir {
         self.path.join(file_name(port))
     }
 
-    /// What the lock file for `port` says, alive or not; `None` where there is none.
+    /// What the lock file for `port` says, alive or not; `None` where there is none. Waits up to a
+    /// second for whoever holds the lock to write it, where it is held and says nothing.
     ///
     /// # Errors
     ///

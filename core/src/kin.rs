@@ -23,6 +23,8 @@ pub struct Kin {
     seen: Vec<ProcessHandle>,
     /// Who carries the ID, or is in the cgroup.
     marked: Marked,
+    /// Why some who may belong to it were not seen when that could be seen last.
+    missed: Option<io::Error>,
 }
 
 impl Kin {
@@ -47,6 +49,7 @@ impl Kin {
             launcher: ProcessHandle::open(launcher)?,
             seen: Vec::new(),
             marked: Marked::default(),
+            missed: None,
         })
     }
 
@@ -54,14 +57,18 @@ impl Kin {
     /// Reads a few files for each thread of theirs, and waits for nothing.
     pub fn look(&mut self) {
         self.seen.retain(|handle| !has_ended(handle));
+        let before = self.missed.take();
         let roots = [Some(&self.server), self.launcher.as_ref()];
-        let mut found = Vec::new();
-        for root in roots.into_iter().flatten().filter(|root| !has_ended(root)) {
-            for pid in sys::descendants(root.pid()).unwrap_or_default() {
-                found.extend(self.open(pid, |pid| sys::descends(pid, root.pid())));
-            }
+        let roots = roots.into_iter().flatten().filter(|root| !has_ended(root));
+        let roots: Vec<u32> = roots.map(ProcessHandle::pid).collect();
+        for root in roots {
+            let found = self.gather(sys::descendants(root), |pid| sys::descends(pid, root));
+            self.note(found);
         }
-        self.note(found);
+        // Whom the one before has missed this one has seen, if it could be.
+        if has_ended(&self.server) {
+            self.missed = self.missed.take().or(before);
+        }
     }
 
     /// Those that the server leads, which is told by its number for as long as it is its own.
@@ -70,32 +77,50 @@ impl Kin {
         if has_ended(&self.server) {
             return;
         }
-        let mut found = Vec::new();
-        for pid in sys::led_by(server).unwrap_or_default() {
-            found.extend(self.open(pid, |pid| sys::is_led_by(pid, server)));
-        }
+        let found = self.gather(sys::led_by(server), |pid| sys::is_led_by(pid, server));
         if !has_ended(&self.server) {
             self.note(found);
         }
     }
 
-    fn note(&mut self, found: Vec<ProcessHandle>) {
+    /// Handles of these, as far as each `is` one of them also when it is open; and why one is missing.
+    fn gather(
+        &self,
+        pids: io::Result<Vec<u32>>,
+        is: impl Fn(u32) -> bool,
+    ) -> (Vec<ProcessHandle>, Option<io::Error>) {
+        let (mut found, mut missed) = (Vec::new(), None);
+        for pid in pids.unwrap_or_else(|e| {
+            missed = Some(e);
+            Vec::new()
+        }) {
+            match self.open(pid) {
+                Ok(handle) => found.extend(handle.filter(|_| is(pid))),
+                // Another user's that is hidden from us can't be ended either.
+                Err(e) if sys::is_anothers(&e) => {}
+                Err(e) => missed = Some(e),
+            }
+        }
+        (found, missed)
+    }
+
+    fn note(&mut self, (found, missed): (Vec<ProcessHandle>, Option<io::Error>)) {
         for handle in found {
             if self.seen.iter().all(|seen| seen.pid() != handle.pid()) {
                 self.seen.push(handle);
             }
         }
+        self.missed = missed.or(self.missed.take());
     }
 
-    /// A process that `is` one of them also when its handle is open.
-    fn open(&self, pid: u32, is: impl Fn(u32) -> bool) -> Option<ProcessHandle> {
+    /// A process that is not known yet.
+    fn open(&self, pid: u32) -> io::Result<Option<ProcessHandle>> {
         let launcher = self.family.id().launcher();
         let others = [std::process::id(), launcher, self.server.pid()];
         if others.contains(&pid) || self.seen.iter().any(|seen| seen.pid() == pid) {
-            return None;
+            return Ok(None);
         }
-        let handle = ProcessHandle::open(pid).ok()??;
-        is(pid).then_some(handle)
+        ProcessHandle::open(pid)
     }
 
     /// Kills the server and all of them, and says how many live ones it has found, with the server.
@@ -103,7 +128,8 @@ impl Kin {
     ///
     /// # Errors
     ///
-    /// What the system says if processes can't be looked at. Those that could be were killed.
+    /// What the system says if processes can't be looked at, or could not be when the server ended.
+    /// Those that could be were killed.
     pub fn kill(&mut self) -> io::Result<usize> {
         // Before the server's end takes descent and group away.
         self.look();
@@ -119,7 +145,8 @@ impl Kin {
             }
         }
         let family = &self.family;
-        self.marked.search(&|id| id == family.id())?;
+        let owner = family.id().owner();
+        self.marked.search(owner, &|id| id == family.id())?;
         for (handle, _) in &self.marked.found {
             if handle.pid() != server && !has_ended(handle) {
                 left += usize::from(!known.contains(&handle.pid()));
@@ -131,7 +158,12 @@ impl Kin {
         } else {
             self.marked.kill();
         }
-        result.map(|()| left)
+        match &self.missed {
+            Some(e) if left == 0 => {
+                Err(io::Error::new(e.kind(), format!("not all were seen: {e}")))
+            }
+            _ => result.map(|()| left),
+        }
     }
 }
 

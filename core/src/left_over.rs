@@ -83,7 +83,8 @@ impl LockDir {
         }
         // A server that starts meanwhile has an ID of its own.
         let ids: HashSet<ServerId> = abandoned.into_iter().map(|(_, id)| id).collect();
-        end_marked(port, grace, &|id| ids.contains(id))
+        let (user, _) = of_here(&directory).map_err(LockError::ReadFailed)?;
+        end_marked(user, port, grace, &|id| ids.contains(id))
     }
 
     /// Processes of servers whose port has no live server, or another one than theirs.
@@ -92,10 +93,10 @@ impl LockDir {
         directory: &Directory,
         port: Option<u16>,
     ) -> io::Result<Vec<(u32, ServerId)>> {
-        let of_here = of_here(directory)?;
+        let (user, of_here) = of_here(directory)?;
         let wanted = |id: &ServerId| of_here(id) && port.is_none_or(|port| id.port() == port);
         let mut marked = Marked::default();
-        marked.search(&wanted)?;
+        marked.search(user, &wanted)?;
         let mut abandoned = Vec::new();
         for (handle, id) in &marked.found {
             // Looked at only now: who was there before the port was free has been left behind.
@@ -146,18 +147,19 @@ pub(crate) fn end_before_start(
     port: u16,
     grace: Duration,
 ) -> Result<Vec<LeftOver>, LockError> {
-    let of_here = of_here(directory).map_err(LockError::ReadFailed)?;
-    end_marked(port, grace, &|id| of_here(id) && id.port() == port)
+    let (user, of_here) = of_here(directory).map_err(LockError::ReadFailed)?;
+    end_marked(user, port, grace, &|id| of_here(id) && id.port() == port)
 }
 
-/// Which servers were started by this user in this directory.
-fn of_here(directory: &Directory) -> io::Result<impl Fn(&ServerId) -> bool + use<>> {
+/// This user, and which servers were started by him in this directory.
+fn of_here(directory: &Directory) -> io::Result<(u32, impl Fn(&ServerId) -> bool + use<>)> {
     let (user, place) = sys::user_and_place(directory)?;
-    Ok(move |id: &ServerId| id.is_of(user, &place))
+    Ok((user, move |id: &ServerId| id.is_of(user, &place)))
 }
 
-/// Ends all that carry such an ID, until there is none left.
+/// Ends all of the user's that carry such an ID, until there is none left.
 pub(crate) fn end_marked(
+    user: u32,
     port: u16,
     grace: Duration,
     wanted: &dyn Fn(&ServerId) -> bool,
@@ -169,7 +171,7 @@ pub(crate) fn end_marked(
     let mut ended = Vec::new();
     let mut marked = Marked::default();
     loop {
-        marked.search(wanted).map_err(failed)?;
+        marked.search(user, wanted).map_err(failed)?;
         if marked.found.is_empty() {
             marked.close();
             return Ok(ended);

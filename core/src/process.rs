@@ -11,6 +11,9 @@ use crate::sys::{self, LockFile, Process};
 /// A process may seem to start this much after the lock it took: start times are coarse.
 const START_TOLERANCE: TimeDelta = TimeDelta::seconds(2);
 
+/// How much is shown of a process's arguments, in bytes: it may have megabytes of them.
+const LONGEST_COMMAND: usize = 4096;
+
 /// Whether a process with this id is running. A zombie is not, and the id of a thread is none. One
 /// of which that can't be told, as no descriptors are left or it is hidden, is.
 ///
@@ -21,15 +24,21 @@ pub fn is_process_running(pid: u32) -> bool {
 }
 
 /// The arguments that a process shows, its program first; what is no UTF-8 in them is replaced. On
-/// Linux; `None` elsewhere, and where they can't be read, within a quarter of a second at most.
+/// Linux; `None` elsewhere, and where they can't be read, within a quarter of a second at most. What
+/// is longer than 4 KiB is cut there, and ends in `…`.
 ///
 /// A process may show whatever it likes: make control characters harmless before printing it.
 pub fn process_command(pid: u32) -> Option<Vec<String>> {
     let pid = valid_pid(pid)?;
-    let text = sys::command_line(pid.unsigned_abs())?;
-    let text = String::from_utf8_lossy(&text);
-    let text = text.trim_end_matches(['\0', ' ']);
-    (!text.is_empty()).then(|| text.split('\0').map(str::to_owned).collect())
+    let text = sys::command_line(pid.unsigned_abs(), LONGEST_COMMAND + 1)?;
+    let shown = &text[..text.len().min(LONGEST_COMMAND)];
+    let is_cut = shown.len() < text.len();
+    let shown = String::from_utf8_lossy(shown);
+    let shown = match is_cut {
+        true => format!("{shown}…"),
+        false => shown.trim_end_matches(['\0', ' ']).to_owned(),
+    };
+    (!shown.is_empty()).then(|| shown.split('\0').map(str::to_owned).collect())
 }
 
 /// Asks the process to end: SIGTERM on Unix; on Windows it is terminated at once.
@@ -121,13 +130,12 @@ impl Processes {
         Ok(identified.unwrap_or_else(holds))
     }
 
-    /// The same for a lock that may be free: only an identity tells.
+    /// As [`is_live_holder`], of a lock that may be free: only an identity tells.
     pub(crate) fn is_live_holder(&mut self, record: &Record, file: &LockFile) -> io::Result<bool> {
         Ok(!cfg!(windows) && record.identity.is_some() && self.is_holder(record, file)?)
     }
 
-    /// Whether the process that a record names may be shown where it is not the holder: a stranger
-    /// must not make others look at, or end, what he likes.
+    /// As [`may_be_shown`]: a stranger must not make others look at, or end, what he likes.
     pub(crate) fn may_be_shown(&mut self, record: &Record, file: &LockFile) -> bool {
         let pid = record.info.pid;
         matches!(self.find(pid, None), Ok(None)) || matches!(self.owned_alike(pid, file), Ok(true))
@@ -159,17 +167,16 @@ impl Processes {
 }
 
 /// Whether the very process that wrote the record, or was handed the lock in it, is alive, though it
-/// does not hold it: it closed its descriptors, as daemonizers do. Never on Windows, where the lock
-/// does not end with a descriptor that others have closed.
-pub(crate) fn is_alive(record: &Record) -> io::Result<bool> {
-    // Without an identity nobody can tell; most records that are asked about have ended ones.
-    if cfg!(windows) || record.identity.is_none() {
-        return Ok(false);
-    }
-    match Processes::default().named(record)? {
-        Some(process) => is_identified(&process, record),
-        None => Ok(false),
-    }
+/// does not hold it: it closed its descriptors, as daemonizers do. Never one of another user than the
+/// file's, who may write what he likes; and never on Windows, where the lock does not end with a
+/// descriptor that others have closed.
+pub(crate) fn is_live_holder(record: &Record, file: &LockFile) -> io::Result<bool> {
+    Processes::default().is_live_holder(record, file)
+}
+
+/// Whether the process that a record names may be shown where it is not the holder.
+pub(crate) fn may_be_shown(record: &Record, file: &LockFile) -> bool {
+    Processes::default().may_be_shown(record, file)
 }
 
 fn is_identified(process: &Process, record: &Record) -> io::Result<bool> {

@@ -5,13 +5,15 @@
 mod common;
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Actor, DEAD, PORT, Stage, done, identified, lock_file, outcome, plant, temp_dir};
-use llmlb_lock_core::is_process_running;
+use llmlb_lock_core::{Kin, is_process_running};
+use nix::sys::signal::Signal;
 
-common::roles!(full, starter);
+common::roles!(full, starter, watchdog);
 
 /// Opens files until no descriptor is left.
 fn exhaust() -> Vec<File> {
@@ -88,4 +90,36 @@ fn a_live_holders_port_is_never_recovered() {
         assert!(lost || refused.contains("Too many open files"), "{refused}");
         assert_eq!(fs::read_to_string(lock_file(dir.path())).unwrap(), text);
     }
+}
+
+/// Kills a server without descriptors, and looks with them whether all of it has ended.
+fn watchdog(stage: &Stage) {
+    // Known by nothing but its descent, as long as that lasts.
+    let script = "env -i setsid sleep 1000 & echo $!; exec cat";
+    let mut server = Command::new("sh");
+    let server = server.args(["-c", script]).stdin(Stdio::piped());
+    let mut server = server.stdout(Stdio::piped()).spawn().unwrap();
+    let mut escaped = String::new();
+    let output = server.stdout.take().unwrap();
+    BufReader::new(output).read_line(&mut escaped).unwrap();
+    let id = format!("8000.0.place.1.{}.1", std::process::id());
+    let mut kin = Kin::new(&id, server.id(), false).unwrap();
+    let files = exhaust();
+    let blind = kin.kill();
+    drop(files);
+    server.wait().unwrap();
+    stage.say(escaped.trim());
+    stage.say(blind.is_ok());
+    stage.say(kin.kill().is_ok());
+    stage.hear();
+}
+
+#[test]
+fn a_server_whose_family_was_not_seen_has_not_certainly_ended() {
+    let dir = temp_dir();
+    let mut watchdog = Actor::new("watchdog", dir.path());
+    let escaped = watchdog.hear().parse().unwrap();
+    let told = [watchdog.hear(), watchdog.hear()];
+    common::signal(escaped, Signal::SIGKILL);
+    assert_eq!(told, ["false", "false"]);
 }

@@ -13,8 +13,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{
-    Actor, DEAD, Leash, PORT, Stage, content, fresh, holder, is_root, leashed, lock_file, open_dir,
-    outcome, plant,
+    Actor, DEAD, Leash, PORT, Stage, content, fresh, holder, identified, is_root, leashed,
+    lock_file, logged, open_dir, outcome, plant,
 };
 use llmlb_lock_core::{
     GUARDED_PORT_ENV, LockDir, LockError, ServerState, StopOptions, StopOutcome,
@@ -127,17 +127,16 @@ fn a_strangers_file_never_makes_root_signal_while_nobody_holds_it() {
     let dir = open_dir();
     let locks = LockDir::new(dir.path());
     let mut bystander = bystander();
-    for pid in [bystander.pid(), 1] {
-        owned_by_nobody(dir.path(), &fresh(pid));
+    let pid = bystander.pid();
+    for text in [fresh(pid), fresh(1), identified(pid)] {
+        owned_by_nobody(dir.path(), &text);
         let options = StopOptions::default()
             .timeout(Duration::from_millis(100))
             .force(true);
         // A left-over, whomever it names.
-        let outcome = locks.stop_server(PORT, &options).unwrap();
-        assert!(
-            matches!(outcome, StopOutcome::StaleCleaned { .. }),
-            "{outcome:?}"
-        );
+        let (outcome, log) = logged(|| locks.stop_server(PORT, &options).unwrap());
+        assert_eq!(outcome, StopOutcome::StaleCleaned { info: None });
+        assert!(!log.contains("PID"), "{log}");
     }
     assert_eq!(bystander.ask("unharmed"), "unharmed");
 }

@@ -28,11 +28,14 @@ SETTLED = 0.5
 SMALL = '{"model":"none","messages":[{"role":"user","content":"Say hello."}]}'
 STREAM = '{"model":"none","stream":true,"messages":[{"role":"user","content":"Say hello."}]}'
 CHUNKS = 200
+# The columns of the tables.
+ALL = ("direct", "nginx", "haproxy", "llmlb")
+SECURE = ("nginx", "llmlb")
 # Workers among whom the load is to be spread evenly.
 SEVERAL = 4
 
 NGINX = """
-daemon off; worker_processes {workers}; pid {dir}/pid; error_log {dir}/error.log;
+daemon off; worker_processes {workers}; pid {dir}/{port}.pid; error_log {dir}/error.log;
 worker_rlimit_nofile 8192;
 events {{ worker_connections 4096; }}
 http {{
@@ -43,7 +46,7 @@ http {{
         least_conn; {servers} keepalive 256; keepalive_requests 100000000;
     }}
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{port}{secure};
         location / {{
             proxy_pass http://models;
             proxy_http_version 1.1;
@@ -156,7 +159,7 @@ def idle_memory(port, pid, asks, before):
     return after - before
 
 
-def wrk(port, body, connections, seconds, directory):
+def wrk(url, body, connections, seconds, directory):
     script = directory / "wrk.lua"
     script.write_text(
         'wrk.method = "POST"\n'
@@ -169,9 +172,8 @@ def wrk(port, body, connections, seconds, directory):
         "    e.connect + e.read + e.write + e.status + e.timeout))\n"
         "end\n"
     )
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
-    out = subprocess.run([*command, "-s", script, url], capture_output=True, text=True, check=True)
+    out = subprocess.run([*command, "-s", script, f"{url}/v1/chat/completions"], capture_output=True, text=True, check=True)
     found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", out.stdout)
     requests, micros, size, p50, p99, errors = map(int, found.groups())
     if errors:
@@ -181,7 +183,7 @@ def wrk(port, body, connections, seconds, directory):
 
 
 def main():
-    missing = [name for name in ("nginx", "haproxy", "wrk") if not shutil.which(name)]
+    missing = [name for name in ("nginx", "haproxy", "wrk", "openssl") if not shutil.which(name)]
     if missing:
         sys.exit(f"missing: {', '.join(missing)} (Debian: apt install {' '.join(missing)})")
     llmlb, model_server = sys.argv[1:3]
@@ -195,9 +197,10 @@ def main():
             started.append(subprocess.Popen(command, **quiet, **kwargs))
             return started[-1].pid
 
-        def configured(file, template, port, servers):
+        def configured(file, template, port, servers, secure=""):
             path = directory / file
-            text = template.format(dir=name, port=port, servers=servers, workers=WORKERS)
+            values = {"dir": name, "port": port, "servers": servers, "secure": secure}
+            text = template.format(workers=WORKERS, **values)
             path.write_text(text)
             return str(path)
 
@@ -216,9 +219,9 @@ def main():
             backends = ",".join(f"http://127.0.0.1:{port}" for port in upstreams)
             environment = {**os.environ, "LLMLB_LOCK_DIR": name, "LLMLB_BACKENDS": backends}
 
-            def start_llmlb(port, workers):
+            def start_llmlb(port, workers, *options):
                 command = [llmlb, "serve", "--port", str(port), "--workers", str(workers)]
-                return start(*command, env=environment)
+                return start(*command, *options, env=environment)
 
             pids["llmlb"] = start_llmlb(ports["llmlb"], WORKERS)
             for port in [*upstreams, *ports.values()]:
@@ -226,6 +229,18 @@ def main():
             run(ports, pids, seconds, directory)
             port = free_port()
             spread(port, start_llmlb(port, SEVERAL), seconds, directory)
+
+            certificate, key = certify(directory)
+            ports = {"nginx": free_port(), "llmlb": free_port()}
+            secure = f" ssl; ssl_certificate {certificate}; ssl_certificate_key {key}"
+            servers = " ".join(f"server 127.0.0.1:{port};" for port in upstreams)
+            config = configured("tls.conf", NGINX, ports["nginx"], servers, secure)
+            own = ["--tls-cert", certificate, "--tls-key", key]
+            pids = {
+                "nginx": start("nginx", "-p", name, "-c", config),
+                "llmlb": start_llmlb(ports["llmlb"], WORKERS, *own),
+            }
+            with_tls(ports, pids, seconds, directory)
         finally:
             for process in started:
                 process.send_signal(signal.SIGTERM)
@@ -248,14 +263,14 @@ def run(ports, pids, seconds, directory):
         idle = {}
         for name, pid in pids.items():
             idle[name] = idle_memory(ports[name], pid, asks, before[name]) / 1e6
-        row(f"{IDLE:,} idle connections, {load}", "memory", "MB", idle, digits=1)
+        row(f"{IDLE:,} idle connections, {load}", "memory", "MB", idle, 1, ALL)
     with socket.create_connection(("127.0.0.1", ports["direct"]), 10) as client:
         chunk = ask(client, STREAM) / CHUNKS
     for port in ports.values():
-        wrk(port, SMALL, 64, 1, directory)
+        wrk(f"http://127.0.0.1:{port}", SMALL, 64, 1, directory)
     small = {"rate": ("requests per second", ""), "p99": ("p99 latency", "µs")}
     each = {"cpu": ("CPU of the proxy per request", "µs")}
-    measure = Measure(ports, pids, seconds, directory)
+    measure = Measure("http", ports, pids, seconds, directory)
     measure.load("small, 1 connection", SMALL, 1, small | each)
     measure.load("small, 64 connections", SMALL, 64, small | each)
     chunks = {"p99": small["p99"], "chunk": ("CPU of the proxy per chunk", "µs")}
@@ -271,23 +286,66 @@ def spread(port, pid, seconds, directory):
             yield stat.parent.name, int(fields[11]) + int(fields[12])
 
     wait_for(port)
-    wrk(port, SMALL, 64, 1, directory)
+    url = f"http://127.0.0.1:{port}"
+    wrk(url, SMALL, 64, 1, directory)
     before = dict(ticks())
-    wrk(port, SMALL, 64, seconds, directory)
+    wrk(url, SMALL, 64, seconds, directory)
     used = sorted((after - before.get(thread, 0) for thread, after in ticks()), reverse=True)
     shares = ", ".join(f"{100 * one / sum(used):.1f} %" for one in used[:SEVERAL])
     print(f"\n{SEVERAL} workers of llmlb, 64 connections: {shares} of its processor time.")
 
 
+def certify(directory):
+    """A certificate of the kind that most sites show, and its key."""
+    certificate, key = str(directory / "certificate.pem"), str(directory / "key.pem")
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    request = ["openssl", "req", "-x509", *curve, "-nodes", "-subj", "/CN=localhost"]
+    command = [*request, "-out", certificate, "-keyout", key]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
+
+
+def with_tls(ports, pids, seconds, directory):
+    for port in ports.values():
+        wait_for(port)
+        wrk(f"https://127.0.0.1:{port}", SMALL, 64, 1, directory)
+    print("\n| with TLS | figure | nginx | llmlb | llmlb / nginx |")
+    print("| --- | --- | --- | --- | --- |")
+    measure = Measure("https", ports, pids, seconds, directory)
+    each = {"rate": ("requests per second", ""), "cpu": ("CPU of the proxy per request", "µs")}
+    measure.load("small, 64 connections that are kept", SMALL, 64, each)
+    results = {name: [] for name in ports}
+    for _ in range(ROUNDS):
+        for name, port in ports.items():
+            before = cpu_seconds(pids[name])
+            rate, count = handshakes(port, seconds)
+            used = cpu_seconds(pids[name]) - before
+            results[name].append({"rate": rate, "cpu": used / count * 1e6})
+    each = {"rate": ("per second", ""), "cpu": ("CPU of the proxy for each", "µs")}
+    for key, (title, unit) in each.items():
+        values = {name: statistics.median(r[key] for r in results[name]) for name in ports}
+        row("full handshakes, one after the other", title, unit, values)
+
+
+def handshakes(port, seconds):
+    """New connections, on which nothing is asked: how many per second, and in all."""
+    client = ["openssl", "s_time", "-connect", f"127.0.0.1:{port}", "-new", "-time", str(seconds)]
+    out = subprocess.run(client, capture_output=True, text=True, check=True).stdout
+    count, real = re.findall(r"(\d+) connections in (\d+) real seconds", out)[0]
+    return int(count) / int(real), int(count)
+
+
 class Measure:
-    def __init__(self, ports, pids, seconds, directory):
-        self.ports, self.pids = ports, pids
+    def __init__(self, scheme, ports, pids, seconds, directory):
+        self.scheme, self.ports, self.pids = scheme, ports, pids
         self.seconds, self.directory = seconds, directory
+        self.columns = ALL if scheme == "http" else SECURE
 
     def once(self, name, body, connections, chunk):
         pid = self.pids.get(name)
         before = cpu_seconds(pid) if pid else 0
-        result = wrk(self.ports[name], body, connections, self.seconds, self.directory)
+        url = f"{self.scheme}://127.0.0.1:{self.ports[name]}"
+        result = wrk(url, body, connections, self.seconds, self.directory)
         used = cpu_seconds(pid) - before if pid else 0
         result["cpu"] = used / max(result["requests"], 1) * 1e6
         # Of streams that were still running at the end, too.
@@ -301,16 +359,17 @@ class Measure:
                 results[name].append(self.once(name, body, connections, chunk))
         for key, (title, unit) in figures.items():
             values = {n: statistics.median(r[key] for r in results[n]) for n in self.ports}
-            row(load, title, unit, values, digits=0 if unit != "µs" or values["nginx"] > 100 else 1)
+            digits = 0 if unit != "µs" or values["nginx"] > 100 else 1
+            row(load, title, unit, values, digits, self.columns)
 
 
-def row(load, title, unit, values, digits=0):
+def row(load, title, unit, values, digits=0, columns=SECURE):
     def show(name):
         value = values.get(name)
         return f"{value:,.{digits}f} {unit}".strip() if value else "-"
 
     ratio = f"{values['llmlb'] / values['nginx']:.2f}" if values["nginx"] > 0 else "-"
-    shown = [show(name) for name in ("direct", "nginx", "haproxy", "llmlb")]
+    shown = [show(name) for name in columns]
     print("| " + " | ".join([load, title, *shown, ratio]) + " |", flush=True)
 
 

@@ -170,7 +170,7 @@ class Bench:
             pid = self.running[name].process.pid if name in self.running else None
             before = bench.cpu_seconds(pid) if pid else 0
             try:
-                result = bench.wrk(port, bench.SMALL, 64, SECONDS, directory)
+                result = bench.wrk(f"http://127.0.0.1:{port}", bench.SMALL, 64, SECONDS, directory)
             except SystemExit as error:
                 print(f"{name}: {error}", flush=True)
                 continue

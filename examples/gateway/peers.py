@@ -223,12 +223,12 @@ class Nginx(Debian):
         if setup.key:
             check = f'if ($http_authorization != "Bearer {setup.key}") {{{{ return 401; }}}}'
             text = text.replace("location / {{", f"{check}\n        location / {{{{")
+        secure = ""
         if setup.tls:
-            listen = "listen 127.0.0.1:{port} ssl http2;\n        "
-            files = "ssl_certificate {}; ssl_certificate_key {};".format(*setup.tls)
-            text = text.replace("listen 127.0.0.1:{port};", listen + files)
+            secure = " ssl http2; ssl_certificate {}; ssl_certificate_key {}".format(*setup.tls)
         place = {"dir": setup.directory, "port": setup.port, "workers": setup.workers}
-        return setup.write("nginx.conf", text.format(servers=servers, **place))
+        text = text.format(servers=servers, secure=secure, **place)
+        return setup.write("nginx.conf", text)
 
     def command(self, setup):
         # Its workers are another user, who writes here.

@@ -21,9 +21,9 @@ pub(crate) enum Fit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Standing {
     Ready,
-    /// It said that it has enough for now: asked when there is no other.
+    /// It said that it has enough for now: asked when there is no other, not even one that is full.
     Cooling,
-    /// Requests found it failing: asked when there is no other, not even one that is full.
+    /// Requests found it failing: asked when there is not even one of those.
     Ejected,
     /// It has as many as it may have.
     Full,
@@ -170,7 +170,7 @@ impl<T> Choosing<T> {
 
     pub(crate) fn chosen(self) -> Choice<T> {
         match self.best {
-            Some((_, one)) if self.full && one.standing == Standing::Ejected => Choice::Full,
+            Some((_, one)) if self.full && one.standing >= Standing::Cooling => Choice::Full,
             Some((who, _)) => Choice::Chosen(who),
             None if self.full => Choice::Full,
             None => Choice::Nobody,
@@ -376,6 +376,12 @@ mod tests {
         };
         assert_eq!(chosen(&[out, ejected]), Choice::Chosen(1));
         assert_eq!(chosen(&[full, ejected]), Choice::Full);
+        let cooling = Candidate {
+            standing: Standing::Cooling,
+            ..PLAIN
+        };
+        assert_eq!(chosen(&[out, cooling, ejected]), Choice::Chosen(1));
+        assert_eq!(chosen(&[cooling, full]), Choice::Full);
         assert_eq!(chosen(&[out, out]), Choice::Nobody);
         assert_eq!(chosen(&[]), Choice::Nobody);
     }

@@ -30,6 +30,8 @@ pub(crate) enum Refusal {
     Malformed(&'static str),
     /// It is proper HTTP, of a kind that is not spoken here.
     Unimplemented(&'static str),
+    /// It speaks a version of HTTP that is not spoken here.
+    VersionNotSupported,
     /// This is no way to ask for what is here.
     MethodNotAllowed,
     /// Its head is too big.
@@ -74,6 +76,7 @@ impl Refusal {
                 StatusCode::BAD_REQUEST
             }
             Self::Unimplemented(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::VersionNotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::PathTooLong => StatusCode::URI_TOO_LONG,
             Self::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
@@ -101,6 +104,7 @@ impl Refusal {
             Self::BodyTimedOut => "request_timeout",
             Self::Malformed(_) => "malformed_request",
             Self::Unimplemented(_) => "unsupported",
+            Self::VersionNotSupported => "http_version_not_supported",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::HeadTooLarge => "headers_too_large",
             Self::PathTooLong => "path_too_long",
@@ -131,6 +135,7 @@ impl Refusal {
             Self::BodyTimedOut => "the request body stopped coming, or comes too slowly".to_owned(),
             Self::Malformed(what) => format!("this is no proper request: {what}"),
             Self::Unimplemented(what) => format!("not supported: {what}"),
+            Self::VersionNotSupported => "HTTP/2 is not spoken here: ask by HTTP/1.1".to_owned(),
             Self::MethodNotAllowed => "this path does not take that method".to_owned(),
             Self::HeadTooLarge => "the request's headers are too many, or too long".to_owned(),
             Self::PathTooLong => "the request's path is too long".to_owned(),

@@ -7,38 +7,22 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::Guard;
 
 use crate::backend::{Backend, Care, Place, Slot};
-use crate::choose::{Choice, Standing, take_turn};
+use crate::choose::Standing;
+use crate::desk::{Asked, Desk, Told};
 use crate::outlier::{Others, is_outlier};
-use crate::pick::{Tried, Wanted, pick};
+use crate::pick::{Tried, Wanted};
+use crate::queue::TooLong;
 use crate::roster::Roster;
 use crate::set::BackendSet;
 
-/// Why there is no place for a request.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum NoPlace {
-    /// Backends that might serve it are down, or have been tried.
-    Unavailable,
-    /// Backends that might serve it have as much as they may have.
-    Full,
-    /// No backend serves this model.
-    NoSuchModel,
-}
-
 pub(crate) struct Live {
     care: Care,
-    roster: ArcSwap<Roster>,
-    /// Held while choosing, so that a burst spreads out.
-    desk: Mutex<Desk>,
-}
-
-struct Desk {
-    /// The clock of turns.
-    now: u64,
-    /// Those that are gone and may still have requests.
-    retired: Vec<Arc<Backend>>,
+    desk: Arc<Desk>,
+    /// Those that are gone and may still have requests. Held while the set changes.
+    retired: Mutex<Vec<Arc<Backend>>>,
 }
 
 /// What a new set has changed.
@@ -48,38 +32,36 @@ pub(crate) struct Change {
 }
 
 impl Live {
-    pub(crate) fn new(care: Care) -> Self {
+    /// Without any, and with a queue of this length at most.
+    pub(crate) fn new(care: Care, queue: usize) -> Self {
         Self {
+            desk: Desk::new(queue, Arc::clone(&care.waiting)),
             care,
-            roster: ArcSwap::from_pointee(Roster::default()),
-            desk: Mutex::new(Desk {
-                now: 0,
-                retired: Vec::new(),
-            }),
+            retired: Mutex::default(),
         }
     }
 
     /// Those that requests may go to.
     pub(crate) fn roster(&self) -> Guard<Arc<Roster>> {
-        self.roster.load()
+        self.desk.roster()
     }
 
     /// Those that requests may go to, and then those that are gone but not yet done.
     pub(crate) fn all(&self) -> Vec<Arc<Backend>> {
-        let mut desk = self.desk();
-        desk.retired.retain(|backend| backend.in_flight() > 0);
-        let roster = self.roster.load();
-        let all = roster.members().iter().chain(&desk.retired);
+        let mut retired = self.retired();
+        retired.retain(|backend| backend.in_flight() > 0);
+        let roster = self.roster();
+        let all = roster.members().iter().chain(&*retired);
         all.cloned().collect()
     }
 
     /// Makes these the backends.
     pub(crate) fn apply(&self, set: &BackendSet) -> Change {
-        let mut desk = self.desk();
-        let roster = self.roster.load_full();
+        let mut retired = self.retired();
+        let roster = self.roster();
         let by_name = |backend: &Arc<Backend>| (backend.name.clone(), Arc::clone(backend));
         let mut before: HashMap<String, _> = roster.members().iter().map(by_name).collect();
-        let mut leaving: HashMap<String, _> = desk.retired.drain(..).map(|b| by_name(&b)).collect();
+        let mut leaving: HashMap<String, _> = retired.drain(..).map(|b| by_name(&b)).collect();
         let mut added = Vec::new();
         // There is nobody to take its place meanwhile.
         let is_first = before.is_empty();
@@ -115,37 +97,35 @@ impl Live {
             backend.retire();
         }
         let still = removed.iter().cloned().chain(leaving.into_values());
-        desk.retired = still.filter(|backend| backend.in_flight() > 0).collect();
-        self.roster.store(Arc::new(Roster::new(members)));
-        self.care.queue.changed();
+        *retired = still.filter(|backend| backend.in_flight() > 0).collect();
+        self.desk.set_roster(Roster::new(members));
         Change { added, removed }
     }
 
     /// To be called when a backend lists other models than before.
     pub(crate) fn relist(&self) {
-        let _desk = self.desk();
-        let members = self.roster.load().members().to_vec();
-        self.roster.store(Arc::new(Roster::new(members)));
+        let _retired = self.retired();
+        let members = self.roster().members().to_vec();
+        self.desk.set_roster(Roster::new(members));
     }
 
-    /// Takes a place at the backend that is [picked](pick), leaving out those that were `tried`.
-    pub(crate) fn take(&self, wanted: &Wanted<'_>, tried: &Tried) -> Result<Place, NoPlace> {
-        let mut desk = self.desk();
-        let roster = self.roster.load();
-        match pick(&roster, wanted, tried, desk.now) {
-            Choice::Chosen(backend) => {
-                let load = backend.load();
-                let (now, turn) = take_turn(load.turn(), desk.now, load.weight().0);
-                desk.now = now;
-                load.set_turn(turn);
-                if let Some(model) = wanted.model.filter(|model| backend.loaded.lacks(model)) {
-                    backend.loaded.expect(model);
-                }
-                Ok(Place::take(Arc::clone(backend)))
-            }
-            Choice::Full => Err(NoPlace::Full),
-            Choice::Nobody => Err(nobody(&roster, wanted)),
-        }
+    /// Takes a place at the backend that is picked, leaving out those that were `tried`.
+    pub(crate) fn take(&self, wanted: &Wanted<'_>, tried: &Tried) -> Told {
+        self.desk.take(wanted, tried)
+    }
+
+    /// The same, or else a ticket where all that fit are full and there is a queue.
+    pub(crate) fn take_or_wait(
+        &self,
+        wanted: &Wanted<'_>,
+        tried: &Tried,
+    ) -> Result<Asked, TooLong> {
+        self.desk.take_or_wait(wanted, tried)
+    }
+
+    /// How many wait for a place.
+    pub(crate) fn waiting(&self) -> usize {
+        self.desk.waiting()
     }
 
     /// A request failed at its backend for this reason, which others may do better. Returns whether
@@ -161,7 +141,7 @@ impl Live {
 
     /// How those do that are up beside this one.
     fn others(&self, one: &Arc<Backend>) -> Others {
-        let roster = self.roster.load();
+        let roster = self.roster();
         let mut others = Others::default();
         let members = roster.members().iter();
         for backend in members.filter(|backend| !Arc::ptr_eq(backend, one)) {
@@ -179,19 +159,8 @@ impl Live {
         others
     }
 
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One that is down counts by what it listed last; one that listed nothing yet may serve it.
-fn nobody(roster: &Roster, wanted: &Wanted<'_>) -> NoPlace {
-    let served = !roster.eligible(wanted.model, wanted.strict).is_empty();
-    let any_up = || roster.members().iter().any(|backend| backend.is_up());
-    if served || !any_up() {
-        NoPlace::Unavailable
-    } else {
-        NoPlace::NoSuchModel
+    fn retired(&self) -> MutexGuard<'_, Vec<Arc<Backend>>> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -206,6 +175,7 @@ mod tests {
     use super::*;
     use crate::backend::models::listing;
     use crate::backend::{State, Trouble};
+    use crate::desk::NoPlace;
     use crate::options::Options;
     use crate::set::BackendSpec;
 
@@ -213,7 +183,10 @@ mod tests {
 
     fn new() -> Live {
         let options = Options::new().health_fall(FALL);
-        Live::new(Care::of(&options, 1, HeaderValue::from_static("1.1 test")))
+        Live::new(
+            Care::of(&options, 1, HeaderValue::from_static("1.1 test")),
+            512,
+        )
     }
 
     fn spec(name: &str) -> BackendSpec {
@@ -353,6 +326,23 @@ mod tests {
         );
         places.pop();
         assert_eq!(name(&any(&live)), "b1");
+    }
+
+    #[tokio::test]
+    async fn whatever_is_known_of_one_its_limit_holds() {
+        for ejected in [false, true] {
+            let live = serving(&[None]);
+            let limited = spec("b0").max(NonZeroUsize::new(1));
+            live.apply(&[limited].into_iter().collect());
+            if ejected {
+                live.all()[0].eject("broken");
+            } else {
+                live.all()[0].cool(Duration::from_secs(60));
+            }
+            let _place = any(&live);
+            let more = live.take(&Wanted::default(), &Tried::default());
+            assert_eq!(more.err(), Some(NoPlace::Full), "{ejected}");
+        }
     }
 
     /// How many of these many requests each is given, one after the other or all in flight.

@@ -22,6 +22,8 @@ pub(crate) struct Peer {
     pub(crate) forwarded: Option<HeaderValue>,
     /// How many of its requests are in flight.
     pub(crate) busy: AtomicUsize,
+    /// One of them waits for a place at a backend, or is being told that there will be none.
+    pub(crate) waits: AtomicBool,
     /// Its last answer broke off, and only the way in which the connection ends can tell.
     pub(crate) broken: AtomicBool,
     /// The room it takes: also as a tunnel, which outlasts the connection's HTTP.

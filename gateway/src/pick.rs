@@ -3,9 +3,10 @@
 //! Apart from the judgement, which knows neither requests nor backends, and from the places that are
 //! taken there.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use crate::affinity::{Conversation, suits};
+use crate::affinity::suits;
 use crate::backend::{Backend, Load};
 use crate::choose::{Bound, Candidate, Choice, Choosing, Fit, Standing};
 use crate::roster::{Eligible, Roster};
@@ -18,17 +19,27 @@ pub(crate) struct Wanted<'a> {
     pub(crate) strict: bool,
     /// The name of the backend that made what this follows up on.
     pub(crate) affine: Option<&'a str>,
-    /// What this goes on with, and where that was before.
-    pub(crate) conversation: Option<&'a Conversation>,
+    /// The anchor of what this goes on with, and where that was before.
+    pub(crate) anchor: Option<u64>,
     pub(crate) home: Option<&'a Arc<Backend>>,
 }
 
 /// The backends that a request has been given to in vain.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Tried {
     who: Vec<Arc<Backend>>,
     /// One of them answered that it has enough: only who is likely to be better will do.
     pub(crate) turned_away: bool,
+}
+
+/// By whom it has: what it may yet be given to depends on nothing else.
+impl Hash for Tried {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.turned_away.hash(hasher);
+        let mut who: Vec<_> = self.who.iter().map(Arc::as_ptr).collect();
+        who.sort_unstable();
+        who.hash(hasher);
+    }
 }
 
 impl Tried {
@@ -75,10 +86,8 @@ pub(crate) fn pick<'a>(
             }
         }),
     }
-    let home = match (wanted.conversation, choosing.bound()) {
-        (Some(conversation), Some(bound)) => {
-            home(roster, eligible, wanted, tried, conversation, bound)
-        }
+    let home = match (wanted.anchor, choosing.bound()) {
+        (Some(anchor), Some(bound)) => home(roster, eligible, wanted, tried, anchor, bound),
         _ => None,
     };
     match home {
@@ -94,7 +103,7 @@ fn home(
     eligible: Eligible<'_>,
     wanted: &Wanted<'_>,
     tried: &Tried,
-    conversation: &Conversation,
+    anchor: u64,
     bound: Bound,
 ) -> Option<usize> {
     let members = roster.members();
@@ -108,14 +117,13 @@ fn home(
             (eligible.fit(index) == Some(bound.fit) && admits(index)).then_some(index)?
         }
         None => {
-            let anchor = conversation.anchor();
             let mut best = None;
             eligible.for_each(|index, fit| {
-                if fit == bound.fit && admits(index) {
-                    let suits = suits(anchor, roster.seed(index));
-                    if best.is_none_or(|(most, _)| suits > most) {
-                        best = Some((suits, index));
-                    }
+                let suits = suits(anchor, roster.seed(index));
+                // How busy it is takes longer to tell, and few suit better than all before them.
+                let is_better = best.is_none_or(|(most, _)| suits > most);
+                if is_better && fit == bound.fit && admits(index) {
+                    best = Some((suits, index));
                 }
             });
             best?.1

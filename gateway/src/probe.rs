@@ -13,6 +13,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::backend::{Backend, Care, Connection, Models, Trouble};
 use crate::body::Upload;
 use crate::live::Live;
+use crate::slots;
+
+/// Who asks, to the servers asked.
+pub(crate) const PROBE: &str = "llmlb";
 
 /// How long a backend may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -51,6 +55,7 @@ pub(crate) async fn look(live: &Live, backend: &Backend) {
     if news {
         live.relist();
     }
+    slots::look(backend).await;
     backend.succeeded();
 }
 
@@ -133,7 +138,7 @@ async fn ask(
     let headers = request.headers_mut();
     headers.insert(HOST, backend.host_header.clone());
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    headers.insert(USER_AGENT, HeaderValue::from_static("llmlb"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(PROBE));
     headers.insert(VIA, backend.care.via.clone());
     if let Some(key) = backend.key() {
         headers.insert(AUTHORIZATION, key);
@@ -167,7 +172,7 @@ mod tests {
     }
 
     async fn look_at(backend: &Backend) {
-        look(&Live::new(care()), backend).await;
+        look(&Live::new(care(), 0), backend).await;
     }
 
     /// A backend that accepts connections and says nothing, on a clock that jumps.

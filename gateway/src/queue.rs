@@ -1,56 +1,78 @@
 //! The queue before backends that have as many requests as they may: first come, first served, by
 //! whichever backend fits first.
 //!
-//! Apart from choosing, as it knows nothing of backends: it keeps the order, and calls those who may
-//! look again. All who wait for the same (the same model, say) are of one kind, and only the first of
-//! a kind looks: the first of all, and if there is nothing for it, the first of the next kind.
+//! Apart from choosing, as of backends it knows nothing but their places in the roster: it keeps the
+//! order. All who wait for the same (the same model, say) are of one kind and stand in one line, so
+//! that where there is nothing for the first of them, nobody asks for the others.
 
-use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasher, Hash};
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::time::Instant;
 
-/// Of the measured time between two places that come free, this share is the newest one's.
+/// Of the measured time between two that are served, this share is the newest one's.
 const NEWEST: f64 = 0.1;
 
+/// The longest time after which to come again, as who waits may leave at any moment.
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// What a request waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Kind(u64);
 
-impl Kind {
-    pub(crate) fn of(what: impl Hash) -> Self {
-        let mut hasher = DefaultHasher::new();
-        what.hash(&mut hasher);
-        Self(hasher.finish())
+/// Which backends may serve a kind, by their places in the roster.
+#[derive(Debug, Default)]
+pub(crate) struct Fits(Vec<u64>);
+
+impl Fits {
+    pub(crate) fn add(&mut self, index: usize) {
+        let word = index / 64;
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << (index % 64);
+    }
+
+    pub(crate) fn has(&self, index: usize) -> bool {
+        let word = self.0.get(index / 64);
+        word.is_some_and(|word| word >> (index % 64) & 1 == 1)
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct Queue {
-    most: usize,
-    line: Mutex<Line>,
-    /// How many wait, to be seen without the lock.
-    len: AtomicUsize,
+/// What becomes of an offer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// Who was offered it has gone with it.
+    Taken,
+    /// There is nothing for this one, nor for those behind it in its line.
+    Nothing,
+    /// There is nothing for anybody.
+    Over,
 }
 
-#[derive(Debug, Default)]
-struct Line {
+#[derive(Debug)]
+pub(crate) struct Queue<W> {
+    most: usize,
+    len: usize,
     next: u64,
-    waiting: VecDeque<Waiter>,
+    /// Each by the number of its first one.
+    lines: BTreeMap<u64, Line<W>>,
+    firsts: HashMap<Kind, u64>,
+    hasher: RandomState,
     pace: Pace,
 }
 
 #[derive(Debug)]
-struct Waiter {
-    id: u64,
+struct Line<W> {
     kind: Kind,
-    called: Arc<Notify>,
+    fits: Fits,
+    /// Never empty.
+    waiting: VecDeque<(u64, W)>,
 }
 
-/// How fast places come free while somebody waits.
+/// How fast those who wait are served.
 #[derive(Debug, Default)]
 struct Pace {
     last: Option<Instant>,
@@ -60,99 +82,148 @@ struct Pace {
 /// The queue has as many as it may.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooLong {
-    /// When it is likely to have gone on by one.
+    /// When all who wait now are likely to be served.
     pub(crate) retry_after: Duration,
 }
 
-impl Queue {
+impl<W> Queue<W> {
     /// For so many.
     pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
-            line: Mutex::default(),
-            len: AtomicUsize::new(0),
+            len: 0,
+            next: 0,
+            lines: BTreeMap::new(),
+            firsts: HashMap::new(),
+            hasher: RandomState::new(),
+            pace: Pace::default(),
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.len.load(Ordering::SeqCst)
+        self.len
     }
 
-    /// Who has joined looks once it is called, which happens at once where nobody is before it.
-    pub(crate) fn join(self: &Arc<Self>, kind: Kind) -> Result<Ticket, TooLong> {
-        let mut line = self.line();
-        if line.waiting.len() >= self.most {
-            return Err(TooLong {
-                retry_after: line.pace.time_for(line.waiting.len() + 1),
-            });
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
+    pub(crate) fn kind(&self, what: impl Hash) -> Kind {
+        Kind(self.hasher.hash_one(what))
+    }
+
+    /// Returns the number under which it waits, behind all others.
+    pub(crate) fn join(
+        &mut self,
+        kind: Kind,
+        fits: impl FnOnce() -> Fits,
+        who: W,
+    ) -> Result<u64, TooLong> {
+        if self.len >= self.most {
+            let retry_after = self.pace.time_for(self.len + 1);
+            return Err(TooLong { retry_after });
         }
-        let id = line.next;
-        line.next += 1;
-        let called = Arc::new(Notify::new());
-        line.waiting.push_back(Waiter {
-            id,
+        let id = self.next;
+        self.next += 1;
+        self.len += 1;
+        let first = *self.firsts.entry(kind).or_insert(id);
+        let line = self.lines.entry(first).or_insert_with(|| Line {
             kind,
-            called: Arc::clone(&called),
+            fits: fits(),
+            waiting: VecDeque::new(),
         });
-        self.len.store(line.waiting.len(), Ordering::SeqCst);
-        // A place may have come free before anybody waited.
-        line.call_first();
-        Ok(Ticket {
-            queue: Arc::clone(self),
-            id,
-            called,
-            since: Instant::now(),
-        })
+        line.waiting.push_back((id, who));
+        Ok(id)
     }
 
-    /// A place has come free.
-    pub(crate) fn freed(&self) {
-        if self.len() == 0 {
+    /// Whether anybody waits for this backend.
+    pub(crate) fn wants(&self, index: usize) -> bool {
+        self.lines.values().any(|line| line.fits.has(index))
+    }
+
+    /// Makes offers in the order in which they came, to the first of each line for whom this backend
+    /// fits (any, if none is named), as long as there is something left. Returns how many took one.
+    pub(crate) fn offer(
+        &mut self,
+        index: Option<usize>,
+        mut offer: impl FnMut(&mut W) -> Offer,
+    ) -> usize {
+        let mut from = 0;
+        let mut taken = 0;
+        loop {
+            let mut lines = self.lines.range_mut(from..);
+            let fits = |line: &Line<W>| index.is_none_or(|index| line.fits.has(index));
+            let Some((&first, line)) = lines.find(|(_, line)| fits(line)) else {
+                return taken;
+            };
+            from = first + 1;
+            match line.waiting.front_mut().map(|(_, who)| offer(who)) {
+                Some(Offer::Taken) => {
+                    self.pace.tick(Instant::now());
+                    self.take_first(first);
+                    taken += 1;
+                }
+                Some(Offer::Over) => return taken,
+                Some(Offer::Nothing) | None => {}
+            }
+        }
+    }
+
+    /// Who waits under this number does so no more.
+    pub(crate) fn leave(&mut self, kind: Kind, id: u64) {
+        let Some(&first) = self.firsts.get(&kind) else {
             return;
+        };
+        if first == id {
+            return self.take_first(id);
         }
-        let mut line = self.line();
-        line.pace.tick();
-        line.call_first();
-    }
-
-    /// Backends have come, or serve again.
-    pub(crate) fn changed(&self) {
-        if self.len() > 0 {
-            self.line().call_first();
-        }
-    }
-
-    fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Line {
-    fn call_first(&self) {
-        if let Some(first) = self.waiting.front() {
-            first.called.notify_one();
+        let Some(line) = self.lines.get_mut(&first) else {
+            return;
+        };
+        if let Ok(at) = line.waiting.binary_search_by_key(&id, |(id, _)| *id) {
+            line.waiting.remove(at);
+            self.one_less();
         }
     }
 
-    /// Calls the first of the next kind behind this one.
-    fn call_behind(&self, id: u64) {
-        let mut kinds: Vec<Kind> = Vec::new();
-        for waiter in &self.waiting {
-            let is_first = !kinds.contains(&waiter.kind);
-            if is_first && waiter.id > id {
-                waiter.called.notify_one();
-                return;
+    /// The backends are others, or in other places.
+    pub(crate) fn refit(&mut self, fits: impl Fn(&W) -> Fits) {
+        for line in self.lines.values_mut() {
+            if let Some((_, who)) = line.waiting.front() {
+                line.fits = fits(who);
             }
-            if is_first {
-                kinds.push(waiter.kind);
+        }
+    }
+
+    /// The first of this line goes, and the next one is its first.
+    fn take_first(&mut self, first: u64) {
+        let Some(mut line) = self.lines.remove(&first) else {
+            return;
+        };
+        line.waiting.pop_front();
+        self.one_less();
+        match line.waiting.front() {
+            Some(&(next, _)) => {
+                self.firsts.insert(line.kind, next);
+                self.lines.insert(next, line);
             }
+            None => {
+                self.firsts.remove(&line.kind);
+            }
+        }
+    }
+
+    fn one_less(&mut self) {
+        self.len -= 1;
+        if self.len == 0 {
+            self.pace.pause();
         }
     }
 }
 
 impl Pace {
-    fn tick(&mut self) {
-        let now = Instant::now();
+    /// One is served, and others wait.
+    fn tick(&mut self, now: Instant) {
         if let Some(last) = self.last.replace(now) {
             let new = now.duration_since(last).as_secs_f64();
             let old = self.seconds.unwrap_or(new);
@@ -160,96 +231,144 @@ impl Pace {
         }
     }
 
-    /// A second, as long as nothing is known.
+    /// Nobody waits: how long that lasts says nothing.
+    fn pause(&mut self) {
+        self.last = None;
+    }
+
+    /// None, as long as nothing is known.
     fn time_for(&self, count: usize) -> Duration {
         let one = self.seconds.unwrap_or_default();
-        Duration::try_from_secs_f64(one * count as f64).unwrap_or(Duration::MAX)
-    }
-}
-
-/// A place in the queue, given back when this is dropped.
-#[derive(Debug)]
-pub(crate) struct Ticket {
-    queue: Arc<Queue>,
-    id: u64,
-    called: Arc<Notify>,
-    pub(crate) since: Instant,
-}
-
-impl Ticket {
-    /// There is nothing for it: the next one may look.
-    pub(crate) fn pass_on(&self) {
-        self.queue.line().call_behind(self.id);
-    }
-
-    /// Waits to be called. A call of before counts.
-    pub(crate) async fn called(&self) {
-        self.called.notified().await;
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut line = self.queue.line();
-        // It is near the front, most often.
-        if let Some(at) = line.waiting.iter().position(|waiter| waiter.id == self.id) {
-            line.waiting.remove(at);
-        }
-        self.queue.len.store(line.waiting.len(), Ordering::SeqCst);
-        // There may be more than one place; and a call that it has not heard is another's.
-        line.call_first();
+        let all = Duration::try_from_secs_f64(one * count as f64);
+        all.unwrap_or(LONGEST).min(LONGEST)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
 
-    fn is_called(ticket: &Ticket) -> bool {
-        let called = std::pin::pin!(ticket.called());
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        called.poll(&mut context).is_ready()
+    /// Of kinds that fit these backends.
+    fn queue(
+        most: usize,
+        names: &[(&'static str, &str, &[usize])],
+    ) -> (Queue<&'static str>, Vec<u64>) {
+        let mut queue = Queue::new(most);
+        let join = |(name, kind, fits): &(&'static str, &str, &[usize])| {
+            let kind = queue.kind(kind);
+            queue.join(kind, || of(fits), *name).unwrap()
+        };
+        let ids = names.iter().map(join).collect();
+        (queue, ids)
+    }
+
+    fn of(indices: &[usize]) -> Fits {
+        let mut fits = Fits::default();
+        indices.iter().for_each(|index| fits.add(*index));
+        fits
+    }
+
+    /// Who is asked, and in which order, if there are so many places.
+    fn asked(
+        queue: &mut Queue<&'static str>,
+        index: Option<usize>,
+        places: usize,
+    ) -> Vec<&'static str> {
+        let mut asked = Vec::new();
+        queue.offer(index, |name| {
+            asked.push(*name);
+            if asked.len() <= places {
+                Offer::Taken
+            } else {
+                Offer::Nothing
+            }
+        });
+        asked
     }
 
     #[test]
-    fn the_first_looks_and_then_the_first_of_the_next_kind() {
-        let queue = Arc::new(Queue::new(8));
-        let (a, b) = (Kind::of("a"), Kind::of("b"));
-        queue.freed();
-        let first = queue.join(a).unwrap();
-        assert!(is_called(&first) && !is_called(&first));
-        let second = queue.join(a).unwrap();
-        let other = queue.join(b).unwrap();
-        // Each that joins may have come too late for a place.
-        assert!(is_called(&first) && !is_called(&second) && !is_called(&other));
-        first.pass_on();
-        assert!(!is_called(&second) && is_called(&other));
-        other.pass_on();
-        assert!(!is_called(&first) && !is_called(&second));
-        queue.freed();
-        // It leaves with a call that it has not heard.
-        drop(first);
-        assert!(is_called(&second) && !is_called(&other));
-        second.pass_on();
-        assert!(is_called(&other));
-        drop((second, other));
+    fn the_first_is_asked_and_then_the_first_of_the_next_kind() {
+        let all: &[_] = &[
+            ("a1", "a", &[0][..]),
+            ("a2", "a", &[0]),
+            ("b1", "b", &[0, 200]),
+            ("a3", "a", &[0]),
+            ("c1", "c", &[200]),
+        ];
+        let (mut queue, ids) = queue(8, all);
+        assert_eq!(asked(&mut queue, None, 0), ["a1", "b1", "c1"]);
+        assert_eq!(asked(&mut queue, Some(200), 0), ["b1", "c1"]);
+        assert_eq!(asked(&mut queue, Some(1), 9), [""; 0]);
+        assert!(queue.wants(0) && queue.wants(200) && !queue.wants(1) && !queue.wants(201));
+        // In the order in which they came, whatever they wait for.
+        assert_eq!(asked(&mut queue, Some(0), 2), ["a1", "a2", "b1", "a3"]);
+        queue.leave(queue.kind("b"), ids[2]);
+        assert_eq!(asked(&mut queue, None, 0), ["a3", "c1"]);
+        assert_eq!(asked(&mut queue, None, 9), ["a3", "c1"]);
         assert_eq!(queue.len(), 0);
     }
 
     #[test]
+    fn who_leaves_is_not_asked_wherever_it_stood() {
+        let line: &[_] = &[("1", "a", &[][..]), ("2", "a", &[]), ("3", "a", &[])];
+        for left in 0..3 {
+            let (mut queue, ids) = queue(3, line);
+            let kind = queue.kind("a");
+            queue.leave(kind, ids[left]);
+            queue.leave(kind, ids[left]);
+            let names: Vec<_> = line.iter().map(|(name, ..)| *name).collect();
+            let stay: Vec<_> = { names }
+                .into_iter()
+                .filter(|name| *name != line[left].0)
+                .collect();
+            assert_eq!(queue.len(), 2);
+            assert_eq!(asked(&mut queue, None, 9), stay);
+        }
+    }
+
+    #[test]
     fn it_has_an_end_and_tells_when_to_come_again() {
-        let queue = Arc::new(Queue::new(1));
-        let kind = Kind::of(());
-        let _first = queue.join(kind).unwrap();
-        let refused = queue.join(kind).unwrap_err();
+        let (mut full, _) = queue(1, &[("1", "a", &[])]);
+        let refused = full.join(full.kind("a"), Fits::default, "2").unwrap_err();
         assert_eq!(refused.retry_after, Duration::ZERO);
-        queue.freed();
-        std::thread::sleep(Duration::from_millis(5));
-        queue.freed();
-        let refused = queue.join(kind).unwrap_err();
-        assert!(
-            refused.retry_after >= Duration::from_millis(10),
-            "{refused:?}"
-        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_to_come_again_goes_by_how_fast_it_moves_and_not_by_when_nobody_waits() {
+        let mut queue = Queue::new(3);
+        let kind = queue.kind("a");
+        let refused = |queue: &mut Queue<_>| {
+            while queue.join(kind, Fits::default, "").is_ok() {}
+            let refused = queue.join(kind, Fits::default, "").unwrap_err();
+            refused.retry_after
+        };
+        for _ in 0..3 {
+            refused(&mut queue);
+            for _ in 0..3 {
+                advance(Duration::from_secs(1)).await;
+                asked(&mut queue, None, 1);
+            }
+            assert_eq!(queue.len(), 0);
+            advance(Duration::from_secs(1000)).await;
+        }
+        assert_eq!(refused(&mut queue), Duration::from_secs(4));
+        // Those who leave leave it as empty.
+        asked(&mut queue, None, 1);
+        for id in 0..99 {
+            queue.leave(kind, id);
+        }
+        assert_eq!(queue.len(), 0);
+        advance(Duration::from_secs(1000)).await;
+        refused(&mut queue);
+        asked(&mut queue, None, 1);
+        assert_eq!(refused(&mut queue), Duration::from_secs(4));
+        // However slow it is, it is worth another look before long.
+        for _ in 0..2 {
+            advance(Duration::from_secs(1000)).await;
+            asked(&mut queue, None, 1);
+        }
+        assert_eq!(refused(&mut queue), LONGEST);
     }
 }

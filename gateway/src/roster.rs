@@ -79,6 +79,12 @@ impl Roster {
         &self.members
     }
 
+    /// Where this one is among the members.
+    pub(crate) fn index(&self, backend: &Backend) -> Option<usize> {
+        let mut members = self.members.iter();
+        members.position(|member| std::ptr::eq(&**member, backend))
+    }
+
     /// Whether some serve other models than others.
     pub(crate) fn differ(&self) -> bool {
         self.differ

@@ -20,7 +20,6 @@ use crate::live::Live;
 use crate::made::Made;
 use crate::metrics::Metrics;
 use crate::options::Options;
-use crate::queue::Queue;
 use crate::via;
 
 /// The owner's words, in the owner's order.
@@ -39,7 +38,6 @@ pub(crate) struct Shared {
     pub(crate) intake: Intake,
     pub(crate) made: Made,
     pub(crate) homes: Homes,
-    pub(crate) queue: Arc<Queue>,
     pub(crate) catalogs: Catalogs,
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
@@ -56,8 +54,7 @@ impl Shared {
             since: Instant::now(),
             via,
             description: Mutex::new(options.description.clone()),
-            queue: Arc::clone(&care.queue),
-            live: Live::new(care),
+            live: Live::new(care, options.queue),
             metrics: Metrics::new().map_err(io::Error::other)?,
             history: History::default(),
             life: Life::new(),

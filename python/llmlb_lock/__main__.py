@@ -9,6 +9,7 @@ import json
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timezone
 from pathlib import Path
 from typing import NoReturn
 
@@ -143,7 +144,8 @@ def table(servers: list[Server], rows: list[dict[str, object]]) -> str:
     for server, row in zip(servers, rows, strict=True):
         started = "-"
         if row["started_at"] is not None and server.info is not None:
-            started = server.info.started_at.astimezone().isoformat(timespec="seconds")
+            at = server.info.started_at.astimezone(timezone.utc)
+            started = f"{at:%Y-%m-%dT%H:%M:%SZ}"
         owner = f" (owner: {server.owner})" if server.owner is not None else ""
         pid = "-" if row["pid"] is None else str(row["pid"])
         lines.append((str(server.port), pid, started, f"{row['status']}{owner}"))
@@ -153,6 +155,17 @@ def table(servers: list[Server], rows: list[dict[str, object]]) -> str:
         for line in lines
     )
     return "\n".join(line.rstrip() for line in padded)
+
+
+def note_hidden(servers: list[Server]) -> None:
+    """A line for the rest: whose it is, as far as that can be told."""
+    owners = [server.owner or "unknown" for server in servers if server.state == "unreadable"]
+    if owners:
+        one = len(owners) == 1
+        files = "1 lock file" if one else f"{len(owners)} lock files"
+        named = ", ".join(sorted(set(owners)))
+        rest = f"{files} that can't be read {'is' if one else 'are'} not shown"
+        print(f"{rest} (owned by {named}): see --all", file=sys.stderr)
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -168,6 +181,7 @@ def status(arguments: argparse.Namespace) -> int:
     else:
         servers = locks.servers()
         if not arguments.all:
+            note_hidden(servers)
             servers = [server for server in servers if server.state in ("running", "held")]
     rows = [row(server) for server in servers]
     if arguments.format == "json":

@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import tempfile
 import time
 import urllib.request
 from base64 import b64encode
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,24 +30,40 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-class Etcd:
-    """One node, with its data in a temporary directory."""
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM: whom to trust, and what proves who one is."""
 
-    def __init__(self) -> None:
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+class Etcd:
+    """One node, with its data in a temporary directory; with certificates it asks for them."""
+
+    def __init__(self, tls: Tls | None = None) -> None:
         program = binary()
         assert program is not None, "the tests of the cluster need etcd: run `make etcd`"
         said = subprocess.run([program, "--help"], capture_output=True, check=False)
         # Where it can do without the disk: those of busy machines take seconds.
         more = ["--unsafe-no-fsync"] if b"--unsafe-no-fsync" in said.stdout + said.stderr else []
         self._directory = tempfile.TemporaryDirectory()
+        self._scheme, self._context = "http", None
+        if tls is not None:
+            self._scheme = "https"
+            self._context = ssl.create_default_context(cafile=tls.ca)
+            self._context.load_cert_chain(tls.certificate, tls.key)
+            more += ["--cert-file", str(tls.certificate), "--key-file", str(tls.key)]
+            more += ["--trusted-ca-file", str(tls.ca), "--client-cert-auth"]
         # Another may take a port that was free: then once more.
         for _ in range(5):
             self.port, peer = free_port(), free_port()
             self._command = [
                 program,
                 *("--data-dir", f"{self._directory.name}/{self.port}"),
-                *("--listen-client-urls", f"http://127.0.0.1:{self.port}"),
-                *("--advertise-client-urls", f"http://127.0.0.1:{self.port}"),
+                *("--listen-client-urls", f"{self._scheme}://127.0.0.1:{self.port}"),
+                *("--advertise-client-urls", f"{self._scheme}://127.0.0.1:{self.port}"),
                 *("--listen-peer-urls", f"http://127.0.0.1:{peer}"),
                 *("--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}"),
                 *("--initial-cluster", f"default=http://127.0.0.1:{peer}"),
@@ -76,14 +94,15 @@ class Etcd:
         return False
 
     def url(self, prefix: str) -> str:
-        return f"etcd://127.0.0.1:{self.port}/{prefix}"
+        scheme = "etcd" if self._context is None else "etcds"
+        return f"{scheme}://127.0.0.1:{self.port}/{prefix}"
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """A request that llmlb would not make."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v3/{path}", json.dumps(body).encode()
+            f"{self._scheme}://127.0.0.1:{self.port}/v3/{path}", json.dumps(body).encode()
         )
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=5, context=self._context) as answer:
             told: dict[str, Any] = json.load(answer)
         return told
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ BOTH = pytest.mark.parametrize(
     ],
 )
 HTTP = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "{port}"]
+HEADER = ["PORT", "PID", "STARTED", "STATUS"]
 STUBBORN = """
 import signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -34,10 +36,11 @@ sys.stdin.read()
 """
 
 
-def run(program: tuple[str, ...], *args: object) -> tuple[int, str, str]:
+def run(program: tuple[str, ...], *args: object, zone: str | None = None) -> tuple[int, str, str]:
     command = [*program, *map(str, args)]
+    env = os.environ if zone is None else {**os.environ, "TZ": zone}
     result = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd="/"
+        command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd="/", env=env
     )
     return result.returncode, result.stdout, result.stderr
 
@@ -62,19 +65,18 @@ def test_a_server_is_shown_and_stopped(program: tuple[str, ...], port: int) -> N
     server = llmlb_lock.acquire(port).popen(HTTP, stderr=subprocess.DEVNULL)
     with server:
         wait_until(lambda: accepts(port), "server")
-        code, out, err = run(program, "status", "--port", port)
-        header, line = out.splitlines()
-        assert (code, err, header.split()[:2]) == (0, "", ["PORT", "PID"])
-        assert (line.split()[:2], "Running" in line) == ([str(port), str(server.pid)], True)
-        code, out, err = run(program, "status", "--format", "json")
-        (told,) = json.loads(out)
-        assert (code, err) == (0, "")
-        assert (told["port"], told["pid"], told["status"]) == (port, server.pid, "Running")
-        assert run(program, "stop", "-p", port) == (
-            0,
-            f"Stopping server on port {port} (PID: {server.pid})...\nServer stopped successfully\n",
-            "",
-        )
+        as_table = run(program, "status", "--port", port, zone="America/New_York")
+        as_json = run(program, "status", "--format", "json")
+        stopped = run(program, "stop", "-p", port)
+    (told,) = json.loads(as_json[1])
+    assert (as_json[0], as_json[2]) == (0, "")
+    assert (told["port"], told["pid"], told["status"]) == (port, server.pid, "Running")
+    second, _ = told["started_at"].split(".")
+    shown = [str(port), str(server.pid), f"{second}Z", "Running"]
+    assert [line.split() for line in as_table[1].splitlines()] == [HEADER, shown]
+    assert (as_table[0], as_table[2]) == (0, "")
+    said = f"Stopping server on port {port} (PID: {server.pid})...\nServer stopped successfully\n"
+    assert stopped == (0, said, "")
 
 
 @BOTH
@@ -88,6 +90,22 @@ def test_a_left_over_is_shown_and_removed(program: tuple[str, ...], port: int) -
     removed = f"No server running on port {port}; removed the lock file it left behind\n"
     # What is logged of it goes to stderr.
     assert run(program, "stop", "--port", port)[:2] == (0, removed)
+
+
+@BOTH
+def test_how_many_cannot_be_read_is_said(program: tuple[str, ...], port: int) -> None:
+    path = llmlb_lock.lock_path(port)
+    path.parent.mkdir()
+    path.symlink_to("/etc/passwd")  # unreadable even to root: it leads elsewhere
+    owner = path.lstat().st_uid
+    rest = (
+        "1 lock file that can't be read is not shown "
+        f"(owned by {pwd.getpwuid(owner).pw_name}): see --all\n"
+    )
+    assert run(program, "status") == (0, "No servers running\n", rest)
+    assert run(program, "status", "--format", "json") == (0, "[]\n", rest)
+    code, out, err = run(program, "status", "--all")
+    assert (code, "Unreadable (owner: " in out, err) == (0, True, "")
 
 
 @BOTH

@@ -1,6 +1,7 @@
 //! Nothing survives the stop: whatever a server has started is gone with it. And nothing else is.
 
 mod cgroups;
+mod forged;
 mod scene;
 mod set_uid;
 mod zombies;

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
 
-use llmlb_tests::{PATIENCE, Running, Sandbox, free_port};
+use llmlb_tests::{PATIENCE, Running, Sandbox, free_port, signal_pid};
 use nix::sys::signal::Signal;
 
 const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
@@ -131,6 +131,7 @@ fn one_that_is_not_ready_in_time_is_ended_with_an_error() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     let message = format!("Error: the server on port {port} was not ready within 200ms");
     assert!(ended.stderr.contains(&message), "{ended:?}");
+    assert_eq!(ended.stderr.matches("was not ready").count(), 1);
     assert!(!sandbox.lock_file(port).exists());
 }
 
@@ -160,6 +161,54 @@ fn the_watchdog_is_fed_while_the_server_is_healthy() {
     assert!(told.count() < 3, "an unhealthy server is vouched for");
 }
 
+/// Until nobody vouches for the server any more: what was under way comes still.
+#[track_caller]
+fn expect_silence(systemd: &Systemd) {
+    let silence = std::time::Duration::from_secs(1);
+    systemd.0.set_read_timeout(Some(silence)).unwrap();
+    let told = std::iter::from_fn(|| systemd.0.recv(&mut [0; 64]).ok()).take(4);
+    assert!(told.count() < 4, "one that hangs is vouched for");
+    systemd.0.set_read_timeout(Some(PATIENCE)).unwrap();
+}
+
+#[cfg(target_os = "linux")] // where systemd is
+#[test]
+fn the_watchdog_starves_with_a_server_that_hangs_where_nothing_is_asked() {
+    let sandbox = Sandbox::new();
+    let systemd = Systemd::new(&sandbox);
+    let start = |more: &[&str]| {
+        let port = free_port();
+        let text = port.to_string();
+        let mut command = sandbox.llmlb(["serve", "--port", &text, "--", GUINEA, &text]);
+        command.env("NOTIFY_SOCKET", sandbox.path().join("notify"));
+        command.env("WATCHDOG_USEC", "300000").args(more);
+        (Running::start(&mut command), port)
+    };
+    let fed = || {
+        for _ in 0..2 {
+            while !systemd.receive().contains("WATCHDOG=1") {}
+        }
+    };
+    for below in [false, true] {
+        let (mut server, port) = start(if below { &["below"] } else { &[] });
+        let line = server.expect_output("ready ");
+        let listens = line.trim_start_matches("ready ").trim().parse().unwrap();
+        assert_eq!(listens != sandbox.named_pid(port), below);
+        while !systemd.receive().contains("READY=1") {}
+        fed();
+        signal_pid(listens, Signal::SIGSTOP);
+        expect_silence(&systemd);
+        signal_pid(listens, Signal::SIGCONT);
+        fed();
+        sandbox.run(["stop", &port.to_string()]).expect(0);
+        server.wait();
+    }
+    // What connects to this one waits until there is no room for more.
+    let (_server, _) = start(&["hung"]);
+    while !systemd.receive().contains("READY=1") {}
+    expect_silence(&systemd);
+}
+
 #[test]
 fn the_watchdog_is_fed_by_a_balancer_that_lives() {
     let sandbox = Sandbox::new();
@@ -177,11 +226,7 @@ fn the_watchdog_is_fed_by_a_balancer_that_lives() {
     };
     fed();
     balancer.signal(Signal::SIGSTOP);
-    let silence = std::time::Duration::from_secs(1);
-    systemd.0.set_read_timeout(Some(silence)).unwrap();
-    let told = std::iter::from_fn(|| systemd.0.recv(&mut [0; 64]).ok()).take(3);
-    assert!(told.count() < 3, "one that hangs is vouched for");
-    systemd.0.set_read_timeout(Some(PATIENCE)).unwrap();
+    expect_silence(&systemd);
     balancer.signal(Signal::SIGCONT);
     fed();
     balancer.ask_to_end();

@@ -116,10 +116,38 @@ fn a_server_whose_sockets_are_not_its_own_runs_when_its_url_answers() {
     server.expect_log("accepting connections after ");
     // What `--detach` waits for is told before.
     sandbox.run(["status", &text]).expect(0);
-    // Nobody vouches for it any more.
+    // Nobody vouches for it any more, also where the number of its guard is another's by now.
     server.kill();
     sandbox.run(["status", &text]).expect(5);
+    let file = state_file(&sandbox, port);
+    let mut told: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    told["llmlb"] = json!(std::process::id());
+    fs::write(&file, told.to_string()).unwrap();
+    sandbox.run(["status", &text]).expect(5);
     drop(answering);
+}
+
+/// A path is asked at the port, so that what has answered once does not speak for a port that is
+/// closed by now.
+#[cfg(target_os = "linux")] // whose a port is
+#[test]
+fn a_server_whose_port_is_closed_again_does_not_run() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let script = r#""$0" "$1" healthy-when=/dev/null & exec sleep 600"#;
+    let command = ["--ready-url", "/health", "--", "sh", "-c", script, GUINEA];
+    let mut llmlb = sandbox.llmlb(["serve", "--port", &text]);
+    let mut server = Running::start(llmlb.args(command).arg(&text));
+    server.expect_log("accepting connections after ");
+    sandbox.run(["status", &text]).expect(0);
+    let listener = server.expect_output("ready ");
+    let listener = listener.split(' ').nth(1).unwrap().parse().unwrap();
+    signal_pid(listener, Signal::SIGKILL);
+    wait_until("it to close its port", || {
+        let status = sandbox.run(["status", &text]);
+        (status.code == Some(5)).then_some(())
+    });
 }
 
 #[test]
@@ -211,6 +239,12 @@ fn what_a_killed_server_leaves_beside_its_lock_is_cleared_by_stop() {
         }
         assert_eq!(fs::read_dir(sandbox.path()).unwrap().count(), 0);
     }
+    // Its server has outlived the guard, and ends as it is asked to.
+    let mut llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}", "graceful=0"]);
+    llmlb.kill();
+    let stopped = sandbox.run(["stop", &text]).expect(0);
+    assert!(stopped.stdout.contains("successfully"), "{stopped:?}");
+    assert_eq!(fs::read_dir(sandbox.path()).unwrap().count(), 0);
     // The next start has no need of that.
     sandbox.serve(port).kill();
     let _server = sandbox.supervise(port, &[], &[GUINEA, "{port}"]);

@@ -99,6 +99,44 @@ fn all_tells_of_each_that_failed() {
     stopping.finish().expect(0);
 }
 
+/// Also one who fills the directory with such files must not keep servers alive.
+#[cfg(unix)] // a directory that may not be written to, as anybody but root
+#[test]
+fn all_stops_what_lives_though_nothing_stale_can_be_removed() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65534;
+    let is_root = nix::unistd::geteuid().is_root();
+    let sandbox = Sandbox::new();
+    let set_mode = |mode| {
+        fs::set_permissions(sandbox.path(), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set_mode(0o777);
+    let llmlb = |args: &[&str]| {
+        let mut llmlb = sandbox.llmlb(args);
+        if is_root {
+            llmlb.uid(NOBODY).gid(NOBODY);
+        }
+        llmlb
+    };
+    let mut server = Running::start(&mut llmlb(&["serve", "--port", &free_port().to_string()]));
+    server.expect_log("listening on");
+    let stale = [free_port(), free_port()].map(|port| sandbox.lock_file(port));
+    for file in &stale {
+        fs::write(file, "").unwrap();
+        chown(file, is_root.then_some(NOBODY), None).unwrap();
+    }
+    set_mode(0o555);
+    let stopped = llmlb_tests::Finished::of(llmlb(&["stop", "--all"]).output().unwrap());
+    set_mode(0o755);
+    let stopped = stopped.expect(1);
+    server.wait();
+    for file in &stale {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(stopped.stderr.contains(name), "{stopped:?}");
+    }
+}
+
 #[cfg(unix)] // needs a shell
 #[test]
 fn a_reader_that_leaves_does_not_keep_stop_from_stopping() {

@@ -388,23 +388,26 @@ fn nothing_moves_where_nobody_is_waited_for() {
     assert!(!terminal.shows("waiting for port"));
 }
 
+/// `llmlb status` with these arguments, on a terminal that is so wide.
+fn status_on_screen(sandbox: &Sandbox, columns: usize, args: &str) -> String {
+    let mut status = Command::new("sh");
+    let script = format!("stty cols {columns} rows 24; exec \"$0\" status {args}");
+    status.args(["-c", &script]);
+    status.arg(llmlb_tests::llmlb_binary());
+    status.env("LLMLB_LOCK_DIR", sandbox.path());
+    let mut terminal = Terminal::run(status);
+    terminal.expect("Locks are in ");
+    terminal.wait();
+    terminal.screen.lock().unwrap().clone()
+}
+
 #[test]
 fn status_fits_the_terminal_and_says_what_runs_and_where_the_locks_are() {
     let sandbox = Sandbox::new();
     let port = free_port();
     let long = "x".repeat(200);
     let _server = sandbox.supervise(port, &[], &[GUINEA, "{port}", &long]);
-    let show = || {
-        let mut status = Command::new("sh");
-        let script = "stty cols 72 rows 24; exec \"$0\" status";
-        status.args(["-c", script]).arg(llmlb_tests::llmlb_binary());
-        status.env("LLMLB_LOCK_DIR", sandbox.path());
-        let mut terminal = Terminal::run(status);
-        terminal.expect("Locks are in ");
-        terminal.wait();
-        terminal.screen.lock().unwrap().clone()
-    };
-    let screen = show();
+    let screen = status_on_screen(&sandbox, 72, "");
     let lines: Vec<&str> = screen.lines().collect();
     let header: Vec<&str> = lines[0].split_whitespace().collect();
     assert_eq!(header, ["PORT", "PID", "STARTED", "STATUS", "COMMAND"]);
@@ -416,4 +419,51 @@ fn status_fits_the_terminal_and_says_what_runs_and_where_the_locks_are() {
     // Whoever wants to read all of it asks for that, or for a pipe.
     let wide = sandbox.run(["status", "--format", "wide"]).expect(0);
     assert!(wide.stdout.contains(&long), "{wide:?}");
+}
+
+#[test]
+fn status_shows_on_a_terminal_as_much_as_fits() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let long = "x".repeat(200);
+    let _server = sandbox.supervise(port, &[], &[GUINEA, "{port}", &long]);
+    // A row with the longest words that there are.
+    std::os::unix::fs::symlink("/etc/passwd", sandbox.lock_file(free_port())).unwrap();
+    let piped = sandbox.run(["status"]).expect(0).stdout;
+    let piped: Vec<&str> = piped.lines().collect();
+    let frozen: Vec<&str> = piped[1].split_whitespace().collect();
+    let whole = ["UPTIME", "USER", "ADDRESS", "RESTARTS", "COMMAND"];
+    let mut before = 0;
+    for columns in [40, 41, 45, 46, 50, 60, 72, 80, 100, 120, 132, 300] {
+        for args in ["", "--all"] {
+            let screen = status_on_screen(&sandbox, columns, args);
+            let table: Vec<&str> = screen
+                .lines()
+                .take_while(|line| !line.starts_with("Locks are in "))
+                .filter(|line| !line.contains(" not shown "))
+                .collect();
+            for line in &table {
+                assert!(line.chars().count() <= columns, "{columns}: {screen}");
+            }
+            let header: Vec<&str> = table[0].split_whitespace().collect();
+            assert_eq!(header[..4], ["PORT", "PID", "STARTED", "STATUS"]);
+            let row = table.iter().find(|line| line.starts_with(frozen[0]));
+            let row: Vec<&str> = row.expect(&screen).split_whitespace().collect();
+            assert_eq!([row[0], row[1], row[3]], [frozen[0], frozen[1], frozen[3]]);
+            let started = row[2].trim_end_matches('…');
+            assert!(started.len() >= 10, "{screen}");
+            assert!(frozen[2].starts_with(started), "{screen}");
+            if args.is_empty() {
+                let more = header.len() - 4;
+                assert!(more >= before, "{columns}: {screen}");
+                before = more;
+                if columns == 132 {
+                    assert_eq!(header[4..], whole, "{screen}");
+                    assert!(screen.contains(&format!(" 127.0.0.1:{port} ")), "{screen}");
+                }
+            }
+        }
+    }
+    // All that fits is shown in full.
+    assert!(status_on_screen(&sandbox, 400, "").contains(&long));
 }

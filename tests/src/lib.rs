@@ -117,11 +117,11 @@ impl Sandbox {
         running
     }
 
-    /// The process that the lock file names.
+    /// The process that the lock file names. Its writer may be in the act, and it is blank then.
     pub fn named_pid(&self, port: u16) -> u32 {
-        let text = std::fs::read(self.lock_file(port)).unwrap();
-        let json: JsonPid = parse_pid(&text);
-        json.0
+        wait_until("the lock file to name a process", || {
+            parse_pid(&std::fs::read(self.lock_file(port)).unwrap())
+        })
     }
 }
 
@@ -153,13 +153,11 @@ impl Drop for Sandbox {
     }
 }
 
-struct JsonPid(u32);
-
-fn parse_pid(text: &[u8]) -> JsonPid {
+fn parse_pid(text: &[u8]) -> Option<u32> {
     let text = String::from_utf8_lossy(text);
-    let after = text.split("\"pid\":").nth(1).expect("names a pid");
+    let after = text.split("\"pid\":").nth(1)?;
     let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
-    JsonPid(digits.parse().unwrap())
+    digits.parse().ok()
 }
 
 /// Starts it. Wine fails to, now and then, with an internal error (1359).

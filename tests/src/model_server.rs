@@ -31,6 +31,26 @@ impl Port {
         Self(socket)
     }
 
+    /// The same, where several come one after the other, in tests on Unix.
+    #[cfg(unix)]
+    pub fn reserve_for_several() -> Self {
+        Self::shared(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// For one of them.
+    #[cfg(unix)]
+    pub fn again(&self) -> Self {
+        Self::shared(self.address())
+    }
+
+    #[cfg(unix)]
+    fn shared(address: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_reuse_port(true).unwrap();
+        socket.bind(&address.into()).unwrap();
+        Self(socket)
+    }
+
     fn address(&self) -> SocketAddr {
         self.0.local_addr().unwrap().as_socket().unwrap()
     }

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use llmlb_lock_cluster::watchdog::{self, ServerKin, Watchdog};
 use llmlb_lock_cluster::{ClusterError, Exclusive, Interrupt, Lost, Options, Timing};
-use llmlb_lock_core::Offspring;
+use llmlb_lock_core::{Offspring, SERVER_ID_ENV};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
@@ -44,6 +45,15 @@ pub(crate) fn hidden_subcommand() -> Option<Result<u8, Failure>> {
     if name != GATE {
         return None;
     }
+    // Started by llmlb's main thread. Should the watchdog be killed with it, this is what is left;
+    // alone it would not do, as it is the server's to undo, and no matter of time. Without a cgroup
+    // it would hide from the watchdog who descends from the server, which is dead before it looks.
+    if has_cgroup()
+        && let Err(e) = set_parent_process_death_signal(Some(Signal::KILL))
+    {
+        let message = format!("cannot be tied to llmlb: {e}");
+        return Some(Err(Failure::new(exit::FAILURE, message)));
+    }
     let program = args.next()?;
     let mut command = Command::new(&program);
     if program == OWN {
@@ -51,6 +61,13 @@ pub(crate) fn hidden_subcommand() -> Option<Result<u8, Failure>> {
     }
     let error = watchdog::pass_gate(command.args(args));
     Some(Err(crate::supervise::cannot_run(&program, &error)))
+}
+
+/// Whether what this process is to start has a cgroup of its own, which bears the server's ID.
+fn has_cgroup() -> bool {
+    let id = std::env::var(SERVER_ID_ENV).unwrap_or_default();
+    let groups = std::fs::read_to_string("/proc/self/cgroup");
+    !id.is_empty() && groups.is_ok_and(|groups| groups.contains(&id))
 }
 
 /// The service is ours.

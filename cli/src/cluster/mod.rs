@@ -24,13 +24,19 @@ mod registration;
 mod status;
 #[cfg(target_os = "linux")]
 mod stop;
+#[cfg(target_os = "linux")]
+pub(crate) mod told;
 
 #[cfg(target_os = "linux")]
 pub(crate) use active::{Active, hidden_subcommand};
 #[cfg(not(target_os = "linux"))]
 pub(crate) use elsewhere::Active;
+#[cfg(all(unix, not(target_os = "linux")))]
+pub(crate) use elsewhere::Hearing;
 #[cfg(target_os = "linux")]
 pub(crate) use registration::Membership;
+#[cfg(target_os = "linux")]
+pub(crate) use told::Hearing;
 
 use std::ffi::OsString;
 

@@ -22,6 +22,13 @@ pub(super) struct TooLate {
 }
 
 impl TooLate {
+    /// What is done about it; why llmlb fails is said at its end.
+    pub(super) fn remark(&self) -> String {
+        let awaited = self.probe.awaited();
+        let patience = self.patience;
+        format!("Waited {patience:?} for {awaited} in vain, ending the server")
+    }
+
     pub(super) fn failure(&self) -> Failure {
         let message = format!(
             "the server on port {} was not ready within {:?}: waited for {}; give it more time with \
@@ -87,5 +94,5 @@ pub(super) async fn follow(
     info!("{status}");
     notify_ready_as(&status);
     readiness.reached(probe.server);
-    match feed_watchdog(|| probe.look()).await {}
+    match feed_watchdog(|| probe.is_healthy()).await {}
 }

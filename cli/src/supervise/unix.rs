@@ -1,5 +1,6 @@
 //! The server leads a process group and takes the lock over.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
@@ -15,6 +16,8 @@ use tracing::{error, info, warn};
 
 use super::ended::Ended;
 use super::ending::{Ending, send};
+#[cfg(target_os = "linux")]
+use super::is_typed;
 use super::left_behind::{self, LeftBehind};
 use super::passed_through::PassedThrough;
 use super::readying;
@@ -22,7 +25,7 @@ use super::restart::{Next, Restarts};
 use super::terminal::{self, Terminal};
 use super::{cannot_run, command, name};
 use crate::args::{Restart, ServeArgs};
-use crate::cluster::Active;
+use crate::cluster::{Active, Hearing};
 use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, watch};
 use crate::ready::Readiness;
@@ -256,7 +259,11 @@ async fn live(
 ) -> Result<Life, Failure> {
     let watchdog = || active.and_then(Active::watchdog);
     let mut offspring = Offspring::prepare_beside(lock, watchdog().as_slice())?;
-    let (server, output) = spawn(lock, args, &offspring, active)?;
+    let Spawned {
+        server,
+        output,
+        mut hearing,
+    } = spawn(lock, args, &offspring, active)?;
     offspring.started(server.as_raw().unsigned_abs());
     if terminal.is_some_and(|terminal| terminal.offer(server)) {
         // It may have asked to read before it was its turn.
@@ -278,8 +285,9 @@ async fn live(
     );
 
     let probe = readying::probe(server.as_raw().unsigned_abs(), lock.info().port, args);
-    state.begins(lock.info(), probe.url.as_ref().map(|_| false));
-    let following = readying::follow(probe, readiness, args, || state.ready());
+    state.begins(lock.info(), probe.url.as_ref());
+    let state = RefCell::new(state);
+    let following = readying::follow(probe, readiness, args, || state.borrow_mut().ready());
     let mut following = Box::pin(following);
     let mut too_late = None;
     readiness.begin();
@@ -323,12 +331,12 @@ async fn live(
             () = ended.wait() => {}
             never = &mut watching => match never {},
             late = &mut following, if too_late.is_none() => {
-                let failure = late.failure();
-                error!("{}", failure.message);
+                warn!("{}", late.remark());
                 readiness.leave();
                 ending.ask(server, Signal::SIGTERM);
-                too_late = Some(failure);
+                too_late = Some(late.failure());
             }
+            (up, all) = heard(hearing.as_mut()) => state.borrow_mut().backends(up, all),
             number = told.passed_on.recv() => {
                 send(server, number);
                 if number == Signal::SIGTSTP {
@@ -405,6 +413,14 @@ async fn live(
     })
 }
 
+/// How many backends the load balancer says are up, of how many; never of another server.
+async fn heard(hearing: Option<&mut Hearing>) -> (usize, usize) {
+    match hearing {
+        Some(hearing) => hearing.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Completes when the server has to end for another's sake, with the time that it has.
 async fn lost(active: Option<&Active>) -> Duration {
     match active {
@@ -434,6 +450,14 @@ fn reap(server: Pid) -> io::Result<Option<WaitStatus>> {
     }
 }
 
+/// A server that has been started.
+struct Spawned {
+    server: Pid,
+    output: Option<PassedThrough>,
+    /// Of the load balancer.
+    hearing: Option<Hearing>,
+}
+
 /// Starts the server as the leader of a process group of its own; it inherits the lock, and is
 /// named by it from before it runs.
 fn spawn(
@@ -441,7 +465,7 @@ fn spawn(
     args: &ServeArgs,
     offspring: &Offspring,
     active: Option<&Active>,
-) -> Result<(Pid, Option<PassedThrough>), Failure> {
+) -> Result<Spawned, Failure> {
     let mut command = command(lock, args, active)?;
     let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot pass output on: {e}"));
     let mut output = None;
@@ -451,6 +475,13 @@ fn spawn(
         command.stderr(writer);
         output = Some(through);
     }
+    #[cfg(target_os = "linux")]
+    let hearing = match is_typed(args) {
+        true => None,
+        false => Some(Hearing::prepare(&mut command).map_err(failed)?),
+    };
+    #[cfg(not(target_os = "linux"))]
+    let hearing = None;
     command.env(SERVER_ID_ENV, offspring.id().as_str());
     command.process_group(0);
     let hook = lock.child_hook()?;
@@ -477,7 +508,11 @@ fn spawn(
         }
     };
     // It is reaped by hand, as only that tells when it is stopped.
-    Ok((Pid::from_raw(child.id().cast_signed()), output))
+    Ok(Spawned {
+        server: Pid::from_raw(child.id().cast_signed()),
+        output,
+        hearing,
+    })
 }
 
 /// Signals that mean something to servers and nothing to llmlb; SIGTSTP stops both.

@@ -10,7 +10,7 @@ use process_wrap::tokio::{
     ChildWrapper, CommandWrap, CommandWrapper, CreationFlags, JobObject, KillOnDrop,
 };
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use windows::Win32::System::Console::{CTRL_BREAK_EVENT, GenerateConsoleCtrlEvent};
 use windows::Win32::System::Threading::CREATE_NEW_PROCESS_GROUP;
 
@@ -60,9 +60,8 @@ pub(crate) async fn run(
             // The server's own end; the job's would be that of all it has started.
             status = child.inner_mut().wait() => break status.map_err(failed)?,
             late = &mut following, if too_late.is_none() => {
-                let failure = late.failure();
-                error!("{}", failure.message);
-                too_late = Some(failure);
+                warn!("{}", late.remark());
+                too_late = Some(late.failure());
                 deadline = Some(Instant::now() + args.drain_timeout);
                 if ask_to_end(server).is_err() {
                     job.terminate().map_err(failed)?;

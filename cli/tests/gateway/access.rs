@@ -76,7 +76,7 @@ fn keys_and_backends_come_from_the_environment_and_nonsense_is_a_usage_error() {
     };
     for (args, environment, named) in [
         (&["--backend", "gpu2:8000"][..], &[][..], "gpu2:8000"),
-        (&["--backend", "https://gpu2"], &[], "https://gpu2"),
+        (&["--backend", "ftp://gpu2"], &[], "ftp://gpu2"),
         (
             &[],
             &[("LLMLB_BACKENDS", "http://gpu1,ftp://gpu2")],

@@ -36,7 +36,7 @@ impl Stop<'_> {
 
     fn find_marked(&mut self, target: &Target) -> Result<Vec<ProcessHandle>, LockError> {
         if let Some(id) = &target.id {
-            let searched = self.marked.search(&|found| found == id);
+            let searched = self.marked.search(id.owner(), &|found| found == id);
             searched.map_err(LockError::StopFailed)?;
         }
         let found = self.marked.found.drain(..);
@@ -101,7 +101,7 @@ impl Stop<'_> {
             }
             if started.elapsed() >= 2 * GRACE {
                 let over = started.elapsed().saturating_sub(grace);
-                self.check_patience(target, keeper, over, &mut kept)?;
+                self.check_patience(target, file.as_ref(), keeper, over, &mut kept)?;
             }
             drop(file);
             self.pause(step)?;
@@ -112,12 +112,16 @@ impl Stop<'_> {
     fn check_patience(
         &self,
         target: &Target,
+        file: Option<&LockFile>,
         keeper: Option<u32>,
         over: Duration,
         kept: &mut Option<Instant>,
     ) -> Result<(), LockError> {
-        // A keeper that clears up names itself meanwhile; another one just keeps the lock.
-        let named = self.locks.read_lock_info(self.port).ok().flatten();
+        // A keeper that clears up names itself meanwhile; another one just keeps the lock. One look,
+        // as the next one comes soon: a caller that interrupts is not to wait for a writer.
+        let text = file.and_then(|file| file.read().ok()).unwrap_or_default();
+        let named = Content::parse(&text, self.port).holder();
+        let named = named.map(|record| record.info);
         let clears = keeper.or(target.launcher);
         let clearing = named.filter(|info| Some(info.pid) == clears);
         if keeper.is_none() || clearing.is_some() {

@@ -13,7 +13,7 @@ use super::options::StopOutcome;
 use crate::dir::SETTLE;
 use crate::error::LockError;
 use crate::info::LockInfo;
-use crate::process::{find, is_alive, is_holder};
+use crate::process::{could_be, find, is_holder, is_live_holder, may_be_shown};
 use crate::record::{Content, Record};
 use crate::server_id::ServerId;
 use crate::sys::{self, LockFile, ProcessHandle};
@@ -150,7 +150,7 @@ impl Stop<'_> {
         let info = match Content::parse(&bytes, self.port) {
             Content::Holder(record)
                 if record.info.pid != process::id()
-                    && is_alive(&record).map_err(LockError::ReadFailed)? =>
+                    && is_live_holder(&record, file).map_err(LockError::ReadFailed)? =>
             {
                 return Err(LockError::NotHolder {
                     port: self.port,
@@ -159,9 +159,22 @@ impl Stop<'_> {
                     reason: "it does not hold the lock",
                 });
             }
-            Content::Holder(Record { info, .. }) => {
+            // Whom a stranger names is nobody's business.
+            Content::Holder(record) if !may_be_shown(&record, file) => {
                 warn!(
-                    "Stale lock file detected (PID {} not running), cleaning up port {}",
+                    "Stale lock file detected (it names another user's process), cleaning up port {}",
+                    self.port
+                );
+                None
+            }
+            Content::Holder(record) => {
+                let what = match could_be(&record) {
+                    true => "runs, but does not hold the lock",
+                    false => "not running",
+                };
+                let info = record.info;
+                warn!(
+                    "Stale lock file detected (PID {} {what}), cleaning up port {}",
                     info.pid, self.port
                 );
                 Some(info)

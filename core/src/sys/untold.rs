@@ -79,7 +79,11 @@ pub(crate) struct Marked {
 }
 
 impl Marked {
-    pub(crate) fn search(&mut self, _wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<()> {
+    pub(crate) fn search(
+        &mut self,
+        _owner: u32,
+        _wanted: &dyn Fn(&ServerId) -> bool,
+    ) -> io::Result<()> {
         Ok(())
     }
 
@@ -114,6 +118,6 @@ pub(crate) fn user_and_place(_directory: &Directory) -> io::Result<(u32, String)
     Ok((0, String::new()))
 }
 
-pub(crate) fn command_line(_pid: u32) -> Option<Vec<u8>> {
+pub(crate) fn command_line(_pid: u32, _most: usize) -> Option<Vec<u8>> {
     None
 }

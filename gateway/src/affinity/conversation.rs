@@ -4,6 +4,7 @@
 //! Apart from the search for a model, which reads each body while it arrives and keeps nothing of it:
 //! this looks once, at what is kept, and only where it matters to which backend a request goes.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 
@@ -17,12 +18,24 @@ const SHORTEST: usize = 256;
 
 const SESSION: &str = "x-session-id";
 
-/// Ever longer beginnings of it, each as a hash; the last is of all that there is.
+/// Of what is cut off, as it is too big to be kept, beginnings count up to this length: all that is
+/// kept is longer, by how much is chance.
+const LONGEST: usize = 2 << 20;
+
+/// Where the first question itself is cut off, what is as long as this tells it from others.
+const TELLING: usize = 64 << 10;
+
+/// How many beginnings are looked for, from the longest on: a turn adds few messages.
+const LOOKS: usize = 16;
+
+/// Ever longer beginnings of it, each as a hash.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Conversation {
-    beginnings: Vec<u64>,
+    /// The longest ones; the last is of all that there is.
+    beginnings: VecDeque<u64>,
     /// Of these, each is worth to be known: of the others only the last.
     blocks: bool,
+    anchor: u64,
 }
 
 impl Conversation {
@@ -43,32 +56,29 @@ impl Conversation {
         let found = Found::in_body(body, affinity == Affinity::Prefix, &hasher);
         match found.session() {
             Some(session) => Some(hasher.session(session)),
-            None => found
-                .conversation
-                .filter(|found| !found.beginnings.is_empty()),
+            None => found.conversation,
         }
     }
 
     /// From the longest on.
     pub(super) fn beginnings(&self) -> impl Iterator<Item = u64> {
-        self.beginnings.iter().rev().copied()
+        self.beginnings.iter().rev().take(LOOKS).copied()
     }
 
     /// What it is to be found by again.
-    pub(super) fn to_be_known(&self) -> &[u64] {
+    pub(super) fn to_be_known(&self) -> impl Iterator<Item = u64> {
         let first = if self.blocks {
             0
         } else {
             self.beginnings.len().saturating_sub(1)
         };
-        self.beginnings.get(first..).unwrap_or_default()
+        self.beginnings.iter().skip(first).copied()
     }
 
-    /// What all of it have in common who begin alike: their first message, and with a system prompt
-    /// the one behind that.
+    /// What all of its turns have in common, and other conversations have not: all up to the first
+    /// message of the user's. Of a text, its shortest beginning.
     pub(crate) fn anchor(&self) -> u64 {
-        let anchor = self.beginnings.get(1).or(self.beginnings.first());
-        anchor.copied().unwrap_or_default()
+        self.anchor
     }
 }
 
@@ -89,41 +99,74 @@ impl Beginnings {
     fn session(&self, name: &[u8]) -> Conversation {
         let mut hasher = self.hasher.clone();
         hasher.write(name);
+        let name = hasher.finish();
         Conversation {
-            beginnings: vec![hasher.finish()],
+            beginnings: [name].into(),
             blocks: false,
+            anchor: name,
         }
     }
 
-    /// Each message ends a beginning.
-    fn messages(&self, list: &mut Cursor<'_>) -> Conversation {
+    /// Each message ends a beginning. Of a list that is cut off, those count that are whole; where
+    /// the user's first is not among them, also what there is of it.
+    fn messages(&self, list: &mut Cursor<'_>) -> Option<Conversation> {
         let mut hasher = self.hasher.clone();
-        let mut beginnings = Vec::new();
+        let mut beginnings = VecDeque::new();
+        let (mut asked, mut second) = (None, None);
         while let Some(message) = list.element() {
             hasher.write(message);
-            beginnings.push(hasher.clone().finish());
+            let hash = hasher.clone().finish();
+            match beginnings.len() {
+                1 => second = second.or(Some(hash)),
+                LOOKS => drop(beginnings.pop_front()),
+                _ => {}
+            }
+            beginnings.push_back(hash);
+            if asked.is_none() && is_of_user(message) {
+                asked = Some(hash);
+            }
         }
-        Conversation {
+        let first = beginnings.front().copied();
+        if asked.is_none() && list.is_cut() {
+            let blocks = blocks(&mut hasher, list.rest, true);
+            let telling = (TELLING / SHORTEST).ilog2() as usize;
+            asked = blocks.get(telling).or(blocks.last()).copied();
+            beginnings.extend(blocks);
+        }
+        Some(Conversation {
+            anchor: asked.or(second).or(first)?,
             beginnings,
             blocks: false,
-        }
+        })
     }
 
-    fn text(&self, text: &[u8]) -> Conversation {
-        let mut hasher = self.hasher.clone();
-        let mut beginnings = Vec::new();
-        let (mut written, mut next) = (0, SHORTEST);
-        while written < text.len() {
-            let end = next.min(text.len());
-            hasher.write(&text[written..end]);
-            beginnings.push(hasher.clone().finish());
-            (written, next) = (end, next * 2);
-        }
-        Conversation {
-            beginnings,
+    fn text(&self, text: &[u8], is_cut: bool) -> Option<Conversation> {
+        let beginnings = blocks(&mut self.hasher.clone(), text, is_cut);
+        Some(Conversation {
+            anchor: *beginnings.first()?,
+            beginnings: beginnings.into(),
             blocks: true,
-        }
+        })
     }
+}
+
+/// Ever longer beginnings of a text; the last is all of it, if it is not cut off.
+fn blocks(hasher: &mut DefaultHasher, text: &[u8], is_cut: bool) -> Vec<u64> {
+    let mut beginnings = Vec::new();
+    let (mut written, mut next) = (0, SHORTEST);
+    while written < text.len() && !(is_cut && next > text.len().min(LONGEST)) {
+        let end = next.min(text.len());
+        hasher.write(&text[written..end]);
+        beginnings.push(hasher.clone().finish());
+        (written, next) = (end, next * 2);
+    }
+    beginnings
+}
+
+/// Whether a message is one of the user's.
+fn is_of_user(message: &[u8]) -> bool {
+    let mut cursor = Cursor { rest: message };
+    cursor.role() == Some(b"user")
 }
 
 /// What stands at the top of a body.
@@ -155,12 +198,16 @@ impl<'a> Found<'a> {
             (b"prompt_cache_key", b'"') => self.cache_key = Some(cursor.string()?),
             (b"user", b'"') => self.user = Some(cursor.string()?),
             (b"messages" | b"input", b'[') if prefix => {
-                let whole = cursor.value()?;
-                let mut list = Cursor { rest: &whole[1..] };
-                self.conversation = Some(hasher.messages(&mut list));
+                cursor.expect(b'[')?;
+                self.conversation = hasher.messages(cursor);
+                cursor.expect(b']')?;
             }
             (b"prompt" | b"input", b'"') if prefix => {
-                self.conversation = Some(hasher.text(cursor.string()?));
+                let begun = cursor.rest;
+                let whole = cursor.string();
+                let text = whole.unwrap_or(&begun[1..]);
+                self.conversation = hasher.text(text, whole.is_none());
+                whole?;
             }
             _ => drop(cursor.value()?),
         }
@@ -203,6 +250,27 @@ impl<'a> Cursor<'a> {
         let len = value_len(all)?;
         self.rest = &all[len..];
         Some(&all[..len])
+    }
+
+    /// What stands as the `role` of the object that this is.
+    fn role(&mut self) -> Option<&'a [u8]> {
+        self.expect(b'{')?;
+        loop {
+            self.blank();
+            let key = self.string()?;
+            self.expect(b':')?;
+            self.blank();
+            if key == b"role" {
+                return self.string();
+            }
+            self.value()?;
+            self.expect(b',')?;
+        }
+    }
+
+    /// Whether there is something left of a list of which there is no next one.
+    fn is_cut(&self) -> bool {
+        value_len(self.rest).is_none()
     }
 
     /// The next of a list.
@@ -259,7 +327,7 @@ mod tests {
     }
 
     fn prefix(body: &str) -> Vec<u64> {
-        of(Affinity::Prefix, body).map_or_else(Vec::new, |found| found.beginnings)
+        of(Affinity::Prefix, body).map_or_else(Vec::new, |found| found.beginnings.into())
     }
 
     #[test]
@@ -276,6 +344,53 @@ mod tests {
         let other = prefix(&format!(r#"{{"messages":[{system},{answer}]}}"#));
         assert_eq!(other[0], short[0]);
         assert_ne!(other[1], short[1]);
+        let endless = prefix(&format!(r#"{{"messages":[{}]}}"#, [first; 999].join(",")));
+        assert_eq!(endless.len(), LOOKS);
+    }
+
+    #[test]
+    fn a_conversation_is_known_to_others_by_what_comes_up_to_the_first_question() {
+        let anchor = |list: &[&str]| {
+            let body = format!(r#"{{"input":[{}]}}"#, list.join(","));
+            of(Affinity::Prefix, &body).map(|found| found.anchor())
+        };
+        let system = r#"{"content":"be [kind]","role":"system"}"#;
+        let first = r#"{"content":[{"role":"x","text":"hi"}], "role" : "user"}"#;
+        let other = r#"{"role":"user","content":"ho"}"#;
+        let answer = r#"{"role":"assistant","content":"hi"}"#;
+        for before in [&[][..], &[system], &[system, answer], &[answer]] {
+            let begun = [before, &[first]].concat();
+            let of = |more: &[&str]| anchor(&[&begun, more].concat());
+            assert_eq!(of(&[]), of(&[answer, other]));
+            assert_eq!(of(&[]), of(&[answer; 40]));
+            assert_ne!(of(&[]), anchor(&[before, &[other]].concat()));
+        }
+        // Where nobody is a user.
+        assert_eq!(anchor(&["1", "2", "3"]), anchor(&["1", "2", "4"]));
+        assert_ne!(anchor(&["1", "2", "3"]), anchor(&["1", "3"]));
+        assert!(anchor(&["[]"]).is_some() && anchor(&[]).is_none());
+    }
+
+    #[test]
+    fn of_what_is_cut_off_that_counts_which_is_kept() {
+        let question = |text: &str| format!(r#"{{"role":"user","content":"{text}"}}"#);
+        let big = "x".repeat(3 << 20);
+        let begun = |list: &str| of(Affinity::Prefix, &format!(r#"{{"messages":[{list}"#));
+        // What is kept of it is more or less by chance.
+        let whole = begun(&question("a")).unwrap();
+        for cut in ["", ",", ", {", r#",{"role":"user","content":"b"#] {
+            let found = begun(&format!("{}{cut}", question("a"))).unwrap();
+            assert_eq!(found, whole, "{cut}");
+        }
+        for begins in [
+            "messages\":[{\"role\":\"user\",\"content\":\"",
+            "prompt\":\"",
+        ] {
+            let cut = |text: &str| of(Affinity::Prefix, &format!("{{\"{begins}{text}")).unwrap();
+            let (short, long) = (cut(&big), cut(&big.repeat(2)));
+            assert_eq!(short, long, "{begins}");
+            assert_ne!(short.anchor(), cut(&format!("y{big}")).anchor());
+        }
     }
 
     #[test]

@@ -12,9 +12,6 @@ pub(crate) use conversation::Conversation;
 use crate::backend::Backend;
 use crate::remembered::Remembered;
 
-/// How many beginnings are looked for, from the longest on: a turn adds few messages.
-const LOOKS: usize = 16;
-
 /// The homes of conversations, by the hashes of their beginnings.
 pub(crate) struct Homes(Remembered);
 
@@ -25,12 +22,11 @@ impl Homes {
 
     /// The backend that had most of it, if that is a backend yet.
     pub(crate) fn find(&self, conversation: &Conversation) -> Option<Arc<Backend>> {
-        self.0.find(conversation.beginnings().take(LOOKS))
+        self.0.find(conversation.beginnings())
     }
 
     pub(crate) fn note(&self, conversation: &Conversation, home: &Arc<Backend>) {
-        self.0
-            .note(conversation.to_be_known().iter().copied(), home);
+        self.0.note(conversation.to_be_known(), home);
     }
 }
 

@@ -53,7 +53,7 @@ impl Load {
         let standing = if bars.is_down() {
             Standing::Out
         } else if bars.is_ejected() && !bars.trial_is_due() {
-            Standing::Ejected
+            free.max(Standing::Ejected)
         } else if bars.is_cooling() {
             free.max(Standing::Cooling)
         } else {

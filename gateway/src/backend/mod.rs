@@ -12,6 +12,7 @@ pub(crate) mod models;
 mod place;
 mod pool;
 mod ramp;
+mod waiting;
 
 use std::io;
 use std::sync::Arc;
@@ -35,13 +36,14 @@ pub(crate) use models::Models;
 pub(crate) use place::Place;
 use pool::Pool;
 pub(crate) use ramp::WHOLE;
+pub(crate) use waiting::{Usher, Waiting};
 
 use crate::auth::ApiKey;
 use crate::counters::Counters;
 use crate::options::Options;
 use crate::outlier::Record;
-use crate::queue::Queue;
 use crate::set::BackendSpec;
+use crate::slots::Slots;
 use crate::tls::BackendTls;
 use crate::url::BackendUrl;
 use crate::warnings::Warnings;
@@ -63,7 +65,7 @@ pub(crate) struct Care {
     /// How many threads keep connections.
     pub(crate) workers: usize,
     /// Who waits for a place.
-    pub(crate) queue: Arc<Queue>,
+    pub(crate) waiting: Arc<Waiting>,
     /// How those are spoken to that speak TLS.
     pub(crate) tls: BackendTls,
 }
@@ -73,7 +75,7 @@ impl Care {
         Self {
             workers,
             tls: options.backend_tls.clone(),
-            queue: Arc::new(Queue::new(options.queue)),
+            waiting: Arc::default(),
             thresholds: Thresholds {
                 rise: options.health_rise,
                 fall: options.health_fall,
@@ -114,6 +116,7 @@ pub(crate) struct Backend {
     /// None when it does not say. Outlasts being down.
     models: ArcSwapOption<Models>,
     pub(crate) loaded: Loaded,
+    pub(crate) slots: Box<Slots>,
     retired: AtomicBool,
     load: Slot,
     finished: AtomicU64,
@@ -144,6 +147,7 @@ impl Backend {
             fell: Notify::new(),
             models: ArcSwapOption::empty(),
             loaded: Loaded::default(),
+            slots: Box::default(),
             retired: AtomicBool::new(false),
             load: slot,
             finished: AtomicU64::new(0),
@@ -156,14 +160,26 @@ impl Backend {
 
     /// Does what its owner says now, from the next request on.
     pub(crate) fn instruct(&self, spec: BackendSpec) {
-        let max = spec.max.map_or(usize::MAX, usize::from);
-        self.load.max.store(max, Ordering::Relaxed);
         let weight = u64::from(spec.weight.get()) * WHOLE;
         self.load.weight.store(weight, Ordering::Relaxed);
         let settings = settings(spec, &self.care);
         self.settings.store(Arc::new(settings));
+        self.limit();
         self.retired.store(false, Ordering::Relaxed);
         self.pool.open();
+    }
+
+    /// How many it may have in flight, if there is a limit.
+    pub(crate) fn max(&self) -> Option<usize> {
+        let said = self.settings.load().spec.max.map(usize::from);
+        said.or(self.slots.told())
+    }
+
+    /// Has it given no more at a time than its owner says, or else the server itself.
+    pub(crate) fn limit(&self) {
+        let max = self.max().unwrap_or(usize::MAX);
+        self.load.max.store(max, Ordering::Relaxed);
+        self.care.waiting.changed();
     }
 
     /// It has come to others that serve already: its share is to grow.
@@ -247,14 +263,16 @@ impl Backend {
         if self.ejection.probed(&self.name, last_piece, &load.bars) {
             self.returned();
         }
-        self.care.queue.changed();
+        self.care.waiting.room_at(self);
     }
 
     /// It was found out of order.
     pub(crate) fn failed(&self, trouble: Trouble) {
         if self.condition.failed(&self.name, trouble, &self.load.bars) {
             self.load.ramp.prepare();
+            self.slots.forget();
             self.fell.notify_one();
+            self.care.waiting.changed();
         }
     }
 
@@ -329,6 +347,7 @@ impl Backend {
             tokio::spawn(async move {
                 sleep(time).await;
                 backend.load.bars.warm_up();
+                backend.care.waiting.room_at(&backend);
             });
         }
     }

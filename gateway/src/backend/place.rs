@@ -65,10 +65,10 @@ impl Place {
         let load = &self.backend.load;
         self.backend.finished.fetch_add(1, Ordering::Relaxed);
         load.in_flight.fetch_sub(1, Ordering::SeqCst);
-        self.backend.care.queue.freed();
         if self.trial && !self.settled {
             self.backend.ejection.trial_ends(self.era, &load.bars);
         }
+        self.backend.care.waiting.room_at(&self.backend);
     }
 }
 

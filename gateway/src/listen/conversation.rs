@@ -202,11 +202,17 @@ mod tests {
             let said = |body: String| async move { format!("[{body}]") };
             Router::new().route("/", post(said).get(|| async { "[got]" }))
         };
+        let zeros = "0".repeat(60);
         let all = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody\
             POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
             2\r\nbo\r\n3\r\nady\r\n0\r\n\r\n\r\n\
             GET / HTTP/1.1\r\nHost: h\r\n\r\n\
-            GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+            GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+        let all = format!(
+            "{all}POST / HTTP/1.1\r\nContent-Length: {zeros}2\r\nHost: h\r\n\r\n\n\n\
+            POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nHost: h\r\nConnection: close\r\n\r\n\
+            {zeros}4\r\nb\n\nd\r\n0\r\n\r\n"
+        );
         for cut in 0..all.len() {
             let mut client = served(app()).await;
             let (first, second) = all.split_at(cut);
@@ -217,7 +223,8 @@ mod tests {
             let answer = rest(client).await;
             let bodies: Vec<&str> = answer.split('[').skip(1).collect();
             let bodies: Vec<&str> = bodies.iter().filter_map(|b| b.split(']').next()).collect();
-            assert_eq!(bodies, ["body", "boady", "got", "got"], "{cut}: {answer}");
+            let sent = ["body", "boady", "got", "got", "\n\n", "b\n\nd"];
+            assert_eq!(bodies, sent, "{cut}: {answer}");
         }
     }
 

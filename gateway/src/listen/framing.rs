@@ -32,17 +32,27 @@ enum Follows {
 /// The beginning of a line, as long as any that matters.
 const LINE: usize = 64;
 
+/// What a client begins with that speaks HTTP/2.
+const HTTP_2: &[u8] = b"PRI * HTTP/2";
+
+/// A line that ends in a number matters to its end, which is so far away at most.
+const NUMBER: usize = 1024;
+
+const CONTENT_LENGTH: &[u8] = b"content-length:";
+
 #[derive(Debug)]
 pub(super) struct Framing {
     state: State,
     follows: Follows,
     /// The first line of a head has come.
     begun: bool,
-    /// What has come of a line in earlier pieces, its beginning alone.
+    /// What has come of a line in earlier pieces, as much of it as matters.
     line: Vec<u8>,
     /// How long it is in all, and its last byte.
     len: usize,
     last: u8,
+    /// It speaks HTTP/2, which is not spoken here.
+    pub(super) speaks_http_2: bool,
 }
 
 impl Framing {
@@ -54,6 +64,7 @@ impl Framing {
             line: Vec::new(),
             len: 0,
             last: 0,
+            speaks_http_2: false,
         }
     }
 
@@ -67,7 +78,8 @@ impl Framing {
         self.state == State::Head && !self.in_head()
     }
 
-    /// Follows what has come. Returns where a line of a head ends as it must not.
+    /// Follows what has come. Returns where a line ends that must not go on, as of a head, or as it
+    /// does.
     pub(super) fn follow(&mut self, piece: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < piece.len() {
@@ -103,13 +115,18 @@ impl Framing {
 
     fn keep(&mut self, part: &[u8]) {
         let room = LINE.saturating_sub(self.line.len());
-        self.line.extend_from_slice(&part[..part.len().min(room)]);
+        let (beginning, rest) = part.split_at(part.len().min(room));
+        self.line.extend_from_slice(beginning);
+        if self.state == State::ChunkSize || starts(&self.line, CONTENT_LENGTH) {
+            let room = NUMBER.saturating_sub(self.line.len());
+            self.line.extend_from_slice(&rest[..rest.len().min(room)]);
+        }
         self.len += part.len();
         self.last = part.last().copied().unwrap_or(self.last);
     }
 
     /// A line is complete, of which this part was in the last piece. Returns whether it ends in a
-    /// bare LF though it is one of a head.
+    /// bare LF though it is one of a head, or is of HTTP/2.
     fn line_ends(&mut self, part: &[u8]) -> bool {
         let bare = part.last().copied().unwrap_or(self.last) != b'\r' || self.len + part.len() == 0;
         if self.state == State::Head && bare {
@@ -117,24 +134,28 @@ impl Framing {
             return true;
         }
         if self.len == 0 {
-            self.line_is(part);
+            self.line_is(part, false);
         } else {
             self.keep(part);
             let line = std::mem::take(&mut self.line);
-            self.len = 0;
-            self.line_is(&line);
+            let is_cut = line.len() < std::mem::take(&mut self.len);
+            self.line_is(&line, is_cut);
         }
-        false
+        self.speaks_http_2
     }
 
-    fn line_is(&mut self, line: &[u8]) {
+    /// What it is about; of one that is cut, what is missing does not count, or makes it unknown.
+    fn line_is(&mut self, line: &[u8], is_cut: bool) {
         let empty = matches!(line, b"" | b"\r");
         match self.state {
             State::Head if !empty => {
                 if self.begun {
-                    self.header_is(line);
+                    self.header_is(line, is_cut);
                 } else if line.starts_with(b"CONNECT ") {
                     self.follows = Follows::Unknown;
+                } else if line.starts_with(HTTP_2) {
+                    self.speaks_http_2 = true;
+                    self.state = State::Lost;
                 }
                 self.begun = true;
             }
@@ -149,7 +170,7 @@ impl Framing {
                 };
             }
             State::ChunkSize => {
-                self.state = match chunk_size(line) {
+                self.state = match chunk_size(line, is_cut) {
                     Some(0) => State::Trailers,
                     // With its line break.
                     Some(len) => State::Chunk(len + 2),
@@ -161,18 +182,21 @@ impl Framing {
         }
     }
 
-    fn header_is(&mut self, line: &[u8]) {
+    fn header_is(&mut self, line: &[u8], is_cut: bool) {
         // Few begin as one of those.
         if !matches!(line[0] | 0x20, b'c' | b't' | b'u') {
             return;
         }
-        if starts(line, b"content-length:") {
+        if starts(line, CONTENT_LENGTH) {
             if self.follows == Follows::Nothing {
-                let value = &line[b"content-length:".len()..];
-                self.follows = decimal(value).map_or(Follows::Unknown, Follows::Length);
+                let value = &line[CONTENT_LENGTH.len()..];
+                let length = decimal(value).filter(|_| !is_cut);
+                self.follows = length.map_or(Follows::Unknown, Follows::Length);
             }
         } else if starts(line, b"transfer-encoding:") {
-            self.follows = Follows::Chunks;
+            if self.follows != Follows::Unknown {
+                self.follows = Follows::Chunks;
+            }
         } else if starts(line, b"upgrade:") {
             // It may not be HTTP after this.
             self.follows = Follows::Unknown;
@@ -189,8 +213,13 @@ fn decimal(value: &[u8]) -> Option<u64> {
     std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()
 }
 
-fn chunk_size(line: &[u8]) -> Option<u64> {
-    let digits = line.split(|b| *b == b';').next().unwrap_or_default();
+fn chunk_size(line: &[u8], is_cut: bool) -> Option<u64> {
+    let end = memchr(b';', line);
+    let digits = match end {
+        Some(end) => &line[..end],
+        None if is_cut => return None,
+        None => line,
+    };
     let digits = std::str::from_utf8(digits.trim_ascii()).ok()?;
     let size = u64::from_str_radix(digits, 16).ok()?;
     size.checked_add(2).map(|_| size)
@@ -203,6 +232,14 @@ mod tests {
     use super::*;
 
     const GET: &str = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+
+    #[test]
+    fn http_2_is_known_by_its_first_line() {
+        let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        assert_eq!(bare(preface), Some(15));
+        assert_eq!(bare(&format!("{GET}{preface}")), Some(GET.len() + 15));
+        assert_eq!(bare("PRI * HTTP/1.1\r\nHost: h\r\n\r\n"), None);
+    }
 
     /// Where the first line ends wrongly, in whatever pieces it comes.
     fn bare(text: &str) -> Option<usize> {
@@ -241,6 +278,8 @@ mod tests {
         ] {
             assert_eq!(bare(&format!("{head}\n\n")), None);
         }
+        let head = "GET / HTTP/1.1\r\nUpgrade: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(bare(&format!("{head}0\r\n\r\n\n")), None);
     }
 
     #[test]

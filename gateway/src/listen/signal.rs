@@ -22,6 +22,8 @@ pub(super) enum Signal {
     Left,
     /// Nothing is in flight any more.
     Closing,
+    /// What is in flight ends now.
+    Cut,
     /// The port was given up a while ago.
     LetGo,
     /// Its descriptor is needed elsewhere.
@@ -43,7 +45,10 @@ pub(super) async fn next(client: &Client, mut phase: Receiver<Phase>, is_let_go:
     tokio::select! {
         biased;
         () = abandoned(client) => Signal::Left,
-        _ = phase.wait_for(|phase| *phase == Phase::Closing) => Signal::Closing,
+        phase = phase.wait_for(|phase| *phase >= Phase::Closing) => match phase.as_deref() {
+            Ok(Phase::Cut) => Signal::Cut,
+            _ => Signal::Closing,
+        },
         () = let_go, if !is_let_go => Signal::LetGo,
         () = make_room => Signal::MakeRoom,
     }

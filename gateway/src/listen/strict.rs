@@ -102,7 +102,7 @@ impl<S: AsyncWrite + Unpin> Strict<S> {
             if answered || !may_be_own(data) {
                 return Poll::Ready(Ok(false));
             }
-            let Some(text) = in_our_shape(data) else {
+            let Some(text) = in_our_shape(data, self.framing.speaks_http_2) else {
                 return Poll::Ready(Ok(false));
             };
             self.instead = Some((text, 0));
@@ -157,8 +157,9 @@ fn may_be_own(data: &[u8]) -> bool {
 }
 
 /// hyper's own answer, with a body that tells what is wrong.
-fn in_our_shape(head: &[u8]) -> Option<Vec<u8>> {
+fn in_our_shape(head: &[u8], http_2: bool) -> Option<Vec<u8>> {
     let refusal = match head.get(9..12)? {
+        b"400" if http_2 => Refusal::VersionNotSupported,
         b"400" => Refusal::Malformed("its head is no HTTP/1.1"),
         b"414" => Refusal::PathTooLong,
         b"431" => Refusal::HeadTooLarge,
@@ -166,7 +167,8 @@ fn in_our_shape(head: &[u8]) -> Option<Vec<u8>> {
     };
     let head = std::str::from_utf8(head).ok()?;
     let mut lines = head.trim_end().split("\r\n");
-    let mut text = lines.next()?.to_owned();
+    lines.next()?;
+    let mut text = format!("HTTP/1.1 {}", refusal.status());
     for line in lines {
         let (name, value) = line.split_once(':')?;
         if name.eq_ignore_ascii_case("content-length") {
@@ -189,6 +191,9 @@ fn in_our_shape(head: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
@@ -237,6 +242,93 @@ mod tests {
             "data",
         ] {
             assert_eq!(written(text, false).await, text);
+        }
+    }
+
+    /// What comes in these pieces.
+    struct Pieces(VecDeque<Vec<u8>>);
+
+    impl AsyncRead for Pieces {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if let Some(piece) = self.0.pop_front() {
+                buffer.put_slice(&piece);
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// A line of a head that says how long the body is, or one that is beside that.
+    fn line() -> impl Strategy<Value = String> {
+        let name = prop::sample::select(vec![
+            "X",
+            "Cookie",
+            "Content-Type",
+            "Te",
+            "Upgrade-Insecure",
+        ]);
+        (name, "[a-z0-9:; ]{0,90}").prop_map(|(name, value)| format!("{name}: {value}\r\n"))
+    }
+
+    fn request() -> impl Strategy<Value = Vec<u8>> {
+        let zeros = || prop_oneof![0..3_usize, 40..90_usize, 900..1200_usize];
+        let body = prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..40);
+        let lines = || prop::collection::vec(line(), 0..3);
+        (lines(), lines(), body, zeros(), any::<bool>()).prop_map(
+            |(before, after, body, zeros, chunked)| {
+                let zeros = "0".repeat(zeros);
+                let (before, after) = (before.concat(), after.concat());
+                let start = format!("POST /v1/x HTTP/1.1\r\n{before}");
+                if !chunked {
+                    let head = format!(
+                        "{start}Content-Length: {zeros}{}\r\n{after}\r\n",
+                        body.len()
+                    );
+                    return [head.as_bytes(), &body].concat();
+                }
+                let head = format!("{start}Transfer-Encoding: chunked\r\n{after}\r\n");
+                let mut sent = head.into_bytes();
+                for part in body.chunks(7) {
+                    sent.extend(format!("{zeros}{:x};a=b\r\n", part.len()).bytes());
+                    sent.extend(part);
+                    sent.extend(b"\r\n");
+                }
+                sent.extend(b"0\r\nX-Sum: 1\r\n\r\n");
+                sent
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_proper_goes_through_as_it_is_in_whatever_pieces(
+            requests in prop::collection::vec(request(), 1..4),
+            cuts in prop::collection::vec(1..200_usize, 1..8),
+        ) {
+            let sent = requests.concat();
+            let mut pieces = VecDeque::new();
+            let mut rest = sent.as_slice();
+            for len in cuts.iter().cycle() {
+                let (piece, after) = rest.split_at((*len).min(rest.len()));
+                pieces.push_back(piece.to_vec());
+                rest = after;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            let mut strict = Strict::new(Pieces(pieces), Arc::default());
+            let mut read = Vec::new();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let mut room = [0; 256];
+                while let len @ 1.. = strict.read(&mut room).await.unwrap() {
+                    read.extend_from_slice(&room[..len]);
+                }
+            });
+            prop_assert_eq!(String::from_utf8_lossy(&read), String::from_utf8_lossy(&sent));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn, ready};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -55,6 +56,13 @@ pub(super) struct Host {
 /// On the heap, as it is big.
 type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
 
+/// Has a future made where it stays: it is too big to be carried there.
+fn in_place<F: Future<Output = Response> + Send + 'static>(make: impl FnOnce() -> F) -> Answering {
+    let place = Box::<F>::new_uninit();
+    let made: Pin<Box<F>> = Box::into_pin(Box::write(place, make()));
+    made
+}
+
 impl Host {
     pub(super) fn new(
         peer: Arc<Peer>,
@@ -79,7 +87,7 @@ impl Host {
         match &self.shared {
             Some(shared) if is_for_backends(&request) => {
                 let (shared, peer) = (Arc::clone(shared), Arc::clone(&self.peer));
-                Box::pin(proxy::direct(shared, peer, request))
+                in_place(|| proxy::direct(shared, peer, request))
             }
             _ => {
                 request.extensions_mut().insert(Arc::clone(&self.peer));
@@ -145,6 +153,14 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             signal = &mut signal => match signal {
                 Signal::Left => return false,
                 Signal::Closing => break,
+                Signal::Cut => {
+                    // Whoever has only waited is told, and nothing is lost by it.
+                    if host.peer.waits.load(Ordering::Relaxed) {
+                        connection.as_mut().graceful_shutdown();
+                        let _ = timeout(HURRY, connection.as_mut()).await;
+                    }
+                    return false;
+                }
                 Signal::LetGo => {
                     is_let_go = true;
                     // At once where nothing is asked, and behind the answer where something is.

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::clients::Clients;
 use super::conversation::converse;
 use super::crew::Inbox;
+use super::signal::HURRY;
 use super::socket::Socket;
 use super::talk::App;
 use crate::life::Phase;
@@ -69,6 +71,9 @@ pub(super) async fn work(mut inbox: Inbox, router: Router, shared: &Arc<Shared>)
         () = finish => return,
         _ = phase.wait_for(|phase| *phase == Phase::Cut) => {}
     }
+    // Most go by themselves, some with a last word.
+    let last_words = async { while connections.join_next().await.is_some() {} };
+    let _ = timeout(HURRY, last_words).await;
     connections.shutdown().await;
     shared.life.wait_until_idle().await;
 }

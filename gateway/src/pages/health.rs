@@ -48,6 +48,9 @@ pub(super) struct BackendHealth {
     origin: Option<String>,
     state: &'static str,
     in_flight: usize,
+    /// How many it may have at a time, as its owner or the server itself says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max: Option<usize>,
     /// Null when it does not say.
     models: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,6 +66,7 @@ impl BackendHealth {
             origin: backend.origin(),
             state: name(state, backend.is_retired(), backend.is_ejected()),
             in_flight: backend.in_flight(),
+            max: backend.max(),
             models: models.map(|models| models.names().map(str::to_owned).collect()),
             problem,
         }

@@ -124,7 +124,8 @@ pub(super) async fn attempt(
     loop {
         let mut connection = match next.take() {
             Some(connection) => connection,
-            None => match backend.connect().await {
+            // On the heap, as most requests need none, and would carry the room for it along.
+            None => match Box::pin(backend.connect()).await {
                 Ok(connection) => connection,
                 Err(e) => match taken {
                     None => return Ok(Attempt::Unreachable(e)),
@@ -140,10 +141,16 @@ pub(super) async fn attempt(
             },
         };
         let (request, uploaded) = outgoing.request(backend, first_byte.is_some());
-        let sending = connection.send(request);
-        let sent = match deadline::first_byte(first_byte, uploaded, sending).await {
-            Ok(sent) => sent,
-            Err(problem) => return Ok(Attempt::Failed(Reason::Timeout, problem)),
+        let sent = match first_byte {
+            None => connection.send(request).await,
+            Some(patience) => {
+                let sending = connection.send(request);
+                let in_time = deadline::first_byte(patience, uploaded, sending);
+                match Box::pin(in_time).await {
+                    Ok(sent) => sent,
+                    Err(problem) => return Ok(Attempt::Failed(Reason::Timeout, problem)),
+                }
+            }
         };
         match sent {
             Ok(response) => return Ok(Attempt::Answered(response, connection)),

@@ -13,13 +13,10 @@ use crate::options::Options;
 
 /// Waits for the beginning of an answer, for so long after the request has been sent.
 pub(super) async fn first_byte<T>(
-    patience: Option<Duration>,
+    patience: Duration,
     uploaded: Option<oneshot::Receiver<()>>,
     answer: impl Future<Output = T>,
 ) -> Result<T, String> {
-    let Some(patience) = patience else {
-        return Ok(answer.await);
-    };
     let too_late = async {
         if let Some(uploaded) = uploaded {
             let _ = uploaded.await;

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use super::attempt::{Attempt, Outgoing, attempt, out_of_descriptors};
 use super::flight::Flight;
 use super::waiting::{self, Without};
+use crate::affinity::Conversation;
 use crate::backend::{Connection, Place};
 use crate::error::Refusal;
 use crate::pick::{Tried, Wanted};
@@ -31,6 +32,7 @@ pub(super) async fn dispatch(
     flight: &mut Flight,
     outgoing: &mut Outgoing,
     wanted: &Wanted<'_>,
+    conversation: Option<&Conversation>,
 ) -> Result<Answer, Refusal> {
     let shared = Arc::clone(&flight.shared);
     let first_byte = shared.options.first_byte_timeout;
@@ -40,25 +42,21 @@ pub(super) async fn dispatch(
     // What one said that has enough, for when nobody has anything better to say.
     let mut spare: Option<(Place, Answer)> = None;
     loop {
-        let place = match spare.take() {
-            Some((place, answer)) => {
-                let Ok(other) = shared.live.take(wanted, &tried) else {
+        let place = match waiting::place(&shared, &flight.peer, wanted, &tried).await {
+            Ok(place) => place,
+            Err(without) => {
+                if let Some((place, answer)) = spare {
                     flight.place = Some(place);
                     return Ok(answer);
-                };
-                spare = Some((place, answer));
-                other
-            }
-            None => match waiting::place(&shared, wanted, &tried).await {
-                Ok(place) => place,
-                Err(Without::Wait(refusal)) => return Err(refusal),
-                Err(Without::Place(none)) => {
-                    return Err(super::refusal(&shared, none, problem, wanted.model));
                 }
-            },
+                return Err(match without {
+                    Without::Wait(refusal) => refusal,
+                    Without::Place(none) => super::refusal(&shared, none, problem, wanted.model),
+                });
+            }
         };
         let backend = Arc::clone(&place);
-        if let Some(conversation) = wanted.conversation {
+        if let Some(conversation) = conversation {
             shared.homes.note(conversation, &backend);
         }
         let place = flight.place.insert(place);

@@ -21,16 +21,17 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Version};
 use axum::response::{IntoResponse, Response};
 
+use crate::affinity::Conversation;
 use crate::backend::Backend;
 use crate::body::Received;
+use crate::desk::NoPlace;
 use crate::error::Refusal;
-use crate::live::NoPlace;
 use crate::model::place::Place;
 use crate::model::{Asked, Found, Search};
 use crate::peer::Peer;
 use crate::pick::Wanted;
 use crate::shared::Shared;
-use crate::{admission, model, via};
+use crate::{admission, model, slots, via};
 use attempt::Outgoing;
 use dispatch::{Answer, dispatch};
 use flight::Flight;
@@ -73,6 +74,9 @@ async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusa
     if via::has_been_here(request.headers(), &flight.shared.via) {
         return Err(Refusal::Loop);
     }
+    if slots::is_asked(request.uri().path(), request.headers()) {
+        return Err(Refusal::NoSuchPath(request.uri().path().to_owned()));
+    }
     let path = admission::admit(&flight.shared, &request)?;
     flight.makes = model::makes(path.path());
     let (mut outgoing, asked, place) = receive(flight, path, request).await?;
@@ -92,7 +96,8 @@ async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusa
         return ask(flight, &mut outgoing, model.as_deref(), maker.as_ref()).await;
     }
     let wording = Wording::new(&outgoing, model, is_silent, place);
-    ask_by_name(flight, &mut outgoing, wording, maker.as_ref()).await
+    // On the heap, as most gateways have none.
+    Box::pin(ask_by_name(flight, &mut outgoing, wording, maker.as_ref())).await
 }
 
 /// Asks the backends for an answer, or the one that made what this follows up on.
@@ -110,15 +115,16 @@ async fn ask(
     let has_choice = maker.is_none() && shared.live.roster().members().len() > 1;
     let conversation = has_choice.then(|| outgoing.conversation(&shared, model));
     let conversation = conversation.flatten();
-    let home = conversation.as_ref().and_then(|c| shared.homes.find(c));
+    let conversation = conversation.as_ref();
+    let home = conversation.and_then(|c| shared.homes.find(c));
     let wanted = Wanted {
         model,
         strict: admission::is_openai(&outgoing.path),
         affine: maker.map(|maker| maker.name.as_str()),
-        conversation: conversation.as_ref(),
+        anchor: conversation.map(Conversation::anchor),
         home: home.as_ref(),
     };
-    dispatch(flight, outgoing, &wanted).await
+    dispatch(flight, outgoing, &wanted, conversation).await
 }
 
 /// Reads what is to be kept of a request, and makes its headers the gateway's.

@@ -1,14 +1,17 @@
 //! A place at a backend, waited for where all that fit have as many requests as they may.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Place;
+use crate::desk::{Asked, NoPlace};
 use crate::error::Refusal;
-use crate::live::NoPlace;
+use crate::life::Phase;
+use crate::peer::Peer;
 use crate::pick::{Tried, Wanted};
-use crate::queue::{Kind, TooLong};
+use crate::queue::TooLong;
 use crate::shared::Shared;
 
 /// Why there is none.
@@ -20,30 +23,31 @@ pub(super) enum Without {
 
 pub(super) async fn place(
     shared: &Arc<Shared>,
+    peer: &Peer,
     wanted: &Wanted<'_>,
     tried: &Tried,
 ) -> Result<Place, Without> {
-    let queue = &shared.queue;
-    if queue.len() == 0 {
-        match shared.live.take(wanted, tried) {
-            Err(NoPlace::Full) if shared.options.queue > 0 => {}
-            found => return found.map_err(Without::Place),
-        }
-    }
-    let kind = Kind::of((wanted.model, wanted.strict, wanted.affine));
-    let ticket = queue
-        .join(kind)
-        .map_err(|TooLong { retry_after }| Without::Wait(Refusal::QueueFull(retry_after)))?;
+    let full = |TooLong { retry_after }| Without::Wait(Refusal::QueueFull(retry_after));
+    let mut ticket = match shared.live.take_or_wait(wanted, tried).map_err(full)? {
+        Asked::Told(told) => return told.map_err(Without::Place),
+        Asked::Waits(ticket) => ticket,
+    };
     let until = Instant::from_std(ticket.since) + shared.options.queue_timeout;
-    let found = loop {
-        if timeout_at(until, ticket.called()).await.is_err() {
-            break Err(Without::Wait(Refusal::QueueTimedOut));
-        }
-        match shared.live.take(wanted, tried) {
-            Err(NoPlace::Full) => ticket.pass_on(),
-            found => break found.map_err(Without::Place),
-        }
+    peer.waits.store(true, Ordering::Relaxed);
+    let mut phase = shared.life.phases();
+    let told = tokio::select! {
+        // First, as the places that others leave then are no good.
+        biased;
+        _ = phase.wait_for(|phase| *phase == Phase::Cut) => None,
+        told = timeout_at(until, ticket.told()) => Some(told),
     };
     shared.metrics.waited(ticket.since.elapsed());
-    found
+    let Some(told) = told else {
+        return Err(Without::Wait(Refusal::Draining));
+    };
+    peer.waits.store(false, Ordering::Relaxed);
+    match told {
+        Ok(found) => found.map_err(Without::Place),
+        Err(_) => Err(Without::Wait(Refusal::QueueTimedOut)),
+    }
 }

@@ -157,8 +157,8 @@ fn a_backend_that_stays_keeps_its_state_and_its_connections() {
     wait_until("one backend", || (states(&gateway) == up).then_some(()));
     assert_eq!(ask().body, b"staying");
     assert_eq!(connections.load(std::sync::atomic::Ordering::SeqCst), 3);
-    // The gateway's own two looks, and one connection for all three requests.
-    assert_eq!(staying.connections(), 3);
+    // The gateway's own four looks, and one connection for all three requests.
+    assert_eq!(staying.connections(), 5);
 }
 
 #[test]

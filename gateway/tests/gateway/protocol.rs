@@ -42,6 +42,11 @@ fn what_may_be_read_in_two_ways_is_refused_in_the_usual_form() {
             400,
         ),
         ("nonsense\r\n\r\n".to_owned(), 400),
+        // HTTP/2 by prior knowledge, with its first frame.
+        (
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_owned(),
+            505,
+        ),
         (format!("GET /{long} HTTP/1.1\r\nHost: h\r\n\r\n"), 414),
         (format!("GET / HTTP/1.1\r\nHost: h\r\n{many}\r\n"), 431),
         (

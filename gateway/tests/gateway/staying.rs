@@ -1,7 +1,7 @@
 //! A conversation stays with the backend that has its beginning in memory, as long as that is not
 //! much busier than the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llmlb_gateway::Affinity;
 
@@ -9,8 +9,16 @@ use crate::support::{Backend, Gate, Gateway, Next, answer, once, request};
 
 /// A conversation's requests: each has the messages of the one before, and two more.
 fn turn(topic: &str, turns: usize) -> Vec<u8> {
+    turn_after(&[("system", "be brief".to_owned())], topic, turns)
+}
+
+/// The same, with what was said before it.
+fn turn_after(before: &[(&str, String)], topic: &str, turns: usize) -> Vec<u8> {
     let said = |role: &str, text: String| format!(r#"{{"role":"{role}","content":"{text}"}}"#);
-    let mut messages = vec![said("system", "be brief".to_owned())];
+    let before = before.iter();
+    let mut messages: Vec<_> = before
+        .map(|(role, text)| said(role, text.clone()))
+        .collect();
     for turn in 0..=turns {
         if turn > 0 {
             messages.push(said("assistant", format!("answer {turn}")));
@@ -67,6 +75,61 @@ fn balancers_side_by_side_agree_on_where_a_conversation_begins() {
         let body = turn(&format!("topic {topic}"), 0);
         assert_eq!(ask(&one, "", &body), ask(&other, "", &body));
     }
+}
+
+/// Also of one that the other has begun, with whatever comes before its first question.
+#[test]
+fn balancers_side_by_side_agree_on_where_a_conversation_goes_on() {
+    let (_backends, urls) = named(&["a", "b", "c", "d"]);
+    let (one, other) = (with(&urls, Affinity::Prefix), with(&urls, Affinity::Prefix));
+    let greeting = ("assistant", "how can I help?".to_owned());
+    let system = ("system", "be brief".to_owned());
+    let developer = ("developer", "no lists".to_owned());
+    for before in [
+        vec![],
+        vec![system.clone()],
+        vec![greeting.clone()],
+        vec![system, developer, greeting],
+    ] {
+        let mut homes = BTreeSet::new();
+        for topic in 0..16 {
+            let body = |turns| turn_after(&before, &format!("topic {topic}"), turns);
+            let home = ask(&one, "", &body(0));
+            // The first that this one sees of it.
+            for turns in [1, 3] {
+                assert_eq!(ask(&other, "", &body(turns)), home, "{before:?} {topic}");
+            }
+            homes.insert(home);
+        }
+        assert!(homes.len() > 2, "{before:?} {homes:?}");
+    }
+}
+
+#[test]
+fn a_conversation_that_is_too_big_to_keep_stays_as_well() {
+    let (_backends, urls) = named(&["a", "b", "c", "d"]);
+    let (one, other) = (with(&urls, Affinity::Prefix), with(&urls, Affinity::Prefix));
+    let big = "x".repeat(5 << 20);
+    let mut homes = BTreeSet::new();
+    for topic in 0..6 {
+        // Of one the first question is all that is kept, or not even that.
+        let first = turn_after(&[], &format!("topic {topic} {big}"), 0);
+        let home = ask(&one, "", &first);
+        let body = turn_after(&[], &format!("topic {topic} {big}"), 1);
+        assert_eq!(ask(&one, "", &body), home);
+        assert_eq!(ask(&other, "", &body), home);
+        let brief = ("user", format!("another topic {topic}"));
+        let home = ask(
+            &one,
+            "",
+            &turn_after(std::slice::from_ref(&brief), "brief", 0),
+        );
+        let body = turn_after(&[brief], &big, 0);
+        assert_eq!(ask(&one, "", &body), home);
+        assert_eq!(ask(&other, "", &body), home);
+        homes.insert(home);
+    }
+    assert!(homes.len() > 1);
 }
 
 #[test]

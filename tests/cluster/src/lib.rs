@@ -56,6 +56,31 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Panics when none of three attempts takes less than `limit`: a busy machine is late at times, what
+/// is wrong is late each time.
+pub fn within(limit: Duration, mut attempt: impl FnMut() -> Duration) {
+    let mut took = Vec::new();
+    while took.len() < 3 {
+        took.push(attempt());
+        if took.last().is_some_and(|took| *took < limit) {
+            return;
+        }
+    }
+    panic!("not within {limit:?}: {took:?}");
+}
+
+/// Those that any thread of it has started, and nobody has waited for.
+pub fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it is there");
+    let children = tasks.map(|task| {
+        let path = task.expect("it is there").path().join("children");
+        std::fs::read_to_string(path).unwrap_or_default()
+    });
+    let text = children.collect::<Vec<_>>().join(" ");
+    let pids = text.split_whitespace();
+    pids.map(|pid| pid.parse().expect("a PID")).collect()
+}
+
 /// Not a zombie either.
 pub fn is_running(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -128,11 +128,12 @@ fn come_and_go(rounds: usize) {
     }
     assert_eq!(load.finish(), [0u16; 0], "no request fails");
     times.sort();
+    let median = times[rounds / 2];
     println!(
-        "gone after: median {:?}, longest {:?}",
-        times[rounds / 2],
+        "gone after: median {median:?}, longest {:?}",
         times[rounds - 1]
     );
+    assert!(median < Duration::from_millis(200), "{times:?}");
 }
 
 #[test]

@@ -2,8 +2,10 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
+use std::time::{Duration, Instant};
+
 use llmlb_cluster_tests::etcd::Etcd;
-use llmlb_cluster_tests::{eventually, guinea, is_running};
+use llmlb_cluster_tests::{eventually, guinea, is_running, within};
 use llmlb_lock_cluster::{Cluster, Interrupt, Record};
 use llmlb_tests::front::Front;
 use llmlb_tests::model_server::{Backend, Next};
@@ -359,6 +361,10 @@ fn a_balancer_may_be_the_only_one_of_its_service() {
             server.registered && server.record.pid == pid && server.record.models == ["m"]
         })
     });
+    eventually("its guard tells of its backends", || {
+        let wide = sandbox.run(["status", "--format", "wide"]).expect(0);
+        wide.stdout.contains("  balancer, 1 of 1 backends up\n")
+    });
     let refused = balance(other, &[]).finish().expect(1);
     assert!(
         refused.stderr.contains(&format!("PID: {pid}")),
@@ -380,18 +386,31 @@ fn a_balancer_may_be_the_only_one_of_its_service() {
 fn etcd_that_stays_away_ends_an_exclusive_server_in_time() {
     let mut etcd = Etcd::start(1);
     let sandbox = Sandbox::new();
-    let mut server = active(&sandbox, &etcd, "away");
-    let (pid, _) = serving(&mut server);
-    etcd.nodes[0].kill();
-    let ended = server.finish().expect(6);
-    assert!(!is_alive(pid));
-    assert!(ended.stderr.contains("was lost"), "{ended:?}");
-    let outages = ended.stderr.matches("Cannot reach etcd").count();
-    assert!((1..=4).contains(&outages), "{ended:?}");
+    // Before its TTL has passed.
+    within(Duration::from_secs(3), || {
+        let mut server = active(&sandbox, &etcd, "away");
+        let (pid, _) = serving(&mut server);
+        let begun = Instant::now();
+        etcd.nodes[0].kill();
+        eventually("it is ended", || !is_alive(pid));
+        let took = begun.elapsed();
+        let ended = server.finish().expect(6);
+        assert!(ended.stderr.contains("was lost"), "{ended:?}");
+        let outages = ended.stderr.matches("Cannot reach etcd").count();
+        assert!((1..=4).contains(&outages), "{ended:?}");
 
-    let refused = active(&sandbox, &etcd, "away").finish().expect(1);
-    let address = format!("127.0.0.1:{}", etcd.nodes[0].port);
-    assert!(refused.stderr.contains(&address), "{refused:?}");
+        let refused = active(&sandbox, &etcd, "away").finish().expect(1);
+        let address = format!("127.0.0.1:{}", etcd.nodes[0].port);
+        assert!(refused.stderr.contains(&address), "{refused:?}");
+        // For another attempt.
+        etcd.nodes[0].start();
+        eventually("etcd is back", || {
+            etcd.cluster("away")
+                .servers(None, &Interrupt::new())
+                .is_ok()
+        });
+        took
+    });
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! - `twice=N`, `dying-twice=N`: N times forked twice, at the start or at SIGTERM
 //! - `holding`: in a session of its own, and keeps its descriptors
 //! - `zombie`: as `deaf`, with a child that has ended and that it does not reap
+//! - `dropped`: as `session`, and nobody's from then on, if it was root's
 //! - `set-uid=PATH`: that program, a set-uid copy of this one, as its owner in all respects; keeps its
 //!   descriptors
 //! - `chain=N`: forks without end, N times: each one leaves when it has started the next
@@ -126,6 +127,11 @@ mod unix {
         if kind == "set-uid" {
             let owner = nix::unistd::geteuid();
             nix::unistd::setresuid(owner, owner, owner).unwrap();
+        }
+        #[cfg(target_os = "linux")]
+        if kind == "dropped" {
+            let nobody = nix::unistd::Uid::from_raw(65534);
+            nix::unistd::setresuid(nobody, nobody, nobody).unwrap();
         }
         if kind == "zombie" {
             Command::new("true").spawn().unwrap();

@@ -1,6 +1,7 @@
-//! A stranger who fills the lock directory: `guinea-hoarder DIRECTORY FIRST COUNT`. Holds the locks
-//! of that many ports, says `holds COUNT`, and ends with its standard input. Every third file names
-//! nobody, every third this process, every third this process as one that started too late.
+//! A stranger who fills the lock directory: `guinea-hoarder DIRECTORY FIRST COUNT [WORD...]`. Holds
+//! the locks of that many ports, says `holds COUNT`, and ends with its standard input. Every third
+//! file names nobody, every third this process, every third this process as one that started too
+//! late.
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
@@ -16,7 +17,7 @@ fn main() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [directory, first, count] = &arguments[..] else {
+    let [directory, first, count, ..] = &arguments[..] else {
         panic!("guinea-hoarder DIRECTORY FIRST COUNT");
     };
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();

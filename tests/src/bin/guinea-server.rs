@@ -1,11 +1,12 @@
 //! A server to run under `llmlb serve --`, with the manners a test asks for.
 //!
 //! `guinea-server PORT [graceful=CODE] [stubborn] [exit=CODE] [worker] [bare-worker] [daemon]
-//! [count=FILE] [slow=SECONDS] [address=IP] [listen-when=FILE] [healthy-when=FILE]`
+//! [count=FILE] [slow=SECONDS] [address=IP] [listen-when=FILE] [healthy-when=FILE]
+//! [hung]`
 //!
 //! `listen-when=FILE` listens only when the file is there, `below` in a child of its own;
 //! `healthy-when=FILE` answers with 503 until it is, and with 200 then,
-//! and prints `asked` each time.
+//! and prints `asked` each time; `hung` listens, and accepts nobody.
 
 #![allow(clippy::unwrap_used, clippy::zombie_processes)]
 
@@ -95,7 +96,17 @@ mod unix {
             let address = value("address=").unwrap_or("127.0.0.1");
             let listener = TcpListener::bind((address, port)).unwrap();
             let healthy_when = value("healthy-when=").map(str::to_owned);
+            let hung = has("hung");
+            if hung {
+                let backlog = nix::sys::socket::Backlog::new(0).unwrap();
+                nix::sys::socket::listen(&listener, backlog).unwrap();
+            }
             thread::spawn(move || {
+                if hung {
+                    loop {
+                        thread::park();
+                    }
+                }
                 for stream in listener.incoming() {
                     match (stream, &healthy_when) {
                         (Ok(stream), Some(file)) => answer(stream, there(file)),

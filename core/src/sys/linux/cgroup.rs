@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::server_id::ServerId;
@@ -26,14 +27,23 @@ impl Leaf {
         Some(Self { path })
     }
 
-    /// The one that a process is in, if it is that of `id`.
-    pub(super) fn of(pid: u32, id: &ServerId) -> Option<Self> {
-        let name = format!("{PREFIX}{id}");
-        let path = directory_of(&pid.to_string())?;
-        let leaf = path.ancestors().find(|path| path.ends_with(&name))?;
-        Some(Self {
-            path: leaf.to_path_buf(),
-        })
+    /// The one that a process is in, and whose it is.
+    pub(super) fn of(pid: u32) -> Option<(Self, ServerId)> {
+        let cgroup = cgroup_of(&pid.to_string())?;
+        // Where it is mounted need not be known of all others.
+        if !cgroup.contains(&format!("/{PREFIX}")) {
+            return None;
+        }
+        let path = mounted(&cgroup)?;
+        path.ancestors().find_map(|path| Self::at(path.to_owned()))
+    }
+
+    /// One that was made by the user whose it says it is: anybody may give his own such a name.
+    fn at(path: PathBuf) -> Option<(Self, ServerId)> {
+        let name = path.file_name()?.to_str()?;
+        let id = ServerId::parse(name.strip_prefix(PREFIX)?)?;
+        let owner = fs::symlink_metadata(&path).ok()?.uid();
+        (owner == id.owner()).then_some((Self { path }, id))
     }
 
     /// All that are below the cgroup of this process.
@@ -42,12 +52,7 @@ impl Leaf {
             return Vec::new();
         };
         let entries = fs::read_dir(own).into_iter().flatten().flatten();
-        let leaf = |entry: fs::DirEntry| {
-            let name = entry.file_name();
-            let id = ServerId::parse(name.to_str()?.strip_prefix(PREFIX)?)?;
-            Some((Self { path: entry.path() }, id))
-        };
-        entries.filter_map(leaf).collect()
+        entries.filter_map(|entry| Self::at(entry.path())).collect()
     }
 
     pub(super) fn is(&self, other: &Self) -> bool {
@@ -112,11 +117,18 @@ fn each(path: &Path, depth: usize, visit: &mut dyn FnMut(&Path)) {
 
 /// Where the cgroup v2 of a process is mounted.
 fn directory_of(pid: &str) -> Option<PathBuf> {
+    mounted(&cgroup_of(pid)?)
+}
+
+fn cgroup_of(pid: &str) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let cgroup = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    if cgroup.split('/').any(|part| part == "..") {
-        return None; // outside of our cgroup namespace
-    }
+    // Outside of our cgroup namespace.
+    let is_outside = cgroup.split('/').any(|part| part == "..");
+    (!is_outside).then(|| cgroup.to_owned())
+}
+
+fn mounted(cgroup: &str) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     mounts.lines().find_map(|line| below_mount(line, cgroup))
 }

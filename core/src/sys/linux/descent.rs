@@ -9,8 +9,9 @@ use std::process;
 
 use super::cgroup::Leaf;
 use super::environment::{Reader, Variable, threads};
-use super::holders::{all_pids, is_owned_by};
+use super::holders::{all_pids, is_lack_of_descriptors, is_owned_by, may_be_of};
 use super::process::stat;
+use crate::error::context;
 use crate::server_id::ServerId;
 
 /// How often it is looked at processes that come and go without end.
@@ -115,7 +116,11 @@ impl Family {
     fn candidates(&self) -> io::Result<Vec<u32>> {
         let mut candidates = match self.adopts {
             true => descendants(process::id())?,
-            false => all_pids()?,
+            false => {
+                let mut pids = all_pids()?;
+                pids.retain(|&pid| is_owned_by(pid, self.id.owner()).unwrap_or(false));
+                pids
+            }
         };
         candidates.extend(self.leaf.iter().flat_map(Leaf::members));
         candidates.sort_unstable();
@@ -130,7 +135,7 @@ impl Family {
         };
         if !stat.is_alive()
             || self.beside.contains(&pid)
-            || !is_owned_by(pid, self.id.owner()).unwrap_or(false)
+            || !may_be_of(pid, self.id.owner()).unwrap_or(false)
         {
             return false;
         }
@@ -235,12 +240,13 @@ pub(crate) fn descendants(pid: u32) -> io::Result<Vec<u32>> {
 
 fn children(pid: u32) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
-    for thread in threads(pid) {
+    for thread in threads(pid)? {
         match fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")) {
             Ok(text) => found.extend(
                 text.split_ascii_whitespace()
                     .filter_map(|pid| pid.parse::<u32>().ok()),
             ),
+            Err(e) if is_lack_of_descriptors(&e) => return Err(context(e, format!("/proc/{pid}"))),
             Err(_) if !is_listed_by_kernel() => return children_by_parent(pid),
             Err(_) => {}
         }

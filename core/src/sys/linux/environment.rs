@@ -1,18 +1,24 @@
 //! What a process was told at its start. Apart, because what `/proc/PID/environ` shows has more
 //! meanings than there and not there.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use super::holders::is_lack_of_descriptors;
 use super::stuck::{self, Wait};
+use crate::error::context;
 use crate::server_id::SERVER_ID_ENV;
 
 /// How long the kernel may take to show an environment. It waits for a process that is about to
 /// become another program, and that may wait for a network mount that hangs.
 const PATIENCE: Duration = Duration::from_millis(250);
+
+/// A program gets no more than 6 MiB of environment; and a process may say later that all of its
+/// memory is that, at the cost of whoever reads it.
+const LONGEST: usize = 8 << 20;
 
 /// A variable in the environment a process was started with.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,7 +29,8 @@ pub(super) enum Variable {
     /// There is none at all, as of `env -i`, of a zombie, of the kernel's own threads, and of any
     /// process for the instant in which it becomes another program.
     Empty,
-    /// It may not be read, or has been overwritten, as by programs that set their title.
+    /// It may not be read, is longer than any, or has been overwritten, as by programs that set their
+    /// title.
     Unknown,
 }
 
@@ -54,6 +61,7 @@ impl Reader {
         match self.look_up(pid, format!("/proc/{pid}/environ"), name) {
             // That of a main thread which has ended is seen through the others.
             Variable::Empty => threads(pid)
+                .unwrap_or_default()
                 .into_iter()
                 .filter(|&thread| thread != pid)
                 .map(|thread| self.look_up(pid, format!("/proc/{pid}/task/{thread}/environ"), name))
@@ -64,14 +72,14 @@ impl Reader {
     }
 
     fn look_up(&mut self, pid: u32, path: String, name: &str) -> Variable {
-        match self.read(pid, path) {
-            Some(Ok(bytes)) => parse(&bytes, name),
+        match self.read(pid, path, LONGEST) {
+            Some(Ok(bytes)) if bytes.len() < LONGEST => parse(&bytes, name),
             _ => Variable::Unknown,
         }
     }
 
-    /// `None` if it takes too long.
-    fn read(&mut self, pid: u32, path: String) -> Option<io::Result<Vec<u8>>> {
+    /// At most so many bytes; `None` if it takes too long.
+    fn read(&mut self, pid: u32, path: String, most: usize) -> Option<io::Result<Vec<u8>>> {
         if stuck::is_out_of_reach(pid) {
             return None;
         }
@@ -79,7 +87,7 @@ impl Reader {
             self.0 = Some(Worker::start().ok()?);
         }
         let worker = self.0.as_ref()?;
-        worker.paths.send(path).ok()?;
+        worker.paths.send((path, most)).ok()?;
         let read = worker.texts.recv_timeout(PATIENCE).ok();
         if read.is_none() {
             worker.wait.give_up(pid);
@@ -89,30 +97,30 @@ impl Reader {
     }
 }
 
-/// The arguments that a process shows, each with a NUL at its end. `None` if they may not be read,
-/// or it takes too long.
-pub(crate) fn command_line(pid: u32) -> Option<Vec<u8>> {
+/// The arguments that a process shows, each with a NUL at its end, and no more of them than `most`
+/// bytes. `None` if they may not be read, or it takes too long.
+pub(crate) fn command_line(pid: u32, most: usize) -> Option<Vec<u8>> {
     Reader::default()
-        .read(pid, format!("/proc/{pid}/cmdline"))?
+        .read(pid, format!("/proc/{pid}/cmdline"), most)?
         .ok()
 }
 
 /// A thread that reads. It ends when its reader has gone, or with the process.
 struct Worker {
-    paths: Sender<String>,
+    paths: Sender<(String, usize)>,
     texts: Receiver<io::Result<Vec<u8>>>,
     wait: Wait,
 }
 
 impl Worker {
     fn start() -> io::Result<Self> {
-        let (paths, asked) = channel::<String>();
+        let (paths, asked) = channel::<(String, usize)>();
         let (answer, texts) = channel();
         let wait = Wait::default();
         let its = wait.clone();
         let read = move || {
-            for path in asked {
-                if answer.send(fs::read(path)).is_err() {
+            for (path, most) in asked {
+                if answer.send(read(&path, most)).is_err() {
                     break;
                 }
             }
@@ -125,11 +133,22 @@ impl Worker {
     }
 }
 
-pub(super) fn threads(pid: u32) -> Vec<u32> {
-    let entries = fs::read_dir(format!("/proc/{pid}/task"));
-    let entries = entries.into_iter().flatten().flatten();
+fn read(path: &str, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path)?;
+    file.take(most as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The threads of a process, as far as they are shown. An error only where no descriptors are left.
+pub(super) fn threads(pid: u32) -> io::Result<Vec<u32>> {
+    let path = format!("/proc/{pid}/task");
+    let entries = match fs::read_dir(&path) {
+        Err(e) if is_lack_of_descriptors(&e) => return Err(context(e, path)),
+        entries => entries.into_iter().flatten().flatten(),
+    };
     let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-    entries.filter_map(number).collect()
+    Ok(entries.filter_map(number).collect())
 }
 
 fn parse(bytes: &[u8], name: &str) -> Variable {

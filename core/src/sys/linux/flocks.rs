@@ -59,7 +59,7 @@ impl Flocks {
 fn held_by(pid: u32, looked_at: &mut usize) -> io::Result<Held> {
     let mut held = HashMap::new();
     // The descriptors of a process whose main thread has ended are seen through the others.
-    let others = iter::once_with(|| threads(pid)).flatten();
+    let others = iter::once_with(|| threads(pid).unwrap_or_default()).flatten();
     let others = others.filter(|&thread| thread != pid);
     let others = others.map(|thread| format!("/proc/{pid}/task/{thread}"));
     for process in iter::once(format!("/proc/{pid}")).chain(others) {

@@ -22,15 +22,19 @@ const LONGEST_LIST: u64 = 32 << 20;
 
 /// Whether the process belongs to the owner of the lock file, or root wrote the file.
 pub(crate) fn owned_alike(pid: u32, file: &LockFile) -> io::Result<bool> {
-    is_owned_by(pid, file.metadata()?.uid())
+    may_be_of(pid, file.metadata()?.uid())
 }
 
-/// Whether the process belongs to a user, or the user is root.
+/// Whether a process that a user has started, as something else tells than itself, belongs to him:
+/// those that root has started may have changed their user.
+pub(super) fn may_be_of(pid: u32, owner: u32) -> io::Result<bool> {
+    Ok(owner == 0 || is_owned_by(pid, owner)?)
+}
+
+/// Whether the process belongs to a user.
 pub(super) fn is_owned_by(pid: u32, owner: u32) -> io::Result<bool> {
-    if owner == 0 {
-        return Ok(true);
-    }
-    if stat(pid)?.is_some_and(|stat| stat.shown_owner == owner) {
+    // Root is shown for all that may not be looked into, too.
+    if owner != 0 && stat(pid)?.is_some_and(|stat| stat.shown_owner == owner) {
         return Ok(true);
     }
     let uids = status_field(pid, "Uid:")?.unwrap_or_default();
@@ -87,7 +91,7 @@ impl Inode {
             return Ok(found.taker());
         }
         // The descriptors of a process whose main thread has ended are seen through the others.
-        for thread in threads(pid).into_iter().filter(|&thread| thread != pid) {
+        for thread in threads(pid)?.into_iter().filter(|&thread| thread != pid) {
             let found = self.look(&format!("/proc/{pid}/task/{thread}"), pid)?;
             if found != Looked::Nothing {
                 return Ok(found.taker());

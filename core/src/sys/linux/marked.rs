@@ -9,7 +9,7 @@ use super::cgroup::Leaf;
 use super::descent::own_line;
 use super::environment::{Reader, Variable};
 use super::handle::ProcessHandle;
-use super::holders::{all_pids, is_owned_by};
+use super::holders::{all_pids, is_owned_by, may_be_of};
 use super::process::stat;
 use crate::server_id::ServerId;
 use crate::sys::{Directory, LockFile, user_and_place};
@@ -44,29 +44,36 @@ pub(crate) fn server_id_of(
     server_id(pid).filter(|id| id.port() == port && id.is_of(owner, &place))
 }
 
+/// Whether a process of `owner`'s that may carry an ID. The environment of a stranger is not read: it
+/// says what he likes, and takes as long as he likes.
+fn may_carry(pid: u32, owner: u32) -> bool {
+    let Ok(Some(stat)) = stat(pid) else {
+        return false;
+    };
+    // Root is shown for all that may not be looked into, too.
+    let may_be_its = stat.shown_owner == owner || stat.shown_owner == 0;
+    let carries = may_be_its && stat.is_alive() && !stat.is_kernel();
+    carries && is_owned_by(pid, owner).unwrap_or(false)
+}
+
 /// The ID in the environment of a live process.
 fn carried(pid: u32, reader: &mut Reader) -> Option<ServerId> {
-    let found = match reader.server_id(pid) {
-        Variable::Empty => {
-            let stat = stat(pid).ok()??;
-            if stat.is_kernel() || !stat.is_alive() {
-                return None;
-            }
-            reader.settled_server_id(pid)
-        }
-        found => found,
-    };
-    match found {
+    match reader.settled_server_id(pid) {
         Variable::Is(id) => ServerId::parse(&id),
         _ => None,
     }
 }
 
 impl Marked {
-    /// Looks for all live processes of the servers that are `wanted`, this one and its ancestors
-    /// apart. Where a process starts others meanwhile, these are found too, and so are those in a
-    /// cgroup that an earlier search has found.
-    pub(crate) fn search(&mut self, wanted: &dyn Fn(&ServerId) -> bool) -> io::Result<()> {
+    /// Looks for all live processes of the servers of `owner` that are `wanted`, this one and its
+    /// ancestors apart. Where a process starts others meanwhile, these are found too, and so are
+    /// those in a cgroup that an earlier search has found. Who is another user's belongs to them by
+    /// their cgroup alone.
+    pub(crate) fn search(
+        &mut self,
+        owner: u32,
+        wanted: &dyn Fn(&ServerId) -> bool,
+    ) -> io::Result<()> {
         self.found.clear();
         let mut reader = Reader::default();
         let mut seen: HashSet<u32> = own_line();
@@ -79,8 +86,15 @@ impl Marked {
                 break;
             }
             for pid in new {
-                if let Some(id) = carried(pid, &mut reader).filter(wanted) {
-                    self.add(pid, id, &mut reader)?;
+                if may_carry(pid, owner) {
+                    if let Some(id) = carried(pid, &mut reader).filter(wanted) {
+                        self.add(pid, id, &mut reader)?;
+                    }
+                } else if owner == 0
+                    && let Some((leaf, id)) = Leaf::of(pid).filter(|(_, id)| wanted(id))
+                {
+                    // It has changed its user since root has started it.
+                    self.add_leaf(leaf, &id);
                 }
             }
         }
@@ -98,7 +112,7 @@ impl Marked {
             && is_owned_by(pid, id.owner())?
             && carried(pid, reader).as_ref() == Some(&id)
         {
-            if let Some(leaf) = Leaf::of(pid, &id) {
+            if let Some((leaf, _)) = Leaf::of(pid).filter(|(_, its)| *its == id) {
                 self.add_leaf(leaf, &id);
             }
             self.found.push((handle, id));
@@ -162,7 +176,7 @@ fn is_member(pid: u32, id: &ServerId) -> bool {
     let Ok(Some(stat)) = stat(pid) else {
         return false;
     };
-    if !stat.is_alive() || !is_owned_by(pid, id.owner()).unwrap_or(false) {
+    if !stat.is_alive() || !may_be_of(pid, id.owner()).unwrap_or(false) {
         return false;
     }
     match Reader::default().settled_server_id(pid) {

@@ -2,34 +2,41 @@
 //! address space locked. Apart from reading, because that is a matter of one look, and this is
 //! remembered as long as a thread of ours waits for one: it is not asked again by another.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use tracing::warn;
+
+use super::holders::is_owned_by;
 use super::process::stat;
 
-/// How many threads wait at most. Whoever has more of such processes than that is told of no other
-/// one, and waits for none.
-const MOST: usize = 64;
+/// How many threads wait at most for processes of this user, and how many for those of all others:
+/// where so many wait, no other one is asked. A stranger's are none of that user's business.
+const MOST: usize = 32;
 
-/// Who is waited for, 0 where nobody is. Not behind a lock: a child that was forked meanwhile would
-/// wait for it.
-static WAITED_FOR: [AtomicU64; MOST] = [const { AtomicU64::new(0) }; MOST];
+/// Who is waited for, 0 where nobody is: strangers first, then those of this user. Not behind a lock:
+/// a child that was forked meanwhile would wait for it.
+static WAITED_FOR: [AtomicU64; 2 * MOST] = [const { AtomicU64::new(0) }; 2 * MOST];
+
+fn slots(pid: u32) -> Range<usize> {
+    let own = rustix::process::geteuid().as_raw();
+    match is_owned_by(pid, own) {
+        Ok(true) => MOST..2 * MOST,
+        _ => 0..MOST,
+    }
+}
 
 /// Whether a process is waited for, or nobody else can be. Costs no system call where nothing hangs.
 pub(super) fn is_out_of_reach(pid: u32) -> bool {
-    let mut taken = 0;
-    let mut key = None;
-    for slot in &WAITED_FOR {
-        let found = slot.load(Ordering::Acquire);
-        taken += usize::from(found != 0);
-        if found != 0
-            && pid_of(found) == u64::from(pid)
-            && *key.get_or_insert_with(|| key_of(pid)) == Some(found)
-        {
-            return true;
-        }
+    let waited_for = |slot: &AtomicU64| slot.load(Ordering::Acquire);
+    if WAITED_FOR.iter().all(|slot| waited_for(slot) == 0) {
+        return false;
     }
-    taken == MOST
+    let slots = &WAITED_FOR[slots(pid)];
+    let key = key_of(pid);
+    let mut found = slots.iter().map(waited_for);
+    found.any(|found| Some(found) == key) || slots.iter().all(|slot| waited_for(slot) != 0)
 }
 
 /// By what it is told from others that get its PID: 22 bits are all that a PID has, and the ticks
@@ -40,10 +47,6 @@ fn key_of(pid: u32) -> Option<u64> {
 }
 
 const START_BITS: u32 = 42;
-
-fn pid_of(key: u64) -> u64 {
-    key >> START_BITS
-}
 
 /// A thread that reads, and may have to be left to wait.
 #[derive(Clone, Default)]
@@ -61,9 +64,16 @@ impl Wait {
             let (order, failed) = (Ordering::AcqRel, Ordering::Relaxed);
             slot.compare_exchange(0, key, order, failed).is_ok()
         };
-        let Some(index) = WAITED_FOR.iter().position(free) else {
+        let mut slots = slots(pid);
+        let Some(index) = slots.find(|&index| free(&WAITED_FOR[index])) else {
             return;
         };
+        if index + 1 == WAITED_FOR.len() {
+            warn!(
+                "{MOST} processes of this user can't be looked into (one is PID {pid}), as they wait \
+                 for a network mount that hangs, perhaps: what a killed server has left is missed"
+            );
+        }
         let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
         let left = self.0.compare_exchange(READS, index + 1, order, failed);
         if left.is_err() {
@@ -73,7 +83,7 @@ impl Wait {
 
     /// By the thread itself, at its end.
     pub(super) fn end(&self) {
-        if let index @ 1..=MOST = self.0.swap(ENDED, Ordering::AcqRel) {
+        if let index @ 1..ENDED = self.0.swap(ENDED, Ordering::AcqRel) {
             WAITED_FOR[index - 1].store(0, Ordering::Release);
         }
     }
@@ -81,8 +91,19 @@ impl Wait {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command};
+
     use super::*;
 
+    /// A process of another user, if this one is root's.
+    fn stranger() -> Child {
+        let mut sleep = Command::new("sleep");
+        sleep.arg("1000");
+        sleep.uid(65534).spawn().expect("there is such a program")
+    }
+
+    // One test, as there is one list.
     #[test]
     fn who_is_waited_for_is_out_of_reach_until_the_wait_ends() {
         let own = std::process::id();
@@ -101,5 +122,24 @@ mod tests {
         // Given up when it had just ended.
         waits[0].give_up(own);
         assert!(!is_out_of_reach(own));
+
+        // Others may keep whom they like waiting, and are no reason not to look at our own.
+        if rustix::process::geteuid().is_root() {
+            let mut strangers = [stranger(), stranger()];
+            let [hung, other] = strangers.each_ref().map(Child::id);
+            let waits: Vec<_> = (0..MOST + 1).map(|_| Wait::default()).collect();
+            for wait in &waits {
+                assert!(!is_out_of_reach(own));
+                wait.give_up(hung);
+            }
+            assert!(is_out_of_reach(other));
+            assert!(!is_out_of_reach(own));
+            waits.iter().for_each(Wait::end);
+            assert!(!is_out_of_reach(other));
+            for stranger in &mut strangers {
+                let _ = stranger.kill();
+                let _ = stranger.wait();
+            }
+        }
     }
 }
