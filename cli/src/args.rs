@@ -14,7 +14,7 @@ use clap_complete::engine::ArgValueCandidates;
 use llmlb_gateway::{Affinity, ApiKey, ApiKeyError, BackendUrlError, Naming, Options};
 
 use crate::backends::{Backend, BackendsFile, Place, Sources};
-use crate::certificates::Certificates;
+use crate::certificates::CertificateFiles;
 use crate::cluster::options::ClusterArgs;
 use crate::completion::live_ports;
 use crate::ready::ReadyUrl;
@@ -395,15 +395,15 @@ impl GatewayArgs {
     }
 
     /// What clients are shown, and backends are.
-    pub(crate) fn certificates(&self) -> Result<Certificates, String> {
+    pub(crate) fn certificate_files(&self) -> CertificateFiles {
         let pair = |certificate: &Option<PathBuf>, key: &Option<PathBuf>| {
             certificate.clone().zip(key.clone())
         };
-        Certificates::open(
-            pair(&self.tls_cert, &self.tls_key),
-            self.backend_ca.as_deref(),
-            pair(&self.backend_cert, &self.backend_cert_key),
-        )
+        CertificateFiles {
+            shown: pair(&self.tls_cert, &self.tls_key),
+            trusted: self.backend_ca.clone(),
+            own: pair(&self.backend_cert, &self.backend_cert_key),
+        }
     }
 
     #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for clusters"))]

@@ -43,9 +43,16 @@ impl Prepared {
         shutdown: &mut Shutdown,
     ) -> Result<Result<Self, i32>, Failure> {
         raise_descriptor_limit();
-        let certificates = certificates(args)?;
-        let options = certificates.give(options(args)?);
-        let gateway = Gateway::new(options).map_err(failed)?;
+        let options = options(args)?;
+        let files = args.gateway.certificate_files();
+        // Files may take their time, and a signal is not to wait for them.
+        let opened = tokio::select! {
+            opened = spawn_blocking(move || files.open()) => opened,
+            signal = shutdown.recv() => return Ok(Err(signal)),
+        };
+        let opened = opened.map_err(|e| Failure::new(exit::FAILURE, e))?;
+        let certificates = opened.map_err(|problem| Failure::new(exit::USAGE, problem))?;
+        let gateway = Gateway::new(certificates.give(options)).map_err(failed)?;
         let sources = sources(args);
         let listening = listening.to_vec();
         let look_around = async {
@@ -75,7 +82,10 @@ impl Prepared {
 
 /// What [`Prepared::new`] looks at before it asks anybody: how many backends are named.
 pub(crate) fn check(args: &ServeArgs, listening: SocketAddr) -> Result<usize, Failure> {
-    certificates(args)?;
+    let files = args.gateway.certificate_files();
+    files
+        .open()
+        .map_err(|problem| Failure::new(exit::USAGE, problem))?;
     Gateway::new(options(args)?).map_err(failed)?;
     let usage = |problem: String| Failure::new(exit::USAGE, problem);
     let named = sources(args).named().map_err(usage)?;
@@ -88,11 +98,6 @@ pub(crate) fn check(args: &ServeArgs, listening: SocketAddr) -> Result<usize, Fa
 fn options(args: &ServeArgs) -> Result<Options, Failure> {
     let options = args.gateway.options();
     options.map_err(|problem| Failure::new(exit::USAGE, problem))
-}
-
-fn certificates(args: &ServeArgs) -> Result<Certificates, Failure> {
-    let certificates = args.gateway.certificates();
-    certificates.map_err(|problem| Failure::new(exit::USAGE, problem))
 }
 
 /// Where its backends come from.

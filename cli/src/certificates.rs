@@ -17,7 +17,7 @@ use tracing::{info, warn};
 const STEP: Duration = Duration::from_secs(5);
 
 /// A chain of certificates, and its key.
-type Pair = (PathBuf, PathBuf);
+pub(crate) type Pair = (PathBuf, PathBuf);
 type Pem = (Vec<u8>, Vec<u8>);
 
 /// What clients are shown, if they are shown any, and how backends are spoken to.
@@ -35,15 +35,27 @@ struct Shown {
     again: Notify,
 }
 
-impl Certificates {
+/// Where they are.
+pub(crate) struct CertificateFiles {
+    pub(crate) shown: Option<Pair>,
+    /// Who vouches for backends.
+    pub(crate) trusted: Option<PathBuf>,
+    /// What backends are shown.
+    pub(crate) own: Option<Pair>,
+}
+
+impl CertificateFiles {
+    /// Reads them, which may take its time.
+    ///
     /// # Errors
     /// Which file can't be used, and why.
-    pub(crate) fn open(
-        shown: Option<Pair>,
-        trusted: Option<&Path>,
-        own: Option<Pair>,
-    ) -> Result<Self, String> {
-        let trusted = trusted.map(|path| Ok::<_, String>((path, read(path)?)));
+    pub(crate) fn open(self) -> Result<Certificates, String> {
+        let Self {
+            shown,
+            trusted,
+            own,
+        } = self;
+        let trusted = trusted.map(|path| read(&path).map(|pem| (path, pem)));
         let trusted = trusted.transpose()?;
         let roots = trusted.as_ref().map(|(_, pem)| pem.as_slice());
         let backends = BackendTls::new(roots, None);
@@ -56,12 +68,14 @@ impl Certificates {
             let both = BackendTls::new(roots, Some((&certificates, &key)));
             backends = both.map_err(|e| of_pair(&paths, &e))?;
         }
-        Ok(Self {
+        Ok(Certificates {
             shown: shown.map(Shown::open).transpose()?,
             backends,
         })
     }
+}
 
+impl Certificates {
     pub(crate) fn give(&self, options: Options) -> Options {
         let shown = self.shown.as_ref().map(|shown| shown.tls.clone());
         options.tls(shown).backend_tls(self.backends.clone())

@@ -62,11 +62,14 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::new(exit::FAILURE, format!("cannot start: {e}")))?;
-    runtime.block_on(serve(
+    let result = runtime.block_on(serve(
         args,
         #[cfg(unix)]
         detached,
-    ))
+    ));
+    // A file that can't be read to its end keeps nobody from ending.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(

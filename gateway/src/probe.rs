@@ -55,8 +55,8 @@ pub(crate) async fn look(live: &Live, backend: &Backend) {
     if news {
         live.relist();
     }
-    slots::look(backend).await;
     backend.succeeded();
+    slots::look(backend).await;
 }
 
 /// Why there is no answer.

@@ -1,11 +1,14 @@
 //! How many requests a server works at, at a time, where it tells: llama.cpp at `/props`, SGLang at
 //! `/server_info`. What its owner says comes first.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::http::header::USER_AGENT;
 use axum::http::{HeaderMap, StatusCode};
 use serde_json::Value;
+use tokio::time::{Instant, timeout};
 
 use crate::backend::Backend;
 use crate::probe::{self, PROBE};
@@ -16,10 +19,16 @@ const TOLD: [(&str, &str); 2] = [
     ("/server_info", "max_running_requests"),
 ];
 
+/// How long an answer is waited for: it is good to have, and no more.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long one holds: another server may have come in its place unseen.
+const HOLDS: Duration = Duration::from_secs(30);
+
 /// What one server has told.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
-    asked: AtomicBool,
+    asked: Mutex<Option<Instant>>,
     /// Nothing as 0.
     told: AtomicUsize,
 }
@@ -29,24 +38,38 @@ impl Slots {
         Some(self.told.load(Ordering::Relaxed)).filter(|slots| *slots > 0)
     }
 
-    /// Another server may come in its place.
+    /// It failed: another server may come in its place.
     pub(crate) fn forget(&self) {
-        self.asked.store(false, Ordering::Relaxed);
+        *self.asked() = None;
+    }
+
+    /// Whether to ask now, which counts as asked.
+    fn are_due(&self) -> bool {
+        let mut asked = self.asked();
+        let due = asked.is_none_or(|asked| asked.elapsed() >= HOLDS);
+        if due {
+            *asked = Some(Instant::now());
+        }
+        due
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Asks a server that has not been asked since it came.
+/// Asks a server that has come, and now and then again. One that does not answer is taken at the word
+/// that it gave before.
 pub(crate) async fn look(backend: &Backend) {
-    if backend.slots.asked.load(Ordering::Relaxed) {
+    if !backend.slots.are_due() {
         return;
     }
     let mut told = None;
     for (path, name) in TOLD {
-        match probe::get(backend, path).await {
-            Ok((StatusCode::OK, body)) => told = read(&body, name),
-            Ok(_) => {}
-            // Asked again at the next look.
-            Err(_) => return,
+        match timeout(PATIENCE, probe::get(backend, path)).await {
+            Ok(Ok((StatusCode::OK, body))) => told = read(&body, name),
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return,
         }
         if told.is_some() {
             break;
@@ -56,7 +79,6 @@ pub(crate) async fn look(backend: &Backend) {
         .slots
         .told
         .store(told.unwrap_or(0), Ordering::Relaxed);
-    backend.slots.asked.store(true, Ordering::Relaxed);
     backend.limit();
 }
 

@@ -1,13 +1,16 @@
 //! Certificates from files, to clients and to backends.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use llmlb_tests::certificates::{Authority, Identity};
 use llmlb_tests::model_server::Backend;
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::support::{Gateway, put};
+use crate::support::{Gateway, put, wait_until};
 
 struct Files(TempDir);
 
@@ -60,6 +63,28 @@ fn two_of_them_speak_tls_and_another_certificate_is_shown_when_it_comes() {
     files.put("certificate.pem", &next.0);
     behind.expect_log("certificate.pem is shown from now on");
     assert_eq!(before(&behind, &files, &second).chat("m").body, b"b");
+}
+
+#[test]
+fn a_file_that_is_never_read_to_its_end_keeps_nobody_from_ending() {
+    let files = Files::new();
+    let shown = files.show(&Authority::new().certify("localhost"));
+    let args = shown.each_ref().map(String::as_str);
+    let mut gateway = Gateway::with(&[], &args);
+    let path = files.0.path().join("key.pem");
+    std::fs::remove_file(&path).unwrap();
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+    nix::unistd::mkfifo(&path, mode).unwrap();
+    gateway.signal(Signal::SIGHUP);
+    // There is no writing to it before somebody reads; and nothing is written.
+    let writer = wait_until("it to be in the midst of reading", || {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        options.open(&path).ok()
+    });
+    gateway.signal(Signal::SIGTERM);
+    assert!(gateway.wait().success());
+    drop(writer);
 }
 
 #[test]

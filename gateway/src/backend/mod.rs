@@ -268,9 +268,9 @@ impl Backend {
 
     /// It was found out of order.
     pub(crate) fn failed(&self, trouble: Trouble) {
+        self.slots.forget();
         if self.condition.failed(&self.name, trouble, &self.load.bars) {
             self.load.ramp.prepare();
-            self.slots.forget();
             self.fell.notify_one();
             self.care.waiting.changed();
         }
@@ -323,6 +323,7 @@ impl Backend {
 
     /// The others have this many good answers, and one of its own requests failed.
     pub(crate) fn request_failed(&self, others_good: u64) -> Record {
+        self.slots.forget();
         self.ejection.failed(others_good, &self.load.bars)
     }
 

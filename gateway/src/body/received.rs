@@ -58,11 +58,9 @@ impl Received {
         Upload::new(self.start.clone(), self.trailers.clone(), rest, pace)
     }
 
-    /// Has another beginning sent in place of the one that came.
-    pub(crate) fn replace(&mut self, start: Bytes, intake: &Intake) -> Result<(), Refusal> {
-        intake.keep(start.len(), &mut self.memory)?;
-        self.start = start;
-        Ok(())
+    /// Has so much memory counted for it.
+    pub(crate) fn keep(&mut self, len: usize, intake: &Intake) -> Result<(), Refusal> {
+        intake.keep(len, &mut self.memory)
     }
 
     /// Its length, if that is known before it is sent.

@@ -1,7 +1,7 @@
 //! Where a request names its model, so that another name can be put there. All else of it stays,
 //! byte for byte.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::ops::Range;
 
 use axum::http::uri::PathAndQuery;
@@ -101,6 +101,13 @@ impl Place {
         Some(Bytes::from([before, &name, behind].concat()))
     }
 
+    /// The same for one that is ours.
+    pub(crate) fn put_into(&self, mut body: Vec<u8>, model: &str) -> Option<Bytes> {
+        let name = self.written(model, body.get(self.range.end..)?);
+        body.splice(self.range.clone(), name);
+        Some(Bytes::from(body))
+    }
+
     fn written(&self, model: &str, behind: &[u8]) -> Vec<u8> {
         let quoted = serde_json::Value::from(model).to_string();
         match &self.form {
@@ -120,18 +127,28 @@ impl Place {
     }
 }
 
-/// What a body unpacks to that is all here, if that is not too much.
-pub(crate) async fn unpacked(body: &[u8]) -> Option<Bytes> {
+/// What a body unpacks to that is all here, if that is not too much, and there is room to `keep` it.
+pub(crate) async fn unpacked<E>(
+    body: &[u8],
+    mut keep: impl FnMut(usize) -> Result<(), E>,
+) -> Result<Option<Vec<u8>>, E> {
     let mut decoder = MultiGzDecoder::new(body);
     let mut all = Vec::new();
     loop {
         let mut piece = decoder.by_ref().take(gzip::PIECE as u64);
-        if piece.read_to_end(&mut all).ok()? == 0 {
-            return Some(Bytes::from(all));
+        match piece.read_to_end(&mut all) {
+            Ok(0) => return Ok(Some(all)),
+            Ok(_) => {}
+            // What follows the last member is none of its business.
+            Err(e) if e.kind() == ErrorKind::InvalidInput && !all.is_empty() => {
+                return Ok(Some(all));
+            }
+            Err(_) => return Ok(None),
         }
         if all.len() > gzip::MOST {
-            return None;
+            return Ok(None);
         }
+        keep(all.capacity())?;
         yield_now().await;
     }
 }
@@ -265,10 +282,20 @@ mod tests {
         assert_eq!(search.asked(true).model, Found::Text("a".to_owned()));
         let place = Place::of(&search).unwrap();
         assert!(place.packed);
-        let plain = unpacked(&packed).await.unwrap();
-        let put = place.put(&plain, "bc").unwrap();
+        let room = |_| Ok::<_, ()>(());
+        let plain = unpacked(&packed, room).await.unwrap().unwrap();
+        let put = place.put_into(plain, "bc").unwrap();
         assert_eq!(put, text.replace("\"a\"", "\"bc\""));
-        assert_eq!(unpacked(b"no gzip").await, None);
+        let behind = [&packed[..], b"of no concern"].concat();
+        let plain = unpacked(&behind, room).await.unwrap().unwrap();
+        assert_eq!(plain, text.as_bytes());
+        for broken in [b"no gzip", &packed[..packed.len() / 2]] {
+            assert_eq!(unpacked(broken, room).await, Ok(None));
+        }
+        // It is given up where the room ends, not when all is there.
+        let little = |len| if len > gzip::PIECE { Err(len) } else { Ok(()) };
+        let refused = unpacked(&packed, little).await.unwrap_err();
+        assert!(refused <= gzip::PIECE * 2, "{refused}");
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl Outgoing {
         &self.body.start
     }
 
+    /// Has so much memory counted for its body.
+    pub(super) fn keep(&mut self, len: usize, shared: &Shared) -> Result<(), Refusal> {
+        self.body.keep(len, &shared.intake)
+    }
+
     /// Has another path and another beginning of the body sent.
     pub(super) fn replace(
         &mut self,
@@ -58,7 +63,8 @@ impl Outgoing {
         shared: &Shared,
     ) -> Result<(), Refusal> {
         self.path = path;
-        self.body.replace(start, &shared.intake)?;
+        self.body.keep(start.len(), &shared.intake)?;
+        self.body.start = start;
         if self.headers.contains_key(CONTENT_LENGTH)
             && let Some(len) = self.body.length()
         {

@@ -87,7 +87,7 @@ async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusa
     let model = match asked.model {
         Found::Text(model) => Some(model),
         Found::Nothing => None,
-        Found::Unreadable if maker.is_none() && shared.live.roster().differ() => {
+        Found::Unreadable if maker.is_none() && names_matter(&shared) => {
             return Err(Refusal::UnknowableModel);
         }
         Found::Unreadable => None,
@@ -157,7 +157,7 @@ async fn receive(
         headers::remove_keys(&mut parts.headers);
     }
     let is_named = !shared.options.naming.is_empty();
-    let needed = asked.model == Found::Nothing && (is_named || shared.live.roster().differ());
+    let needed = asked.model == Found::Nothing && names_matter(shared);
     let body = Received::read(body, &mut search, &shared.intake, needed).await?;
     if is_chunked && !body.has_length() {
         // For some methods it would be left out otherwise, and the body with it.
@@ -166,9 +166,18 @@ async fn receive(
     }
     let is_all = body.rest.is_none() || !needed;
     let outgoing = Outgoing::new(parts.method, path, parts.headers, body);
-    let asked = asked.unless(search.asked(is_all));
-    let place = if is_named { Place::of(&search) } else { None };
+    let in_body = search.asked(is_all);
+    let names_it = in_body.model != Found::Nothing;
+    let asked = asked.unless(in_body);
+    // A body that leaves it to the query stays as it is.
+    let in_place = is_named && (names_it || asked.model == Found::Nothing);
+    let place = if in_place { Place::of(&search) } else { None };
     Ok((outgoing, asked, place))
+}
+
+/// Whether it matters which model is asked for.
+fn names_matter(shared: &Shared) -> bool {
+    !shared.options.naming.is_empty() || shared.live.roster().differ()
 }
 
 /// What is said when no place was to be had, the last of those tried having had this problem.

@@ -22,8 +22,10 @@ use crate::shared::Shared;
 /// What a request says of its model, as the client wrote it.
 pub(super) struct Wording {
     asked: Option<String>,
-    /// It may be given the default: it names none, and can.
-    may_default: bool,
+    /// It names no model.
+    is_silent: bool,
+    /// It has a model compute something: another may do that in its place, or a default.
+    computes: bool,
     place: Option<Place>,
     path: PathAndQuery,
     body: Bytes,
@@ -37,9 +39,10 @@ impl Wording {
         place: Option<Place>,
     ) -> Self {
         let path = &outgoing.path;
-        let computes = outgoing.method == Method::POST && is_inference(path.path());
+        let is_sent = outgoing.method == Method::POST && is_inference(path.path());
         Self {
-            may_default: is_silent && (computes || takes_query(path.path())),
+            computes: is_sent || takes_query(path.path()),
+            is_silent,
             asked,
             place,
             path: path.clone(),
@@ -49,7 +52,7 @@ impl Wording {
 
     /// Has this model asked for.
     async fn put(
-        &mut self,
+        &self,
         outgoing: &mut Outgoing,
         shared: &Shared,
         model: &str,
@@ -63,61 +66,78 @@ impl Wording {
             None => Some(self.path.clone()),
         };
         let path = path.ok_or(Refusal::PathTooLong)?;
-        if let Some(place) = self.place.as_mut().filter(|place| place.packed) {
-            // It can't be packed again as it was.
-            let plain = match outgoing.whole {
-                true => unpacked(&self.body).await,
-                false => None,
-            };
-            self.body = plain.ok_or_else(|| Refusal::BadBody(TOO_MUCH.to_owned()))?;
-            place.packed = false;
-            outgoing.headers.remove(CONTENT_ENCODING);
+        let body = match &self.place {
+            None => self.body.clone(),
+            Some(place) if place.packed => {
+                let plain = self.unpacked(outgoing, shared).await?;
+                // It can't be packed again as it was.
+                outgoing.headers.remove(CONTENT_ENCODING);
+                place.put_into(plain, model).ok_or_else(gone)?
+            }
+            Some(place) => {
+                // Both are there until the last name has been tried.
+                outgoing.keep(2 * self.body.len(), shared)?;
+                place.put(&self.body, model).ok_or_else(gone)?
+            }
+        };
+        outgoing.replace(path, body, shared)
+    }
+
+    async fn unpacked(&self, outgoing: &mut Outgoing, shared: &Shared) -> Result<Vec<u8>, Refusal> {
+        if !outgoing.whole {
+            return Err(Refusal::BadBody(UNPACKED.to_owned()));
         }
-        let place = self.place.as_ref();
-        let body = place.and_then(|place| place.put(&self.body, model));
-        outgoing.replace(path, body.unwrap_or_else(|| self.body.clone()), shared)
+        let unpacked = unpacked(&self.body, |len| outgoing.keep(len, shared)).await?;
+        unpacked.ok_or_else(|| Refusal::BadBody(UNPACKED.to_owned()))
     }
 }
 
-const TOO_MUCH: &str = "its model has another name here, and it unpacks to too much to put that in: \
-    send it without compression";
+const UNPACKED: &str = "its model has another name here, which can be put into a gzip body that is \
+    whole and unpacks to 16 MiB at most: send it without compression";
+
+/// Where it was found, it is.
+fn gone() -> Refusal {
+    Refusal::BadBody("its model is not where it was".to_owned())
+}
 
 /// Leaves the flight with its place at the backend that answered, and with the name that the answer
 /// is to say.
 pub(super) async fn ask_by_name(
     flight: &mut Flight,
     outgoing: &mut Outgoing,
-    mut wording: Wording,
+    wording: Wording,
     maker: Option<&Arc<Backend>>,
 ) -> Result<Answer, Refusal> {
     let shared = Arc::clone(&flight.shared);
     let naming = &shared.options.naming;
-    let default = naming.default_name().filter(|_| wording.may_default);
+    let may_default = wording.is_silent && wording.computes;
+    let default = naming.default_name().filter(|_| may_default);
     let Some(name) = wording.asked.clone().or(default.map(str::to_owned)) else {
         return ask(flight, outgoing, None, maker).await;
     };
     let order = naming.order(&name);
     let model = order[0];
     let mut served = served(&shared, &order);
-    if maker.is_some() || served.is_empty() {
+    // Nobody is to delete or train another than was meant.
+    if maker.is_some() || !wording.computes || served.is_empty() {
         served = vec![model];
     }
     let last = served.pop().unwrap_or(model);
     for one in served {
-        match ask_for(flight, outgoing, &mut wording, (one, model), maker).await {
+        match ask_for(flight, outgoing, &wording, (one, model), maker).await {
             // Nobody has taken it.
             Err(Refusal::Unreachable(..) | Refusal::AllDown(_)) => {}
             answer => return answer,
         }
     }
-    ask_for(flight, outgoing, &mut wording, (last, model), maker).await
+    ask_for(flight, outgoing, &wording, (last, model), maker).await
 }
 
 /// Asks for one, where the name stands for `model`.
 async fn ask_for(
     flight: &mut Flight,
     outgoing: &mut Outgoing,
-    wording: &mut Wording,
+    wording: &Wording,
     (one, model): (&str, &str),
     maker: Option<&Arc<Backend>>,
 ) -> Result<Answer, Refusal> {

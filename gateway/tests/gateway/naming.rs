@@ -214,6 +214,64 @@ fn a_model_that_nobody_serves_now_has_another_in_its_place() {
     });
 }
 
+/// Only who has something computed gets another model: nobody deletes or trains one by that.
+#[test]
+fn nothing_but_computing_is_done_by_another() {
+    let b = model("b");
+    let naming = Naming::new().fallback("a", ["b"]).unwrap();
+    let gateway = before(&[&b], naming);
+    for (method, path) in [
+        ("DELETE", "/api/delete"),
+        ("POST", "/api/pull"),
+        ("POST", "/api/show"),
+    ] {
+        let body = r#"{"model":"a"}"#;
+        let told = gateway.connect().ask(method, path, "", body.as_bytes());
+        assert_eq!(told.status(), 200, "{path}");
+        assert_eq!(asked(&b).pop().unwrap(), body, "{path}");
+    }
+    for (method, path) in [
+        ("DELETE", "/v1/models/a"),
+        ("GET", "/v1/models/a"),
+        ("POST", "/v1/fine_tuning/jobs"),
+    ] {
+        let body: &[u8] = if method == "POST" {
+            br#"{"model":"a"}"#
+        } else {
+            b""
+        };
+        let told = gateway.connect().ask(method, path, "", body);
+        assert_eq!(told.error_code(), "model_not_found", "{path}");
+    }
+    assert_eq!(gateway.chat("a").json()["model"], "b");
+}
+
+#[test]
+fn what_does_not_name_the_model_stays_and_what_cannot_be_read_is_refused() {
+    let llama = model("llama-3-70b");
+    let gateway = before(&[&llama], alias());
+    let told = gateway
+        .connect()
+        .ask("POST", "/v1/x?model=gpt-4o", "", br#"{"a":1}"#);
+    assert_eq!(told.status(), 200);
+    assert_eq!(asked(&llama).pop().unwrap(), r#"{"a":1}"#);
+    for (headers, body) in [
+        (
+            "Content-Type: application/json\r\nContent-Encoding: deflate\r\n",
+            "packed",
+        ),
+        ("", r#"{"model":"gpt-4o","model":7}"#),
+    ] {
+        let told = gateway
+            .connect()
+            .ask("POST", PATH, headers, body.as_bytes());
+        assert_eq!(
+            (told.status(), &*told.error_code()),
+            (400, "unreadable_model")
+        );
+    }
+}
+
 #[test]
 fn who_names_no_model_gets_the_default() {
     let (small, large) = (model("small"), model("large"));

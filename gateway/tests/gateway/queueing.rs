@@ -447,7 +447,9 @@ fn a_server_that_tells_how_many_it_takes_gets_no_more() {
         let gate = Gate::default();
         let backend = telling(path, told, &gate);
         let gateway = Gateway::with(&[backend.url()], often());
-        assert_eq!(gateway.health()["backends"][0]["max"], 1);
+        wait_until("what it tells to be known", || {
+            (gateway.health()["backends"][0]["max"] == 1).then_some(())
+        });
         let mut clients = [ask(&gateway, "/v1/0"), ask(&gateway, "/v1/1")];
         wait_for_queue(&gateway, 1.0);
         // Of a gateway, no one server's answer is true.
