@@ -27,6 +27,8 @@ pub(crate) enum Standing {
     Ejected,
     /// It has as many as it may have.
     Full,
+    /// It has not been looked at yet: it may be up in a moment.
+    Unseen,
     /// It is down, or has been tried for this request.
     Out,
 }
@@ -63,6 +65,8 @@ pub(crate) enum Choice<T> {
     Chosen(T),
     /// None is ready, but some are only full.
     Full,
+    /// Not even that, but some have not been looked at yet.
+    Unseen,
     Nobody,
 }
 
@@ -74,6 +78,8 @@ pub(crate) struct Choosing<T> {
     mark: Mark,
     /// One is full.
     full: bool,
+    /// One has not been looked at yet.
+    unseen: bool,
     /// The clock of turns.
     now: u64,
 }
@@ -99,6 +105,7 @@ impl<T> Choosing<T> {
                 turn: 0,
             },
             full: false,
+            unseen: false,
             now,
         }
     }
@@ -125,6 +132,10 @@ impl<T> Choosing<T> {
             Standing::Out => return,
             Standing::Full => {
                 self.full = true;
+                return;
+            }
+            Standing::Unseen => {
+                self.unseen = true;
                 return;
             }
             Standing::Ready | Standing::Cooling | Standing::Ejected => {}
@@ -173,6 +184,7 @@ impl<T> Choosing<T> {
             Some((_, one)) if self.full && one.standing >= Standing::Cooling => Choice::Full,
             Some((who, _)) => Choice::Chosen(who),
             None if self.full => Choice::Full,
+            None if self.unseen => Choice::Unseen,
             None => Choice::Nobody,
         }
     }
@@ -295,6 +307,20 @@ mod tests {
             let expected = best - 1;
             assert_eq!(chosen(&ranks[..best]), Choice::Chosen(expected), "{best}");
         }
+    }
+
+    #[test]
+    fn one_that_has_not_been_looked_at_is_waited_for_where_there_is_no_other() {
+        let [cooling, full, unseen, out] = [
+            Standing::Cooling,
+            Standing::Full,
+            Standing::Unseen,
+            Standing::Out,
+        ]
+        .map(|standing| Candidate { standing, ..PLAIN });
+        assert_eq!(chosen(&[out, unseen]), Choice::Unseen);
+        assert_eq!(chosen(&[full, unseen]), Choice::Full);
+        assert_eq!(chosen(&[unseen, cooling]), Choice::Chosen(1));
     }
 
     #[test]

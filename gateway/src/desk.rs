@@ -24,6 +24,8 @@ pub(crate) enum NoPlace {
     Unavailable,
     /// Backends that might serve it have as much as they may have.
     Full,
+    /// Backends that might serve it have not been looked at yet, and no other might that is up.
+    Unseen,
     /// No backend serves this model.
     NoSuchModel,
 }
@@ -134,7 +136,8 @@ impl Desk {
         found
     }
 
-    /// The same, or else a ticket where all that fit are full and there is a queue.
+    /// The same, or else a ticket where all that fit are full, or may yet turn out to be up, and
+    /// there is a queue.
     pub(crate) fn take_or_wait(
         self: &Arc<Self>,
         wanted: &Wanted<'_>,
@@ -143,7 +146,8 @@ impl Desk {
         let mut books = self.books();
         let roster = self.roster.load();
         let found = books.take(&roster, wanted, tried);
-        if !matches!(found, Err(NoPlace::Full)) || books.queue.most() == 0 {
+        let may_wait = matches!(found, Err(NoPlace::Full | NoPlace::Unseen));
+        if !may_wait || books.queue.most() == 0 {
             self.count(&books);
             return Ok(Asked::Told(found));
         }
@@ -209,6 +213,7 @@ impl Books {
             let chosen = match pick(roster, wanted, tried, self.now) {
                 Choice::Chosen(backend) => backend,
                 Choice::Full => return Err(NoPlace::Full),
+                Choice::Unseen => return Err(NoPlace::Unseen),
                 Choice::Nobody => return Err(nobody(roster, wanted)),
             };
             // It has come free just now, and those who waited for it have yet to be told.
@@ -233,7 +238,7 @@ impl Books {
             let wanted = waiter.need.wanted();
             let told = match pick(roster, &wanted, &waiter.need.tried, *now) {
                 Choice::Chosen(backend) => Ok(give(now, backend, &wanted)),
-                Choice::Full => return Offer::Nothing,
+                Choice::Full | Choice::Unseen => return Offer::Nothing,
                 Choice::Nobody => Err(nobody(roster, &wanted)),
             };
             // It is there to hear it: before it goes, it leaves the queue.
@@ -267,8 +272,11 @@ fn fits(roster: &Roster, wanted: &Wanted<'_>) -> Fits {
 /// One that is down counts by what it listed last; one that listed nothing yet may serve it.
 fn nobody(roster: &Roster, wanted: &Wanted<'_>) -> NoPlace {
     let served = !roster.eligible(wanted.model, wanted.strict).is_empty();
-    let any_up = || roster.members().iter().any(|backend| backend.is_up());
-    if served || !any_up() {
+    // One that has not been looked at may serve it until it lists other models: then it is as good
+    // as up.
+    let is_known = |backend: &Arc<Backend>| backend.is_up() || backend.is_unseen();
+    let any_known = || roster.members().iter().any(is_known);
+    if served || !any_known() {
         NoPlace::Unavailable
     } else {
         NoPlace::NoSuchModel

@@ -163,7 +163,7 @@ impl Refusal {
             }
             Self::QueueTimedOut => {
                 "every backend that could serve this has as many requests as it \
-                may, and this has waited as long as it may"
+                may, or has yet to be found up, and this has waited as long as it may"
                     .to_owned()
             }
             Self::Overloaded => "too many requests in flight".to_owned(),

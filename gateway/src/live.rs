@@ -147,7 +147,7 @@ impl Live {
         for backend in members.filter(|backend| !Arc::ptr_eq(backend, one)) {
             others.good += backend.good_answers();
             match backend.load().standing().0 {
-                Standing::Out => continue,
+                Standing::Out | Standing::Unseen => continue,
                 _ if backend.is_ejected() => others.ejected += 1,
                 _ => {
                     others.serving += 1;

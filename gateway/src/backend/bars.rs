@@ -14,6 +14,8 @@ const TRIAL: u8 = 4;
 const COOLING: u8 = 8;
 /// It failed requests lately, which weighs.
 const PENALIZED: u8 = 16;
+/// It has not been looked at yet.
+const UNSEEN: u8 = 32;
 
 /// A failure weighs twice what the one before it did, in requests in flight, up to this.
 pub(super) const HEAVIEST: u32 = 1 << 10;
@@ -27,7 +29,7 @@ pub(crate) struct Bars {
 impl Default for Bars {
     fn default() -> Self {
         Self {
-            bits: AtomicU8::new(DOWN),
+            bits: AtomicU8::new(DOWN | UNSEEN),
             penalty: AtomicU32::new(0),
         }
     }
@@ -41,6 +43,10 @@ impl Bars {
 
     pub(crate) fn is_down(&self) -> bool {
         self.bits() & DOWN != 0
+    }
+
+    pub(crate) fn is_unseen(&self) -> bool {
+        self.bits() & UNSEEN != 0
     }
 
     pub(crate) fn is_ejected(&self) -> bool {
@@ -57,6 +63,7 @@ impl Bars {
 
     pub(crate) fn set_down(&self, down: bool) {
         self.set(DOWN, down);
+        self.set(UNSEEN, false);
     }
 
     /// Without a trial, until one is due. That is penalty enough.
@@ -120,11 +127,12 @@ impl Bars {
         self.bits.load(Ordering::Relaxed)
     }
 
+    /// Before it is asked whether anybody waits for it: who begins to wait looks again after that.
     fn set(&self, bits: u8, on: bool) {
         if on {
-            self.bits.fetch_or(bits, Ordering::Relaxed);
+            self.bits.fetch_or(bits, Ordering::SeqCst);
         } else {
-            self.bits.fetch_and(!bits, Ordering::Relaxed);
+            self.bits.fetch_and(!bits, Ordering::SeqCst);
         }
     }
 }

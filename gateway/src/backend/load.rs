@@ -50,7 +50,9 @@ impl Load {
         if bars.none() {
             return (free, in_flight);
         }
-        let standing = if bars.is_down() {
+        let standing = if bars.is_unseen() {
+            Standing::Unseen
+        } else if bars.is_down() {
             Standing::Out
         } else if bars.is_ejected() && !bars.trial_is_due() {
             free.max(Standing::Ejected)

@@ -236,6 +236,11 @@ impl Backend {
         !self.load.bars.is_down()
     }
 
+    /// Whether it has yet to be looked at for the first time.
+    pub(crate) fn is_unseen(&self) -> bool {
+        self.load.bars.is_unseen()
+    }
+
     pub(crate) fn is_ejected(&self) -> bool {
         self.load.bars.is_ejected()
     }

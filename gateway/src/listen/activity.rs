@@ -30,6 +30,11 @@ impl Activity {
         waits.then_some(heads)
     }
 
+    /// Whether hyper waits for a head. After another protocol was agreed on, it does not.
+    pub(super) fn awaits_head(&self) -> bool {
+        self.heads.load(Ordering::Relaxed) % 2 == 1
+    }
+
     pub(super) fn has_read(&self, within: bool) {
         self.within.store(within, Ordering::Relaxed);
     }

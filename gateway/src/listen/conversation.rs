@@ -185,6 +185,50 @@ mod tests {
         }
     }
 
+    /// What asks for another protocol, of which none is spoken here: in the end, it stays HTTP.
+    const UPGRADES: [&str; 4] = [
+        "GET / HTTP/1.1\r\nHost: h\r\nUpgrade: foo\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Content-Length: 2\r\n\r\n\n\n",
+    ];
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asked_for_another_protocol_in_vain_has_no_more_time_for_a_head() {
+        for asks in UPGRADES {
+            let mut client = served(Router::new().route("/", get(|| async { "[got]" }))).await;
+            for _ in 0..2 {
+                client.write_all(asks.as_bytes()).await.unwrap();
+                let mut answer = Vec::new();
+                while !answer.ends_with(b"[got]") {
+                    answer.push(client.read_u8().await.unwrap());
+                }
+                // Quiet, or not.
+                sleep(Duration::from_secs(9)).await;
+            }
+            client.write_all(b"GET / HTTP/1.1\r\nHos").await.unwrap();
+            let since = tokio::time::Instant::now();
+            assert_eq!(rest(client).await, "", "{asks}");
+            let took = since.elapsed();
+            assert!((HEAD..HEAD * 2).contains(&took), "{asks}: {took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_before_another_protocol_is_refused_is_answered_and_no_more_is() {
+        let got = || async {
+            sleep(Duration::from_secs(1)).await;
+            "[got]"
+        };
+        let mut client = served(Router::new().route("/", get(got))).await;
+        let sent = format!("{}GET / HTTP/1.1\r\nHost: h\r\n\r\nGET", UPGRADES[2]);
+        client.write_all(sent.as_bytes()).await.unwrap();
+        let since = tokio::time::Instant::now();
+        assert_eq!(rest(client).await.matches("[got]").count(), 2);
+        assert!(since.elapsed() < HEAD, "{:?}", since.elapsed());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_client_may_idle_for_long() {
         for before in ["", "GET / HTTP/1.1\r\nHost: h\r\n\r\n"] {

@@ -16,7 +16,9 @@ enum State {
     /// So much of a chunk and its line break is to come.
     Chunk(u64),
     Trailers,
-    /// After something that is no HTTP, or will be none.
+    /// After a request that asks for another protocol, before anything else has come.
+    Asked,
+    /// After something that is no HTTP, or may be none.
     Lost,
 }
 
@@ -44,6 +46,8 @@ const CONTENT_LENGTH: &[u8] = b"content-length:";
 pub(super) struct Framing {
     state: State,
     follows: Follows,
+    /// What comes after this request may be another protocol.
+    may_switch: bool,
     /// The first line of a head has come.
     begun: bool,
     /// What has come of a line in earlier pieces, as much of it as matters.
@@ -60,6 +64,7 @@ impl Framing {
         Self {
             state: State::Head,
             follows: Follows::Nothing,
+            may_switch: false,
             begun: false,
             line: Vec::new(),
             len: 0,
@@ -78,6 +83,20 @@ impl Framing {
         self.state == State::Head && !self.in_head()
     }
 
+    /// A head is waited for: no other protocol was agreed on. Returns whether that is news.
+    pub(super) fn stays_http(&mut self) -> bool {
+        let asked = self.state == State::Asked;
+        if asked {
+            self.state = State::Head;
+        }
+        asked
+    }
+
+    /// Whether it can be followed no more.
+    pub(super) fn is_lost(&self) -> bool {
+        self.state == State::Lost
+    }
+
     /// Follows what has come. Returns where a line ends that must not go on, as of a head, or as it
     /// does.
     pub(super) fn follow(&mut self, piece: &[u8]) -> Option<usize> {
@@ -86,7 +105,17 @@ impl Framing {
             let rest = &piece[at..];
             let step = match self.state {
                 State::Lost => return None,
-                State::Body(left) => self.skip(rest, left, State::Body, State::Head),
+                State::Asked => {
+                    self.state = State::Lost;
+                    return None;
+                }
+                State::Body(left) => {
+                    let step = self.skip(rest, left, State::Body, State::Head);
+                    if self.state == State::Head {
+                        self.ends();
+                    }
+                    step
+                }
                 State::Chunk(left) => self.skip(rest, left, State::Chunk, State::ChunkSize),
                 State::Head | State::ChunkSize | State::Trailers => {
                     let Some(end) = memchr(b'\n', rest) else {
@@ -111,6 +140,14 @@ impl Framing {
             left => more(left),
         };
         step
+    }
+
+    /// A request has come whole.
+    fn ends(&mut self) {
+        self.state = match std::mem::take(&mut self.may_switch) {
+            true => State::Asked,
+            false => State::Head,
+        };
     }
 
     fn keep(&mut self, part: &[u8]) {
@@ -152,7 +189,7 @@ impl Framing {
                 if self.begun {
                     self.header_is(line, is_cut);
                 } else if line.starts_with(b"CONNECT ") {
-                    self.follows = Follows::Unknown;
+                    self.may_switch = true;
                 } else if line.starts_with(HTTP_2) {
                     self.speaks_http_2 = true;
                     self.state = State::Lost;
@@ -162,12 +199,12 @@ impl Framing {
             // Line breaks before a head are none of it.
             State::Head if self.begun => {
                 self.begun = false;
-                self.state = match std::mem::replace(&mut self.follows, Follows::Nothing) {
-                    Follows::Nothing | Follows::Length(0) => State::Head,
-                    Follows::Length(len) => State::Body(len),
-                    Follows::Chunks => State::ChunkSize,
-                    Follows::Unknown => State::Lost,
-                };
+                match std::mem::replace(&mut self.follows, Follows::Nothing) {
+                    Follows::Nothing | Follows::Length(0) => self.ends(),
+                    Follows::Length(len) => self.state = State::Body(len),
+                    Follows::Chunks => self.state = State::ChunkSize,
+                    Follows::Unknown => self.state = State::Lost,
+                }
             }
             State::ChunkSize => {
                 self.state = match chunk_size(line, is_cut) {
@@ -177,7 +214,7 @@ impl Framing {
                     None => State::Lost,
                 };
             }
-            State::Trailers if empty => self.state = State::Head,
+            State::Trailers if empty => self.ends(),
             _ => {}
         }
     }
@@ -198,8 +235,9 @@ impl Framing {
                 self.follows = Follows::Chunks;
             }
         } else if starts(line, b"upgrade:") {
-            // It may not be HTTP after this.
-            self.follows = Follows::Unknown;
+            // No other protocol is ever agreed on.
+            let name = line[b"upgrade:".len()..].trim_ascii();
+            self.may_switch |= is_cut || name.eq_ignore_ascii_case(b"websocket");
         }
     }
 }
@@ -278,8 +316,10 @@ mod tests {
         ] {
             assert_eq!(bare(&format!("{head}\n\n")), None);
         }
-        let head = "GET / HTTP/1.1\r\nUpgrade: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let head = "GET / HTTP/1.1\r\nUpgrade: WebSocket\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(bare(&format!("{head}0\r\n\r\n\n")), None);
+        let other = "GET / HTTP/1.1\r\nUpgrade: x\r\n\r\n";
+        assert_eq!(bare(&format!("{other}\n")), Some(other.len()));
     }
 
     #[test]

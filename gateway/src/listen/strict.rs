@@ -64,6 +64,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.activity.awaits_head() {
+            if this.framing.stays_http() {
+                this.activity.has_read(false);
+            }
+            // Else there would be no deadline for this head, nor anything else that is seen to here.
+            if this.framing.is_lost() {
+                return Poll::Ready(Ok(()));
+            }
+        }
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(context, buffer);
         if read.is_ready() {

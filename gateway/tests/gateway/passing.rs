@@ -174,6 +174,58 @@ fn an_upgrade_that_is_refused_is_an_answer_like_any_other() {
 }
 
 #[test]
+fn after_an_upgrade_that_is_none_heads_are_looked_at_as_before() {
+    let backend = Backend::named("no", &[]);
+    let gateway = Gateway::before(&[backend.url()]);
+    for headers in [
+        "Upgrade: foo\r\n",
+        "Connection: Upgrade\r\nUpgrade: h2c\r\n",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    ] {
+        let mut client = gateway.connect();
+        let answer = client.ask("GET", "/v1/realtime", headers, b"");
+        assert_eq!(answer.status(), 200, "{headers}");
+        client.send("GET /v1/x HTTP/1.1\nHost: h\n\n");
+        assert_eq!(client.message().unwrap().status(), 400, "{headers}");
+    }
+}
+
+#[test]
+fn what_belongs_to_the_other_protocol_is_not_changed_whenever_it_is_sent() {
+    let backend = Backend::start(&[], |_, wire| {
+        wire.send(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n",
+        );
+        while !wire.is_at_end() {
+            let byte = wire.read_exact(1);
+            wire.send(byte);
+        }
+        Next::Close
+    });
+    let gateway = Gateway::before(&[backend.url()]);
+    let sent = b"GET / HTTP/1.1\nHost: h\n\nPRI * HTTP/2.0\r\n\0\n\n";
+    for name in ["websocket", "  WebSocket\t "] {
+        for at_once in [true, false] {
+            let head = format!(
+                "GET /v1/realtime HTTP/1.1\r\nHost: h\r\nUpgrade:{name}\r\n\
+                 Connection: Upgrade\r\n\r\n"
+            );
+            let mut client = gateway.connect();
+            if at_once {
+                client.send([head.as_bytes(), sent].concat());
+            } else {
+                client.send(head);
+            }
+            assert_eq!(client.head().unwrap().status(), 101, "{name}");
+            if !at_once {
+                client.send(sent);
+            }
+            assert_eq!(client.read_exact(sent.len()), sent, "{name} {at_once}");
+        }
+    }
+}
+
+#[test]
 fn connections_to_a_backend_are_used_again() {
     let connections = Arc::new(Mutex::new(std::collections::HashSet::new()));
     let seen = Arc::clone(&connections);

@@ -370,6 +370,87 @@ fn who_is_turned_away_and_waits_in_vain_gets_that_answer() {
     assert_eq!(first.message().unwrap().status(), 200);
 }
 
+/// Answers its first look when it is let, with this status, and requests with its name.
+fn looked_at_late(gate: &Gate, health: &'static str) -> Backend {
+    let gate = gate.clone();
+    Backend::bare(Port::reserve(), move |request, wire| {
+        let is_look = request.header("user-agent") == Some("llmlb");
+        let asked = request.first_line.split(' ').nth(1).unwrap();
+        wire.send(match asked {
+            "/health" => {
+                gate.pass();
+                answer(health, "", "{}")
+            }
+            "/v1/models" if is_look => answer("200 OK", "", r#"{"data":[{"id":"m"}]}"#),
+            _ if is_look => answer("404 Not Found", "", ""),
+            _ => answer("200 OK", "", "new"),
+        });
+        Next::Close
+    })
+}
+
+#[test]
+fn who_waits_when_all_backends_are_replaced_is_served_by_the_new_ones() {
+    let (gate, looked) = (Gate::default(), Gate::default());
+    let old = gated(&gate);
+    let (gateway, mut clients) = busy(&old, once(), 3);
+    let new = looked_at_late(&looked, "200 OK");
+    gateway.send(one_at_a_time(&[&new]));
+    wait_until("the new one to be known", || {
+        (gateway.health()["backends"][0]["state"] == "unknown").then_some(())
+    });
+    // So does who comes meanwhile.
+    clients.push(ask(&gateway, "/v1/4"));
+    wait_for_queue(&gateway, 4.0);
+    looked.open();
+    for mut client in clients.drain(1..) {
+        let told = client.message().unwrap();
+        assert_eq!((told.status(), &*told.body), (200, &b"new"[..]));
+    }
+    gate.open();
+    assert_eq!(clients[0].head().unwrap().status(), 200);
+}
+
+#[test]
+fn who_waits_for_a_new_backend_that_is_down_is_told_at_once() {
+    let looked = Gate::default();
+    let new = looked_at_late(&looked, "500 Internal Server Error");
+    let gateway = Gateway::with(&[new.url()], once());
+    let mut waiting = ask(&gateway, "/v1/0");
+    wait_for_queue(&gateway, 1.0);
+    looked.open();
+    let told = waiting.message().unwrap();
+    let what = (told.status(), told.error_code());
+    assert_eq!(what, (503, "backends_down".to_owned()));
+}
+
+#[test]
+fn without_a_queue_nobody_waits_for_a_new_backend() {
+    let looked = Gate::default();
+    let new = looked_at_late(&looked, "200 OK");
+    let gateway = Gateway::with(&[new.url()], once().queue(0));
+    let told = gateway.chat("m");
+    let what = (told.status(), &*told.error_code());
+    assert_eq!(what, (503, "backends_down"));
+    looked.open();
+}
+
+#[test]
+fn a_new_backend_keeps_nobody_from_one_that_is_up() {
+    let looked = Gate::default();
+    let (old, new) = (has_enough_once(60), looked_at_late(&looked, "200 OK"));
+    let gateway = Gateway::with(&[old.url()], once());
+    gateway.now_before(&[old.url(), new.url()]);
+    gateway.wait_for_states(&["up", "unknown"]);
+    // It has enough, and the other may have some: that is waited for.
+    let mut turned_away = ask(&gateway, "/v1/0");
+    wait_for_queue(&gateway, 1.0);
+    // Who comes then asks the one that there is.
+    assert_eq!(gateway.chat("m").status(), 200);
+    looked.open();
+    assert_eq!(turned_away.message().unwrap().body, b"new");
+}
+
 #[test]
 fn who_waits_for_what_has_gone_or_is_down_is_told_at_once() {
     for removed in [true, false] {
