@@ -58,16 +58,21 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
         },
         false => None,
     };
+    run_to_end(serve(
+        args,
+        #[cfg(unix)]
+        detached,
+    ))
+}
+
+/// Runs a server on this thread. A file that can't be read to its end keeps it from ending no more
+/// than from stopping.
+pub(crate) fn run_to_end(server: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::new(exit::FAILURE, format!("cannot start: {e}")))?;
-    let result = runtime.block_on(serve(
-        args,
-        #[cfg(unix)]
-        detached,
-    ));
-    // A file that can't be read to its end keeps nobody from ending.
+    let result = runtime.block_on(server);
     runtime.shutdown_background();
     result
 }

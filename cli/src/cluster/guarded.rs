@@ -95,11 +95,7 @@ pub(crate) fn run(mut args: ServeArgs, port: u16) -> Result<u8, Failure> {
         .drain_timeout
         .saturating_sub(args.gateway.drain_delay() + LAST);
     let failed = |e: std::io::Error| Failure::new(exit::FAILURE, format!("cannot start: {e}"));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(failed)?;
-    runtime.block_on(async {
+    serve::run_to_end(async {
         let shutdown = Shutdown::listen().map_err(failed)?;
         let named = LockDir::default().read_lock_info(port)?;
         let Some(info) = named.filter(|info| info.pid == std::process::id()) else {
