@@ -55,18 +55,15 @@ impl CertificateFiles {
             trusted,
             own,
         } = self;
-        let trusted = trusted.map(|path| read(&path).map(|pem| (path, pem)));
-        let trusted = trusted.transpose()?;
-        let roots = trusted.as_ref().map(|(_, pem)| pem.as_slice());
-        let backends = BackendTls::new(roots, None);
-        let mut backends = backends.map_err(|e| {
-            let path = trusted.as_ref().map(|(path, _)| path.display().to_string());
-            format!("{}: {e}", path.unwrap_or_default())
-        })?;
+        let mut backends = BackendTls::new();
+        if let Some(path) = trusted {
+            let trusting = backends.trusting(&read(&path)?);
+            backends = trusting.map_err(|e| format!("{}: {e}", path.display()))?;
+        }
         if let Some(paths) = own {
             let (certificates, key) = read_pair(&paths)?;
-            let both = BackendTls::new(roots, Some((&certificates, &key)));
-            backends = both.map_err(|e| of_pair(&paths, &e))?;
+            let showing = backends.showing(&certificates, &key);
+            backends = showing.map_err(|e| of_pair(&paths, &e))?;
         }
         Ok(Certificates {
             shown: shown.map(Shown::open).transpose()?,

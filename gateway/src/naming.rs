@@ -2,7 +2,6 @@
 //! it, and by no means as any backend does.
 
 use std::collections::HashMap;
-use std::fmt;
 
 /// Names of models beside those that backends list.
 ///
@@ -23,16 +22,9 @@ pub struct Naming {
 }
 
 /// Why names make no sense.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
 pub struct NamingError(String);
-
-impl fmt::Display for NamingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for NamingError {}
 
 impl Naming {
     /// None.

@@ -21,16 +21,9 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 const HTTP: &[u8] = b"http/1.1";
 
 /// Why a certificate or a key can't be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
 pub struct TlsError(String);
-
-impl fmt::Display for TlsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for TlsError {}
 
 impl From<rustls::Error> for TlsError {
     fn from(e: rustls::Error) -> Self {
@@ -134,26 +127,39 @@ pub struct BackendTls {
 }
 
 impl BackendTls {
-    /// Takes backends for whom they say they are if one of these certificates vouches for them, or
-    /// one that the system trusts; and shows them a chain of certificates with its key, where they
-    /// ask for one. All is PEM.
+    /// Takes backends for whom they say they are if one that the system trusts vouches for them.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Has one of these certificates vouch for them, in PEM, and none of the system's.
+    ///
+    /// # Errors
+    ///
+    /// What is no certificate.
+    pub fn trusting(self, roots: &[u8]) -> Result<Self, TlsError> {
+        let mut store = RootCertStore::empty();
+        for certificate in chain(roots)? {
+            store.add(certificate)?;
+        }
+        Ok(Self {
+            roots: Some(Arc::new(store)),
+            connector: Arc::default(),
+            ..self
+        })
+    }
+
+    /// Shows this chain of certificates to those that ask for one. Both are PEM.
     ///
     /// # Errors
     ///
     /// What is no certificate or key, or does not belong together.
-    pub fn new(roots: Option<&[u8]>, client: Option<(&[u8], &[u8])>) -> Result<Self, TlsError> {
-        let roots = roots.map(|pem| {
-            let mut store = RootCertStore::empty();
-            for certificate in chain(pem)? {
-                store.add(certificate)?;
-            }
-            Ok::<_, TlsError>(Arc::new(store))
-        });
-        let client = client.map(|(certificates, key)| identity(certificates, key));
+    pub fn showing(self, certificates: &[u8], key: &[u8]) -> Result<Self, TlsError> {
         Ok(Self {
-            roots: roots.transpose()?,
-            identity: client.transpose()?,
+            identity: Some(identity(certificates, key)?),
             connector: Arc::default(),
+            ..self
         })
     }
 

@@ -23,9 +23,10 @@ impl Authority {
         Self { issuer, pem }
     }
 
-    pub fn certify(&self, name: &str) -> Identity {
+    pub fn certify(&self, names: &[&str]) -> Identity {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let params = CertificateParams::new(names).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }

@@ -45,7 +45,7 @@ fn two_of_them_speak_tls_and_another_certificate_is_shown_when_it_comes() {
     let files = Files::new();
     let (first, second) = (Authority::new(), Authority::new());
     let backend = Backend::named("b", &["m"]);
-    let shown = files.show(&first.certify("localhost"));
+    let shown = files.show(&first.certify(&["localhost"]));
     let args = shown.each_ref().map(String::as_str);
     let behind = Gateway::with(&[backend.url()], &args);
     let front = before(&behind, &files, &first);
@@ -54,7 +54,7 @@ fn two_of_them_speak_tls_and_another_certificate_is_shown_when_it_comes() {
     let stranger = before(&behind, &files, &second);
     assert_ne!(stranger.chat("m").status(), 200);
 
-    let next = second.certify("localhost");
+    let next = second.certify(&["localhost"]);
     files.put("key.pem", &next.1);
     behind.signal(Signal::SIGHUP);
     behind.expect_log("the key is not the certificate's; clients are shown what was there before");
@@ -68,7 +68,7 @@ fn two_of_them_speak_tls_and_another_certificate_is_shown_when_it_comes() {
 #[test]
 fn a_file_that_is_never_read_to_its_end_keeps_nobody_from_ending() {
     let files = Files::new();
-    let shown = files.show(&Authority::new().certify("localhost"));
+    let shown = files.show(&Authority::new().certify(&["localhost"]));
     let args = shown.each_ref().map(String::as_str);
     let mut gateway = Gateway::with(&[], &args);
     let path = files.0.path().join("key.pem");
@@ -91,9 +91,9 @@ fn a_file_that_is_never_read_to_its_end_keeps_nobody_from_ending() {
 fn what_cannot_be_shown_or_trusted_is_refused_at_the_start() {
     let files = Files::new();
     let authority = Authority::new();
-    let good = authority.certify("localhost");
+    let good = authority.certify(&["localhost"]);
     let (certificate, key) = (files.put("c.pem", &good.0), files.put("k.pem", &good.1));
-    let other = files.put("o.pem", &authority.certify("localhost").1);
+    let other = files.put("o.pem", &authority.certify(&["localhost"]).1);
     let missing = files.0.path().join("missing.pem");
     let missing = missing.to_str().unwrap();
     for (args, problem) in [

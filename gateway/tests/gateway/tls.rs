@@ -25,8 +25,15 @@ fn store(authority: &Authority) -> Arc<RootCertStore> {
 
 /// For one that trusts this authority, and shows this.
 fn backends(authority: &Authority, own: Option<&Identity>) -> BackendTls {
-    let own = own.map(|(certificate, key)| (certificate.as_bytes(), key.as_bytes()));
-    BackendTls::new(Some(authority.pem.as_bytes()), own).unwrap()
+    let trusting = BackendTls::new()
+        .trusting(authority.pem.as_bytes())
+        .unwrap();
+    match own {
+        Some((certificate, key)) => trusting
+            .showing(certificate.as_bytes(), key.as_bytes())
+            .unwrap(),
+        None => trusting,
+    }
 }
 
 fn der((certificate, key): &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
@@ -125,7 +132,7 @@ fn clients_are_served_as_without() {
         Next::Read
     });
     let authority = Authority::new();
-    let tls = server(&authority.certify("localhost"));
+    let tls = server(&authority.certify(&["localhost"]));
     let gateway = Gateway::with(&[backend.url()], once().tls(Some(tls)));
     let (mut wire, _) = client(&authority, gateway.port);
     for pause in [0, 0, 300, 300] {
@@ -166,8 +173,8 @@ fn clients_are_served_as_without() {
 fn another_certificate_is_shown_from_the_next_connection_on() {
     let authority = Authority::new();
     let (first, second) = (
-        authority.certify("localhost"),
-        authority.certify("localhost"),
+        authority.certify(&["localhost"]),
+        authority.certify(&["localhost"]),
     );
     let tls = server(&first);
     let backend = Backend::named("b", &["m"]);
@@ -198,7 +205,7 @@ fn another_certificate_is_shown_from_the_next_connection_on() {
 fn backends_are_asked_by_their_name() {
     let authority = Authority::new();
     let backend = Backend::named("b", &["m"]);
-    let (url, names) = before(&backend, shows(&authority.certify("localhost")));
+    let (url, names) = before(&backend, shows(&authority.certify(&["localhost"])));
     let options = once().backend_tls(backends(&authority, None));
     let gateway = Gateway::with(std::slice::from_ref(&url), options);
     let mut wire = gateway.connect();
@@ -222,9 +229,9 @@ fn backends_are_asked_by_their_name() {
 fn a_backend_that_is_not_whom_it_says_is_sent_nothing() {
     let (authority, other) = (Authority::new(), Authority::new());
     let backend = Backend::named("b", &["m"]);
-    let right = authority.certify("localhost");
+    let right = authority.certify(&["localhost"]);
     for (identity, roots) in [
-        (authority.certify("other.example"), &authority),
+        (authority.certify(&["other.example"]), &authority),
         (right.clone(), &other),
     ] {
         let (url, _) = before(&backend, shows(&identity));
@@ -250,12 +257,12 @@ fn a_backend_that_asks_is_shown_a_certificate() {
         let verifier = WebPkiClientVerifier::builder(store(&authority))
             .build()
             .unwrap();
-        let (chain, key) = der(&authority.certify("localhost"));
+        let (chain, key) = der(&authority.certify(&["localhost"]));
         let config = ServerConfig::builder().with_client_cert_verifier(verifier);
         config.with_single_cert(chain, key).unwrap()
     };
-    let own = authority.certify("gateway");
-    let stranger = Authority::new().certify("gateway");
+    let own = authority.certify(&["gateway"]);
+    let stranger = Authority::new().certify(&["gateway"]);
     for (shown, status) in [(Some(&own), 200), (None, 503), (Some(&stranger), 503)] {
         let (url, _) = before(&backend, asking());
         let gateway = Gateway::with(&[url], once().backend_tls(backends(&authority, shown)));
@@ -268,7 +275,7 @@ fn a_backend_that_asks_is_shown_a_certificate() {
 #[test]
 fn a_greeting_that_stalls_keeps_nobody_waiting() {
     let authority = Authority::new();
-    let tls = server(&authority.certify("localhost"));
+    let tls = server(&authority.certify(&["localhost"]));
     let backend = Backend::named("b", &["m"]);
     let mut gateway = Gateway::with(&[backend.url()], once().tls(Some(tls)));
     let mut stalled: Vec<Wire> = (0..20).map(|_| gateway.connect()).collect();
