@@ -104,27 +104,18 @@ fn aliased<'a>(
 }
 
 /// The latest one.
-pub(crate) struct Catalogs {
-    latest: ArcSwapOption<Catalog>,
-    naming: Naming,
-}
+#[derive(Default)]
+pub(crate) struct Catalogs(ArcSwapOption<Catalog>);
 
 impl Catalogs {
-    pub(crate) fn new(naming: Naming) -> Self {
-        Self {
-            latest: ArcSwapOption::empty(),
-            naming,
-        }
-    }
-
-    /// Of the backends as they are now.
-    pub(crate) fn now(&self, live: &Live) -> Arc<Catalog> {
+    /// Of the backends as they are now, and by the gateway's names, which stay.
+    pub(crate) fn now(&self, live: &Live, naming: &Naming) -> Arc<Catalog> {
         let roster = live.roster();
-        if let Some(catalog) = self.latest.load_full().filter(|known| known.is_of(&roster)) {
+        if let Some(catalog) = self.0.load_full().filter(|known| known.is_of(&roster)) {
             return catalog;
         }
-        let catalog = Arc::new(Catalog::new(Arc::clone(&roster), &self.naming));
-        self.latest.store(Some(Arc::clone(&catalog)));
+        let catalog = Arc::new(Catalog::new(Arc::clone(&roster), naming));
+        self.0.store(Some(Arc::clone(&catalog)));
         catalog
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use crate::affinity::Homes;
 use crate::backend::Care;
 use crate::body::Intake;
-use crate::catalog::Catalogs;
+use crate::catalog::{Catalog, Catalogs};
 use crate::history::{History, Sample};
 use crate::life::Life;
 use crate::limits::Limits;
@@ -38,7 +38,7 @@ pub(crate) struct Shared {
     pub(crate) intake: Intake,
     pub(crate) made: Made,
     pub(crate) homes: Homes,
-    pub(crate) catalogs: Catalogs,
+    catalogs: Catalogs,
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
     pub(crate) history: History,
@@ -63,10 +63,15 @@ impl Shared {
             intake: Intake::new(limits.uploads()),
             made: Made::new(),
             homes: Homes::new(),
-            catalogs: Catalogs::new(options.naming.clone()),
+            catalogs: Catalogs::default(),
             limits,
             options,
         })
+    }
+
+    /// The models of all backends as they are now.
+    pub(crate) fn catalog(&self) -> Arc<Catalog> {
+        self.catalogs.now(&self.live, &self.options.naming)
     }
 
     pub(crate) fn description(&self) -> MutexGuard<'_, Description> {

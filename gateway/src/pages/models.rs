@@ -13,7 +13,7 @@ use crate::{model, proxy};
 
 /// `GET /v1/models`.
 pub(super) async fn list(state: State<Arc<Shared>>, request: Request) -> Response {
-    let catalog = state.catalogs.now(&state.live);
+    let catalog = state.catalog();
     if !state.life.is_serving() || !catalog.known {
         return proxy::handler(state, request).await;
     }
@@ -23,7 +23,7 @@ pub(super) async fn list(state: State<Arc<Shared>>, request: Request) -> Respons
 /// `GET /v1/models/ID`, from the same lists: not all servers that have the one have the other.
 pub(super) async fn one(state: State<Arc<Shared>>, request: Request) -> Response {
     let id = model::model_in_path(request.uri().path()).unwrap_or_default();
-    let entry = state.catalogs.now(&state.live).entry(&id);
+    let entry = state.catalog().entry(&id);
     match entry {
         Some(entry) if state.life.is_serving() => json(&state, entry),
         _ => proxy::handler(state, request).await,

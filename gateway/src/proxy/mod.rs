@@ -191,7 +191,7 @@ fn refusal(
     match (problem, none, model) {
         (Some(problem), ..) => Refusal::Unreachable(problem, retry_after),
         (None, NoPlace::NoSuchModel, Some(model)) => {
-            let catalog = shared.catalogs.now(&shared.live);
+            let catalog = shared.catalog();
             let (names, more) = catalog.names.clone();
             Refusal::NoSuchModel(model.to_owned(), names, more)
         }
