@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 
-use llmlb_tests::{PATIENCE, Running, Sandbox, free_port, is_alive, signal_pid, wait_until};
+use llmlb_tests::{Sandbox, free_port, is_alive, signal_pid, wait_until};
 use nix::sys::signal::Signal;
+
+use crate::ready::{Systemd, start};
 
 const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
 const HUNG: &str = env!("CARGO_BIN_EXE_hung-mount");
@@ -187,17 +188,10 @@ fn a_supervised_end_costs_a_hundred_system_calls_at_most() {
         .collect();
     let sandbox = Sandbox::new();
     let port = free_port();
-    let socket = sandbox.path().join("notify");
-    let systemd = UnixDatagram::bind(&socket).unwrap();
-    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut llmlb = sandbox.llmlb(["serve", "--port", &port.to_string()]);
-    llmlb.args(["--", GUINEA, "{port}"]);
-    let mut llmlb = Running::start(llmlb.env("NOTIFY_SOCKET", &socket));
+    let systemd = Systemd::new(&sandbox);
+    let mut llmlb = start(&sandbox, port, &[], &[]);
     // Until it is ready, llmlb looks again and again whether it is.
-    let mut told = [0; 1024];
-    while !told.starts_with(b"READY=1") {
-        systemd.recv(&mut told).unwrap();
-    }
+    while !systemd.receive().starts_with("READY=1") {}
     let mut count = Command::new(COUNT);
     count.arg(llmlb.pid().to_string()).stdout(Stdio::piped());
     let mut count = count.spawn().unwrap();

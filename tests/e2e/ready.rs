@@ -10,23 +10,23 @@ use nix::sys::signal::Signal;
 const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
 
 /// Where systemd listens.
-struct Systemd(UnixDatagram);
+pub(crate) struct Systemd(UnixDatagram);
 
 impl Systemd {
-    fn new(sandbox: &Sandbox) -> Self {
+    pub(crate) fn new(sandbox: &Sandbox) -> Self {
         let socket = UnixDatagram::bind(sandbox.path().join("notify")).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(socket)
     }
 
-    fn receive(&self) -> String {
+    pub(crate) fn receive(&self) -> String {
         let mut buffer = [0; 1024];
         let len = self.0.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..len]).into_owned()
     }
 }
 
-fn start(sandbox: &Sandbox, port: u16, options: &[&str], server: &[&str]) -> Running {
+pub(crate) fn start(sandbox: &Sandbox, port: u16, options: &[&str], server: &[&str]) -> Running {
     let port = port.to_string();
     let mut command = sandbox.llmlb(["serve", "--port", &port]);
     command
