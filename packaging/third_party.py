@@ -66,6 +66,8 @@ def licences(package):
     if "MIT" in re.split(r"[ /()]+", expression) and " AND " not in expression:
         texts = [text for text in texts if is_mit(text)][:1] or [(ROOT / "LICENSE-MIT").read_text()]
         return "Expat", texts
+    if not texts:
+        raise SystemExit(f"{package['name']} {package['version']} brings no licence text")
     return expression.replace("/", " OR ").replace(" OR ", " or ").replace(" AND ", " and "), texts
 
 
@@ -84,8 +86,6 @@ def paragraphs(packages):
     groups = {}
     for package in packages:
         name, texts = licences(package)
-        if not texts:
-            raise SystemExit(f"{package['name']} {package['version']} brings no licence text")
         divided = [parts(text) for text in texts]
         by = [line for lines, _ in divided for line in lines]
         by = by or package["authors"] or [f"The {package['name']} authors"]
@@ -110,8 +110,6 @@ def in_full(packages):
     texts = {}
     for package in packages:
         name, brought = licences(package)
-        if not brought:
-            raise SystemExit(f"{package['name']} {package['version']} brings no licence text")
         for text in brought:
             text = "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").splitlines())
             names = texts.setdefault((name, text.strip("\n")), [])
