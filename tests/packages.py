@@ -7,9 +7,12 @@ The packages that `cargo package` has made, and the wheel in TARGET/wheels.
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -77,9 +80,18 @@ def main() -> None:
     # Each is built from what is in its package, against the others' packages, here on this system
     # alone; what they depend on is built once for all.
     make = [cargo, "package", "--quiet", "--workspace", "--allow-dirty", *private]
-    subprocess.run([*make, "--target-dir", target], cwd=ROOT, check=True)
-    for package in published:
-        check_crate(package, target)
+    # Cargo takes a package for the one that had the same version at the same place before, and keeps
+    # what it unpacks: so each time at another place, and without a trace.
+    unpacked = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"), "registry/src")
+    before = set(unpacked.glob("-*"))
+    try:
+        with tempfile.TemporaryDirectory(prefix="packages-", dir=target) as place:
+            subprocess.run([*make, "--target-dir", place], cwd=ROOT, check=True)
+            for package in published:
+                check_crate(package, Path(place))
+    finally:
+        for own in set(unpacked.glob("-*")) - before:
+            shutil.rmtree(own)
     (wheel,) = (target / "wheels").glob("*.whl")
     check_wheel(wheel)
     names = ", ".join(p["name"] for p in published)
