@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 import bench
+import document
 import features
 import peers
 from features import FEATURES, SCENARIOS, Seen, failure, look
@@ -43,7 +44,6 @@ UNNOTICED = 10
 # So many scenarios at once, where one peer is looked at alone.
 AT_ONCE = 6
 PEERS_AT_ONCE = 3
-BEGIN, END = "<!-- made by make compare: {} -->\n", "<!-- end of {} -->"
 
 
 class Absent(Exception):
@@ -226,17 +226,11 @@ FIGURES = {
 }
 
 
-def table(rows):
-    head, *rest = rows
-    lines = [head, ["---"] * len(head), *rest]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
 def features_table(versions, found):
     rows = [["feature", *(f"{peer.name} {version}" for peer, version in versions.items())]]
     for name, title in FEATURES.items():
         rows.append([title, *(found[peer][name].show() for peer in versions)])
-    return table(rows)
+    return document.table(rows)
 
 
 def figures_table(versions, figures):
@@ -255,7 +249,7 @@ def figures_table(versions, figures):
             return f"{shown} ({ratio:,.0f} x)" if ratio >= 10 else f"{shown} ({ratio:.2g} x)"
 
         rows.append([title, cell("direct"), *(cell(name) for name in names)])
-    return table(rows)
+    return document.table(rows)
 
 
 def seen_list(versions, found):
@@ -279,15 +273,6 @@ def plain(text):
     return re.sub(r"\S*(/tmp/|://)\S*", "…", text)[:110].strip()
 
 
-def write(document, part, text):
-    begin, end = BEGIN.format(part), END.format(part)
-    before, found, rest = document.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not found or not found_end:
-        sys.exit(f"the document has no markers for {part}")
-    return f"{before}{begin}\n{text}\n{end}{after}"
-
-
 def main():
     # What has been started ends as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("compare: ended by SIGTERM"))
@@ -301,11 +286,6 @@ def main():
     found = look_at_all(versions)
     benches = Bench(model_server, versions)
     figures = benches.run()
-    document = Path(path)
-    text = document.read_text()
-    text = write(text, "features", features_table(versions, found))
-    text = write(text, "seen", seen_list(versions, found))
-    text = write(text, "figures", figures_table(versions, figures))
     where = (
         f"{os.cpu_count()} cores of {platform.machine()} for all, {bench.WORKERS} workers each, "
         f"{ROUNDS} rounds of\n{SECONDS} s and {STREAMS} streams, medians. When it began, "
@@ -313,7 +293,9 @@ def main():
     )
     gone = [f"{name}: {why}" for name, why in {**absent, **benches.failed}.items()]
     where += f"\nNot there, or not in all: {'; '.join(gone)}.\n" if gone else ""
-    document.write_text(write(text, "place", where))
+    parts = {"features": features_table(versions, found), "seen": seen_list(versions, found)}
+    parts |= {"figures": figures_table(versions, figures), "place": where}
+    document.write(Path(path), parts)
     return None
 
 
