@@ -44,7 +44,7 @@ class Setup:
     backends: list
     # Of the requests that a backend may have at a time.
     limit: int = 0
-    # "session" or "prefix".
+    # "session" or "prefix"; "off", where it has to be said.
     affinity: str = ""
     alias: bool = False
     key: str = ""
@@ -158,6 +158,9 @@ class Llmlb(Peer):
     def __init__(self, program):
         self.program = program
 
+    def policy(self, affinity):
+        return affinity
+
     def version(self):
         out = subprocess.run(
             [self.program, "--version"], capture_output=True, text=True, check=True
@@ -176,6 +179,8 @@ class Llmlb(Peer):
     def command(self, setup):
         command = [self.program, "serve", "--port", str(setup.port), "--health-interval", "1"]
         command += ["--workers", str(setup.workers), "--backends-file", self.backends(setup)]
+        if setup.affinity:
+            command += ["--affinity", setup.affinity]
         if setup.alias:
             command += ["--model-alias", "=".join(ALIAS)]
         if setup.key:
@@ -343,8 +348,7 @@ class SglangRouter(FromPyPI):
             command += ["--enable-igw"]
         else:
             command += ["--worker-urls", *(url for url, _ in setup.backends)]
-        policies = {"session": self.sticky, "prefix": "cache_aware"}
-        command += ["--policy", policies.get(setup.affinity, "power_of_two")]
+        command += ["--policy", self.policy(setup.affinity)]
         if setup.limit:
             command += ["--max-concurrent-requests", str(setup.limit * len(setup.backends))]
         if setup.key:
@@ -352,6 +356,10 @@ class SglangRouter(FromPyPI):
         if setup.tls:
             command += self.tls(setup)
         return command
+
+    def policy(self, affinity):
+        policies = {"session": self.sticky, "prefix": "cache_aware"}
+        return policies.get(affinity, "power_of_two")
 
     def tls(self, setup):
         return ["--tls-cert-path", setup.tls[0], "--tls-key-path", setup.tls[1]]
