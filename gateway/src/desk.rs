@@ -52,6 +52,11 @@ struct Books {
     queue: Queue<Waiter>,
 }
 
+/// When a request has come, beside others: where it is given to a backend in vain and waits again,
+/// it still is before those that have come after it.
+#[derive(Default)]
+pub(crate) struct Arrival(Option<u64>);
+
 /// A request that waits, and where it is told.
 struct Waiter {
     need: Need,
@@ -142,14 +147,20 @@ impl Desk {
         self: &Arc<Self>,
         wanted: &Wanted<'_>,
         tried: &Tried,
+        arrival: &mut Arrival,
     ) -> Result<Asked, TooLong> {
         let mut books = self.books();
         let roster = self.roster.load();
+        let came = arrival.0;
+        let id = *arrival.0.get_or_insert_with(|| books.queue.number());
         let found = books.take(&roster, wanted, tried);
         let may_wait = matches!(found, Err(NoPlace::Full | NoPlace::Unseen));
         if !may_wait || books.queue.most() == 0 {
             self.count(&books);
             return Ok(Asked::Told(found));
+        }
+        if came.is_none() {
+            books.queue.has_room()?;
         }
         let (answer, answered) = oneshot::channel();
         let waiter = Waiter {
@@ -158,7 +169,7 @@ impl Desk {
         };
         let kind = (wanted.model, wanted.strict, wanted.affine, tried);
         let kind = books.queue.kind(kind);
-        let id = books.queue.join(kind, || fits(&roster, wanted), waiter)?;
+        books.queue.join(kind, id, || fits(&roster, wanted), waiter);
         self.count(&books);
         // Who gave a place back before it saw anybody wait told nobody: what that left is seen here.
         fence(Ordering::SeqCst);
@@ -355,7 +366,8 @@ mod tests {
     }
 
     fn asks(desk: &Arc<Desk>, model: &str) -> Asked {
-        desk.take_or_wait(&wanted(model), &Tried::default())
+        let mut arrival = Arrival::default();
+        desk.take_or_wait(&wanted(model), &Tried::default(), &mut arrival)
             .unwrap()
     }
 

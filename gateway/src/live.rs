@@ -11,7 +11,7 @@ use arc_swap::Guard;
 
 use crate::backend::{Backend, Care, Place, Slot};
 use crate::choose::Standing;
-use crate::desk::{Asked, Desk, Told};
+use crate::desk::{Arrival, Asked, Desk, Told};
 use crate::outlier::{Others, is_outlier};
 use crate::pick::{Tried, Wanted};
 use crate::queue::TooLong;
@@ -119,8 +119,9 @@ impl Live {
         &self,
         wanted: &Wanted<'_>,
         tried: &Tried,
+        arrival: &mut Arrival,
     ) -> Result<Asked, TooLong> {
-        self.desk.take_or_wait(wanted, tried)
+        self.desk.take_or_wait(wanted, tried, arrival)
     }
 
     /// How many wait for a place.

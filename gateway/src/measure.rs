@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderValue};
 
 use crate::backend::models::Models;
 use crate::backend::{Care, Place};
-use crate::desk::{Asked, Ticket};
+use crate::desk::{Arrival, Asked, Ticket};
 use crate::live::Live;
 use crate::model::{Found, Search};
 use crate::options::Options;
@@ -94,7 +94,10 @@ impl Waiting {
             backend.succeeded();
         }
         live.relist();
-        let ask = |model| live.take_or_wait(&wanted(Some(model)), &Tried::default());
+        let ask = |model| {
+            let mut arrival = Arrival::default();
+            live.take_or_wait(&wanted(Some(model)), &Tried::default(), &mut arrival)
+        };
         let busy = live.take(&wanted(Some(names.first()?)), &Tried::default());
         let waiting = names[1..].iter().map(|model| match ask(model) {
             Ok(Asked::Waits(ticket)) => Some(ticket),

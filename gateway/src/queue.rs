@@ -112,28 +112,40 @@ impl<W> Queue<W> {
         Kind(self.hasher.hash_one(what))
     }
 
-    /// Returns the number under which it waits, behind all others.
-    pub(crate) fn join(
-        &mut self,
-        kind: Kind,
-        fits: impl FnOnce() -> Fits,
-        who: W,
-    ) -> Result<u64, TooLong> {
-        if self.len >= self.most {
-            let retry_after = self.pace.time_for(self.len + 1);
-            return Err(TooLong { retry_after });
-        }
-        let id = self.next;
+    /// The number of one that comes now.
+    pub(crate) fn number(&mut self) -> u64 {
         self.next += 1;
+        self.next
+    }
+
+    /// Whether it has room for one more.
+    pub(crate) fn has_room(&self) -> Result<(), TooLong> {
+        if self.len < self.most {
+            return Ok(());
+        }
+        let retry_after = self.pace.time_for(self.len + 1);
+        Err(TooLong { retry_after })
+    }
+
+    /// Waits behind those with lower numbers, whether there is room or not.
+    pub(crate) fn join(&mut self, kind: Kind, id: u64, fits: impl FnOnce() -> Fits, who: W) {
         self.len += 1;
-        let first = *self.firsts.entry(kind).or_insert(id);
+        let mut first = *self.firsts.entry(kind).or_insert(id);
+        if id < first {
+            // It was here before.
+            if let Some(line) = self.lines.remove(&first) {
+                self.lines.insert(id, line);
+            }
+            self.firsts.insert(kind, id);
+            first = id;
+        }
         let line = self.lines.entry(first).or_insert_with(|| Line {
             kind,
             fits: fits(),
             waiting: VecDeque::new(),
         });
-        line.waiting.push_back((id, who));
-        Ok(id)
+        let at = line.waiting.partition_point(|(other, _)| *other < id);
+        line.waiting.insert(at, (id, who));
     }
 
     /// Whether anybody waits for this backend.
@@ -258,7 +270,9 @@ mod tests {
         let mut queue = Queue::new(most);
         let join = |(name, kind, fits): &(&'static str, &str, &[usize])| {
             let kind = queue.kind(kind);
-            queue.join(kind, || of(fits), *name).unwrap()
+            let id = queue.number();
+            queue.join(kind, id, || of(fits), *name);
+            id
         };
         let ids = names.iter().map(join).collect();
         (queue, ids)
@@ -329,9 +343,30 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_back_stands_where_it_stood() {
+        let line: &[_] = &[
+            ("a1", "a", &[0][..]),
+            ("a2", "a", &[0]),
+            ("b1", "b", &[0]),
+            ("a3", "a", &[0]),
+        ];
+        let (mut queue, ids) = queue(9, line);
+        assert_eq!(asked(&mut queue, None, 3), ["a1", "a2", "b1", "a3"]);
+        // In a line of its own, and then before and in the midst of those of its kind.
+        for (kind, id) in [("c", 2), ("a", 1), ("a", 0)] {
+            let kind = queue.kind(kind);
+            queue.join(kind, ids[id], || of(&[0]), line[id].0);
+        }
+        assert_eq!(asked(&mut queue, None, 0), ["a1", "b1"]);
+        queue.leave(queue.kind("a"), ids[1]);
+        assert_eq!(asked(&mut queue, Some(0), 9), ["a1", "b1", "a3"]);
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
     fn it_has_an_end_and_tells_when_to_come_again() {
-        let (mut full, _) = queue(1, &[("1", "a", &[])]);
-        let refused = full.join(full.kind("a"), Fits::default, "2").unwrap_err();
+        let (full, _) = queue(1, &[("1", "a", &[])]);
+        let refused = full.has_room().unwrap_err();
         assert_eq!(refused.retry_after, Duration::ZERO);
     }
 
@@ -340,9 +375,13 @@ mod tests {
         let mut queue = Queue::new(3);
         let kind = queue.kind("a");
         let refused = |queue: &mut Queue<_>| {
-            while queue.join(kind, Fits::default, "").is_ok() {}
-            let refused = queue.join(kind, Fits::default, "").unwrap_err();
-            refused.retry_after
+            loop {
+                if let Err(refused) = queue.has_room() {
+                    return refused.retry_after;
+                }
+                let id = queue.number();
+                queue.join(kind, id, Fits::default, "");
+            }
         };
         for _ in 0..3 {
             refused(&mut queue);
@@ -356,7 +395,7 @@ mod tests {
         assert_eq!(refused(&mut queue), Duration::from_secs(4));
         // Those who leave leave it as empty.
         asked(&mut queue, None, 1);
-        for id in 0..99 {
+        for id in 0..=99 {
             queue.leave(kind, id);
         }
         assert_eq!(queue.len(), 0);

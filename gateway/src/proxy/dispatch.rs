@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 
 use super::attempt::{Attempt, Outgoing, attempt, out_of_descriptors};
 use super::flight::Flight;
-use super::waiting::{self, Without};
+use super::waiting::{self, Patience, Without};
 use crate::affinity::Conversation;
 use crate::backend::{Connection, Place};
 use crate::error::Refusal;
@@ -38,11 +38,13 @@ pub(super) async fn dispatch(
     let first_byte = shared.options.first_byte_timeout;
     let upgrade = flight.upgrade.is_some();
     let mut tried = Tried::default();
+    let mut patience = Patience::default();
     let mut problem = None;
     // What one said that has enough, for when nobody has anything better to say.
     let mut spare: Option<(Place, Answer)> = None;
     loop {
-        let place = match waiting::place(&shared, &flight.peer, wanted, &tried).await {
+        let place = waiting::place(&shared, &flight.peer, wanted, &tried, &mut patience);
+        let place = match place.await {
             Ok(place) => place,
             Err(without) => {
                 if let Some((place, answer)) = spare {

@@ -304,6 +304,51 @@ fn who_has_tried_a_server_holds_up_nobody_who_has_not() {
     }
 }
 
+/// Those that are given a server which is gone have come before those behind them all the same.
+#[test]
+fn who_was_refused_keeps_its_place_in_the_queue_also_when_that_is_full() {
+    let gates = [Gate::default(), Gate::default()];
+    let stays = gated(&gates[0]);
+    let gate = gates[1].clone();
+    let mut gone = Backend::start(&["m"], move |_, wire| {
+        gate.pass();
+        wire.send(answer("200 OK", "", "gone"));
+        Next::Close
+    });
+    let gateway = limited(&[&stays, &gone], once().queue(5));
+    let mut clients = Vec::new();
+    for number in 0..2 {
+        clients.push(ask(&gateway, &format!("/v1/{number}")));
+        wait_until("it to be in flight", || {
+            let health = gateway.health();
+            let mut seen = health["backends"].as_array().unwrap().iter();
+            let all = seen.try_fold(0, |sum, one| Some(sum + one["in_flight"].as_u64()?));
+            (all == Some(number + 1)).then_some(())
+        });
+    }
+    for number in 2..=6 {
+        clients.push(ask(&gateway, &format!("/v1/{number}")));
+        wait_for_queue(&gateway, f64::from(number - 1));
+    }
+    gone.stop();
+    gates[1].open();
+    // Refused by it, one after the other, until it is known to be down.
+    gateway.wait_for_states(&["up", "down"]);
+    wait_for_queue(&gateway, 5.0);
+    for _ in 0..6 {
+        gates[0].open();
+    }
+    for client in &mut clients {
+        assert_eq!(client.head().unwrap().status(), 200);
+    }
+    let requests = stays.requests();
+    let paths: Vec<_> = { requests.iter() }
+        .map(|request| request.first_line.split(' ').nth(1).unwrap())
+        .filter(|path| !["/v1/0", "/v1/1"].contains(path))
+        .collect();
+    assert_eq!(paths, ["/v1/2", "/v1/3", "/v1/4", "/v1/5", "/v1/6"]);
+}
+
 /// Says 429 to the first it is asked, and serves the others; and how long it is to be spared.
 fn has_enough_once(seconds: u32) -> Backend {
     let asked = AtomicUsize::new(0);
