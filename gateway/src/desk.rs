@@ -95,6 +95,14 @@ impl Need {
             home: self.home.as_ref(),
         }
     }
+
+    /// Whether it is as well served by this backend as by any: it has not been elsewhere, where it
+    /// might go on.
+    fn goes_on(&self, backend: &Arc<Backend>) -> bool {
+        self.home
+            .as_ref()
+            .is_none_or(|home| Arc::ptr_eq(home, backend) || !home.is_up() || self.tried.has(home))
+    }
 }
 
 impl Desk {
@@ -241,8 +249,9 @@ impl Books {
     /// Gives places to those who wait: at this backend, or at any. Returns how many have gone.
     fn serve(&mut self, roster: &Roster, index: Option<usize>) -> usize {
         let is_full = || index.is_some_and(|at| roster.load(at).standing().0 >= Standing::Full);
+        let goes_on = |waiter: &Waiter, at: usize| waiter.need.goes_on(&roster.members()[at]);
         let now = &mut self.now;
-        self.queue.offer(index, |waiter| {
+        self.queue.offer(index, goes_on, |waiter| {
             if is_full() {
                 return Offer::Over;
             }
