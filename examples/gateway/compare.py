@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """llmlb beside other load balancers: what each does, and what it costs.
 
-Usage: compare.py LLMLB MODEL_SERVER VENVS DOCUMENT
+Usage: compare.py features LLMLB VENVS DOCUMENT
+       compare.py costs LLMLB VENVS DOCUMENT MODEL_SERVER
        compare.py --smoke LLMLB
 
 Looks at those of them that are there: programs of the PATH, and of the virtual environments below
-VENVS, one for each. Writes two tables, and what was seen where one is not as good, between the
-markers of DOCUMENT. With --smoke llmlb is looked at alone, and has to do all that it claims.
+VENVS, one for each. Writes a table, and what was seen where one is not as good, between the markers
+of DOCUMENT. With --smoke llmlb is looked at alone, and has to do all that it claims.
 
 ROUNDS and WORKERS come from the environment, as for bench.py.
 """
@@ -226,8 +227,12 @@ FIGURES = {
 }
 
 
+def titles(versions):
+    return [f"{peer.name} {version}" for peer, version in versions.items()]
+
+
 def features_table(versions, found):
-    rows = [["feature", *(f"{peer.name} {version}" for peer, version in versions.items())]]
+    rows = [["feature", *titles(versions)]]
     for name, title in FEATURES.items():
         rows.append([title, *(found[peer][name].show() for peer in versions)])
     return document.table(rows)
@@ -235,7 +240,7 @@ def features_table(versions, found):
 
 def figures_table(versions, figures):
     names = [peer.name for peer in versions]
-    rows = [["figure", "direct", *names]]
+    rows = [["figure", "direct", *titles(versions)]]
     for key, (title, form) in FIGURES.items():
         values = figures[key]
 
@@ -273,17 +278,21 @@ def plain(text):
     return re.sub(r"\S*(/tmp/|://)\S*", "…", text)[:110].strip()
 
 
-def main():
-    # What has been started ends as well.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("compare: ended by SIGTERM"))
-    if sys.argv[1] == "--smoke":
-        return smoke(sys.argv[2])
-    llmlb, model_server, venvs, path = sys.argv[1:5]
+def missing(absent):
+    gone = "; ".join(f"{name}: {why}" for name, why in absent.items())
+    return f"\nNot there, or not in all: {gone}.\n" if gone else ""
+
+
+def compare_features(versions, absent):
+    found = look_at_all(versions)
+    made = features_table(versions, found) + missing(absent)
+    return {"features": made, "seen": seen_list(versions, found)}
+
+
+def compare_costs(versions, absent, model_server):
     if not shutil.which("wrk"):
         sys.exit("missing: wrk (Debian: apt install wrk)")
-    versions, absent = installed(candidates(llmlb, venvs))
     load = os.getloadavg()[0]
-    found = look_at_all(versions)
     benches = Bench(model_server, versions)
     figures = benches.run()
     where = (
@@ -291,10 +300,18 @@ def main():
         f"{ROUNDS} rounds of\n{SECONDS} s and {STREAMS} streams, medians. When it began, "
         f"{load:.0f} processes wanted the cores.\n"
     )
-    gone = [f"{name}: {why}" for name, why in {**absent, **benches.failed}.items()]
-    where += f"\nNot there, or not in all: {'; '.join(gone)}.\n" if gone else ""
-    parts = {"features": features_table(versions, found), "seen": seen_list(versions, found)}
-    parts |= {"figures": figures_table(versions, figures), "place": where}
+    where += missing({**absent, **benches.failed})
+    return {"figures": figures_table(versions, figures), "place": where}
+
+
+def main():
+    # What has been started ends as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("compare: ended by SIGTERM"))
+    if sys.argv[1] == "--smoke":
+        return smoke(sys.argv[2])
+    part, llmlb, venvs, path, *rest = sys.argv[1:]
+    versions, absent = installed(candidates(llmlb, venvs))
+    parts = {"features": compare_features, "costs": compare_costs}[part](versions, absent, *rest)
     document.write(Path(path), parts)
     return None
 

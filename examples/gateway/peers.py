@@ -25,6 +25,10 @@ PATIENCE = 60
 GRACE = 10
 KEY = "sk-0f6b1d7c9e2a4853b7d0c1e8f9a2635d"
 ALIAS = ("gpt-4o", "alpha-7b")
+# By the name that tiktoken's cache has for it.
+VOCABULARY = (
+    "site-packages/litellm/litellm_core_utils/tokenizers/fb374d419588a4632f3f557e76b4b70aebbca790"
+)
 # By what peers can't be asked for at all.
 NO_OPTION = "there is no option for it"
 
@@ -320,7 +324,8 @@ class FromPyPI(Peer):
     """A program of a Python package, in a virtual environment of its own."""
 
     def __init__(self, venvs):
-        self.bin = Path(venvs).absolute() / self.name / "bin"
+        self.venvs = Path(venvs).absolute()
+        self.bin = self.venvs / self.name / "bin"
 
     def version(self):
         [packages] = self.bin.parent.glob("lib/python*/site-packages")
@@ -367,8 +372,17 @@ class SglangRouter(FromPyPI):
     def metrics_port(self, setup):
         return setup.metrics_port
 
-    def environment(self, _setup):
-        return {"RUST_LOG": "warn"}
+    def environment(self, setup):
+        return {"RUST_LOG": "warn", **self.vocabulary(setup)}
+
+    def vocabulary(self, setup):
+        """OpenAI's, which it downloads for several models, if it is not at hand: LiteLLM's package
+        has it."""
+        found = next(self.venvs.glob(f"litellm/lib/python*/{VOCABULARY}"), None)
+        link = setup.directory / "o200k_base.tiktoken"
+        if found and not link.exists():
+            link.symlink_to(found)
+        return {"TIKTOKEN_ENCODINGS_BASE": str(setup.directory)} if found else {}
 
     def igw(self, setup):
         """Whether it is in the mode for several models, whose backends come later."""
