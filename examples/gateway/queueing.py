@@ -14,36 +14,27 @@ it may have, all places are used, and nobody is overtaken by many; nor is a plac
 leave, waits run out, a limit changes and a server dies.
 """
 
-import asyncio
 import bisect
-import dataclasses
-import heapq
-import itertools
-import json
 import os
 import random
-import re
 import signal
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import bench
 import peers
-from features import CHAT, chat, wait_until
+from crowd import Llmlb, Load, Server, collect, draw, exponential, fixed, run, two_kinds
+from ideal import Ideal
 from standin import LOOP, ModelServer
+from unrest import Unrest
 
 ROUNDS = int(os.environ.get("ROUNDS", 3))
 # Of a turn, about.
 SECONDS = 4
-# Of a request, on the average.
-MEAN = 0.05
-# How many times as much is asked for as there is.
-OVERLOAD = 4
 # Seconds by which one may come before another, and be seen behind it: they travel.
 JITTER = 0.005
 # So many times the places may overtake one, on any machine.
@@ -53,42 +44,6 @@ BUSY, P99 = 0.98, 1.10
 # Seconds for the longest turn.
 PATIENCE = 120
 LINUX = sys.platform == "linux"
-
-
-def fixed(_rng):
-    return MEAN
-
-
-def exponential(rng):
-    return min(rng.expovariate(1 / MEAN), 10 * MEAN)
-
-
-def two_kinds(rng):
-    """One in ten takes ten times as long as the others."""
-    return MEAN / 1.9 * rng.choices((1, 10), (9, 1))[0]
-
-
-@dataclasses.dataclass
-class Server:
-    most: int
-    models: tuple = ("m",)
-    weight: int = 1
-
-
-@dataclasses.dataclass
-class Load:
-    title: str
-    servers: list
-    draw: Callable
-    is_open: bool = False
-    # Requests for another model, by what share of its own servers they keep busy.
-    aside: float = 0
-    # The last server does, half way.
-    dies: bool = False
-
-    def places(self, model):
-        return sum(server.most for server in self.servers if model in server.models)
-
 
 EQUAL = [Server(8), Server(8)]
 UNEQUAL = [Server(1), Server(8)]
@@ -111,172 +66,6 @@ LOADS = [
 ]
 DIES = Load("one of three dies, open", [Server(8)] * 3, exponential, is_open=True, dies=True)
 SMOKE = [LOADS[1], LOADS[5], LOADS[6], LOADS[9], DIES]
-
-
-@dataclasses.dataclass
-class Request:
-    model: str
-    # How long it is to take, and when it is to be sent, if that does not depend on others.
-    seconds: float
-    due: float = 0.0
-    sent: float = 0.0
-    status: int = 0
-    # As its server saw it: how often, where, from when and until when.
-    seen: int = 0
-    server: int = -1
-    began: float = 0.0
-    done: float = 0.0
-
-    def wait(self):
-        return self.began - self.sent
-
-    def took(self):
-        return self.done - self.began
-
-
-@dataclasses.dataclass
-class Group:
-    """Requests for one model, in the order in which they come; by so many clients, or when due."""
-
-    requests: list
-    clients: int = 0
-
-
-def groups(load, rng, seconds):
-    places = load.places("m")
-    rate = places / MEAN
-    many = [Request("m", load.draw(rng)) for _ in range(int(rate * seconds))]
-    found = [Group(many, 0 if load.is_open else OVERLOAD * places)]
-    if load.is_open:
-        come(rng, many, OVERLOAD * rate)
-    if load.aside:
-        rate = load.places("quiet") / MEAN * load.aside
-        few = [Request("quiet", load.draw(rng)) for _ in range(int(rate * seconds))]
-        come(rng, few, rate)
-        found.append(Group(few))
-    return found
-
-
-def come(rng, requests, rate):
-    for request, due in zip(
-        requests, itertools.accumulate(rng.expovariate(rate) for _ in requests), strict=True
-    ):
-        request.due = due
-
-
-class Client:
-    """A connection that is kept."""
-
-    def __init__(self, reader, writer):
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    async def connect(cls, port):
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
-
-    async def ask(self, number, request):
-        body = json.dumps(chat(request.model, f"SLOW {request.seconds:.6f}"))
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: bench\r\nX-Request-Id: {number}\r\n"
-        kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        text = f"{head}{kind}{body}".encode()
-        request.sent = time.monotonic()
-        self.writer.write(text)
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
-        length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
-        answer = await self.reader.readexactly(int(length[1]))
-        request.status = int(head.split(" ", 2)[1])
-        return answer
-
-
-async def run(groups, port, own=None):
-    """Sends all of them there; or, each client alone at its `own` place, to those."""
-    numbers = itertools.count()
-    todo = []
-    for group in groups:
-        requests = [(next(numbers), request) for request in group.requests]
-        if not group.clients:
-            clients = [await Client.connect(port) for _ in requests]
-            todo += [(client, [one], True) for client, one in zip(clients, requests, strict=True)]
-            continue
-        rest = iter(requests)
-        ports = own or [port] * group.clients
-        todo += [(await Client.connect(port), rest, False) for port in ports]
-    start = time.monotonic()
-
-    async def go(client, requests, is_due):
-        for number, request in requests:
-            if is_due:
-                await asyncio.sleep(start + request.due - time.monotonic())
-            await client.ask(number, request)
-        client.writer.close()
-
-    await asyncio.gather(*(go(*one) for one in todo))
-
-
-def collect(groups, servers):
-    """Notes what the servers saw of each request, and how often."""
-    requests = [request for group in groups for request in group.requests]
-    for index, server in enumerate(servers):
-        for asked in server.answered():
-            one = requests[int(asked.headers["x-request-id"])]
-            one.seen += 1
-            one.server, one.began, one.done = index, asked.at, asked.done
-
-
-def ideal(load, groups):
-    """What would be, were there one queue, and nothing took time but what the servers do, for as
-    long as they did it; those who come when others are answered come at once."""
-    flying = [0] * len(load.servers)
-    events, order = [], itertools.count()
-    waiting, found = [], []
-
-    def arrives(at, request, rest):
-        heapq.heappush(events, (at, next(order), request, rest, None))
-
-    def begins(at, request, rest, index):
-        flying[index] += 1
-        end = at + request.took()
-        heapq.heappush(events, (end, next(order), request, rest, index))
-
-    def fits(request, index):
-        return request.model in load.servers[index].models
-
-    for group in groups:
-        rest = iter(group.requests)
-        for request in itertools.islice(rest, group.clients or None):
-            arrives(request.sent, request, rest)
-    while events:
-        at, _, request, rest, index = heapq.heappop(events)
-        if index is None:
-            one = dataclasses.replace(request, sent=at)
-            found.append(one)
-            free = [
-                (flying[index] / server.weight, index)
-                for index, server in enumerate(load.servers)
-                if fits(one, index) and flying[index] < server.most
-            ]
-            if free:
-                start(one, at, index := min(free)[1])
-                begins(at, one, rest, index)
-            else:
-                waiting.append((one, rest))
-            continue
-        flying[index] -= 1
-        if (following := next(rest, None)) is not None:
-            arrives(at, following, rest)
-        # An arrival at this same moment comes behind those who wait.
-        for position, (one, others) in enumerate(waiting):
-            if fits(one, index):
-                del waiting[position]
-                start(one, at, index)
-                begins(at, one, others, index)
-                break
-    return found
-
-
-def start(request, at, index):
-    took = request.took()
-    request.server, request.began, request.done = index, at, at + took
 
 
 def busy(load, requests):
@@ -312,33 +101,6 @@ def overtaken(requests):
     return most, worst
 
 
-def health(running):
-    """What is known of each backend."""
-    return json.loads(running.ask("GET", "/health")[1])["backends"]
-
-
-class Llmlb(peers.Llmlb):
-    """Before servers of which each may have its own number."""
-
-    def __init__(self, program, servers, patience=60):
-        super().__init__(program)
-        self.servers, self.patience = servers, patience
-
-    def settings(self, setup):
-        return [f" max={server.most} weight={server.weight}" for server in self.servers]
-
-    def command(self, setup):
-        many = ["--max-requests", "8192", "--queue", "8192"]
-        return [*super().command(setup), *many, "--queue-timeout", str(self.patience)]
-
-    def started(self, running):
-        if not wait_until(lambda: self.states(running) == ["up"] * len(self.servers)):
-            raise peers.Failed("not all servers are up")
-
-    def states(self, running):
-        return [one["state"] for one in health(running)]
-
-
 def clocks(pid):
     """Time, and the processor time of this process and that one, where that can be told."""
     return time.monotonic(), time.process_time(), bench.cpu_seconds(pid) if LINUX else 0
@@ -349,7 +111,7 @@ class Turn:
 
     def __init__(self, llmlb, load, seed, seconds):
         self.load, self.seed, self.seconds = load, seed, seconds
-        self.groups = self.draw()
+        self.groups = draw(load, random.Random(seed), seconds)
         self.all = [request for group in self.groups for request in group.requests]
         self.servers = [ModelServer(*server.models) for server in load.servers]
         with tempfile.TemporaryDirectory() as directory:
@@ -366,9 +128,6 @@ class Turn:
         self.cpu = [seconds / elapsed for seconds in used]
         collect(self.groups, self.servers)
 
-    def draw(self):
-        return groups(self.load, random.Random(self.seed), self.seconds)
-
     def send(self, groups, *where):
         if self.load.dies:
             threading.Timer(self.seconds / 2, self.servers[-1].close).start()
@@ -380,7 +139,7 @@ class Turn:
 
     def direct(self):
         """The share of places in use where each has a client of its own."""
-        again = self.draw()[:1]
+        again = draw(self.load, random.Random(self.seed), self.seconds)[:1]
         self.servers = [ModelServer(*server.models) for server in self.load.servers]
         both = zip(self.servers, self.load.servers, strict=True)
         own = [one.port for one, known in both for _ in range(known.most) if "m" in known.models]
@@ -407,9 +166,10 @@ class Turn:
             yield f"one was overtaken by {many}"
 
     def figures(self):
-        should = ideal(self.load, self.groups)
+        should = Ideal(self.load.servers).serve(self.groups)
         found = {"busy": busy(self.load, self.all)}
-        found["direct"] = busy(self.load, should) if self.load.is_open else self.direct()
+        # Who comes at random can't have a place of its own: beside all that there is.
+        found["direct"] = 0 if self.load.is_open else self.direct()
         for name, model in (("", "m"), ("quiet ", "quiet")):
             waits, shoulds = (
                 [request.wait() for request in requests if request.model == model] or [0, 0]
@@ -421,130 +181,9 @@ class Turn:
         drawn = sum(request.seconds for request in self.all)
         found["took"] = sum(request.took() for request in self.all) / drawn
         found["own"], found["llmlb"] = self.cpu
-        found["bar busy"] = found["busy"] / found["direct"]
+        found["bar busy"] = found["busy"] / (found["direct"] or busy(self.load, should))
         found["bar p99"] = found["p99"] / found["p99 ideal"]
         return found
-
-
-class Unrest:
-    """Clients that come and leave, waits that run out, a limit that changes, and a server that dies
-    and has a successor."""
-
-    def __init__(self, llmlb):
-        self.known = [Server(4) for _ in range(3)]
-        self.servers = [ModelServer("m") for _ in self.known]
-        self.statuses, self.problems = {}, []
-        self.goes_on, self.some_leave = True, False
-        # Waits run out: on the average, they are three times as long as a request.
-        self.peer = Llmlb(llmlb, self.known, 4 * MEAN)
-        with tempfile.TemporaryDirectory() as directory:
-            self.running = peers.Running(self.peer, peers.Setup(Path(directory), self.backends()))
-            try:
-                self.upset()
-            except TimeoutError as error:
-                self.problems.append(str(error) or "some were never answered")
-            finally:
-                self.running.end()
-                for server in self.servers:
-                    server.close()
-
-    def backends(self):
-        return [(server.url, server.models) for server in self.servers]
-
-    def health(self, index):
-        url = self.servers[index].url
-        return next((one for one in health(self.running) if one["url"] == url), {})
-
-    def upset(self):
-        clients = self.clients()
-        self.fill("at first")
-        self.limit(0, 1)
-        self.until("a lower limit", lambda: self.health(0)["max"] == 1)
-        self.until("what was more to end", lambda: self.health(0)["in_flight"] <= 1)
-        shrunk = self.servers[0]
-        shrunk.most, before = 0, len(shrunk.asked)
-        self.until("more requests", lambda: len(shrunk.asked) > before + 10)
-        if shrunk.most > 1:
-            self.problems.append(f"{shrunk.most} at once at a server that may have 1 by now")
-        self.limit(0, 4)
-        self.fill("after a limit was low and high again")
-        self.some_leave = True
-        self.servers[2].close()
-        self.until("it to be down", lambda: self.health(2)["state"] == "down")
-        self.servers[2] = ModelServer("m")
-        self.change()
-        self.until("its successor", lambda: self.health(2).get("state") == "up")
-        self.until("all to be in use", lambda: all(s.most >= 4 for s in self.servers))
-        self.end(clients)
-        self.until("an end", self.is_idle)
-        self.goes_on = True
-        clients = self.clients()
-        self.fill("in the end")
-        self.end(clients)
-        self.judge()
-
-    def judge(self):
-        allowed = {"200": float("inf"), "503 queue_timeout": float("inf")}
-        # Those that the dead server had in hand, or was given on a connection that it had closed.
-        allowed["502 backend_failed"] = 4 * len(self.known)
-        for status, count in self.statuses.items():
-            if count > allowed.get(status, 0):
-                self.problems.append(f"{count} were answered with {status}")
-
-    def until(self, what, condition):
-        if not wait_until(condition):
-            raise TimeoutError(f"waited in vain for {what}")
-
-    def fill(self, when):
-        """All places are in use, and no more."""
-        for server in self.servers:
-            server.most = 0
-        self.until(f"all places, {when}", lambda: all(s.most >= 4 for s in self.servers))
-        if any(server.most > 4 for server in self.servers):
-            self.problems.append(f"more at once than may be, {when}")
-
-    def end(self, clients):
-        self.goes_on = self.some_leave = False
-        clients.result(peers.PATIENCE)
-
-    def limit(self, index, most):
-        self.known[index].most = most
-        self.change()
-
-    def change(self):
-        self.peer.change(self.running, self.backends())
-
-    def is_idle(self):
-        metrics = self.running.ask("GET", "/metrics")[1].decode()
-        flying = [one["in_flight"] for one in health(self.running)]
-        return not any(flying) and "llmlb_queue_depth 0\n" in metrics
-
-    def clients(self):
-        count = OVERLOAD * sum(server.most for server in self.known)
-
-        async def all_of_them():
-            await asyncio.gather(*(self.client(random.Random(seed)) for seed in range(count)))
-
-        return asyncio.run_coroutine_threadsafe(all_of_them(), LOOP.loop)
-
-    async def client(self, rng):
-        client = None
-        while self.goes_on:
-            client = client or await Client.connect(self.running.port)
-            request = Request("m", exponential(rng))
-            leaves = self.some_leave and rng.random() < 0.3
-            try:
-                asked = client.ask(0, request)
-                answer = await asyncio.wait_for(asked, 4 * MEAN * rng.random() if leaves else None)
-            except asyncio.TimeoutError:
-                client.writer.close()
-                client = None
-                continue
-            code = "" if request.status == 200 else f" {json.loads(answer)['error']['code']}"
-            told = f"{request.status}{code}"
-            self.statuses[told] = self.statuses.get(told, 0) + 1
-        if client:
-            client.writer.close()
 
 
 def smoke(llmlb):
@@ -570,11 +209,16 @@ def spread(values, form):
     return middle if ends == [middle] * 2 else f"{middle} ({ends[0]} to {ends[1]})"
 
 
+def percent(values):
+    return spread([100 * value for value in values], "{:.1f} %") if all(values) else "-"
+
+
 def seconds(values):
     return f"{statistics.median(values):.3f} s"
 
 
-HEAD = ["load", "direct", "llmlb", "share", "p99: ideal", "llmlb", "ratio", "longest: ideal", "llmlb"]
+HEAD = ["load", "places in use: direct", "llmlb", "ratio", "p99 wait: ideal", "llmlb", "ratio"]
+HEAD += ["longest wait: ideal", "llmlb"]
 
 
 def table(results):
@@ -582,7 +226,7 @@ def table(results):
     yield ["---"] * len(HEAD)
     for title, rounds in results.items():
         of = {key: [figures[key] for figures in rounds] for key in rounds[0]}
-        share = [spread(of[key], "{:.1%}") for key in ("direct", "busy", "bar busy")]
+        share = [percent(of[key]) for key in ("direct", "busy", "bar busy")]
         p99 = [seconds(of["p99 ideal"]), seconds(of["p99"]), spread(of["bar p99"], "{:.3f}")]
         yield [title, *share, *p99, seconds(of["longest ideal"]), seconds(of["longest"])]
         if any(of["quiet p99"]):
@@ -593,9 +237,11 @@ def table(results):
 
 def missed(results):
     for title, rounds in results.items():
-        busy, p99 = (statistics.median(one[key] for one in rounds) for key in ("bar busy", "bar p99"))
+        busy, p99 = (
+            statistics.median(one[key] for one in rounds) for key in ("bar busy", "bar p99")
+        )
         if busy < BUSY:
-            yield f"{title}: {busy:.1%} of what the servers can do"
+            yield f"{title}: {100 * busy:.1f} % of what the servers can do"
         if p99 > P99:
             yield f"{title}: p99 of the wait {p99:.3f} x the ideal"
 
@@ -617,11 +263,11 @@ def main():
     for row in table(results):
         print("| " + " | ".join(row) + " |")
     everything = [one for rounds in results.values() for one in rounds]
-    most = {key: max(one[key] for one in everything) for key in ("overtaken by", "took", "own", "llmlb")}
+    most = {key: max(one[key] for one in everything) for key in everything[0]}
     print(
         f"\nNobody was overtaken by more than {most['overtaken by'] * 1e3:.0f} ms. Servers took "
-        f"{most['took']:.3f} x the time that was drawn, at worst. Of a core, the clients and servers "
-        f"took up to {most['own']:.0%}, llmlb {most['llmlb']:.0%}."
+        f"{most['took']:.3f} x the time that was drawn, at worst. Of a core, clients and servers "
+        f"took up to {100 * most['own']:.0f} %, llmlb {100 * most['llmlb']:.0f} %."
     )
     for problem in [*problems, *missed(results)]:
         print(f"Missed: {problem}")
