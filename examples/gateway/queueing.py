@@ -50,10 +50,10 @@ UNEQUAL = [Server(1), Server(8)]
 LOADS = [
     Load("all alike, closed", EQUAL, fixed),
     Load("exponential, closed", EQUAL, exponential),
-    Load("one of ten 10 x as long, closed", EQUAL, two_kinds),
+    Load("one in ten takes ten times as long, closed", EQUAL, two_kinds),
     Load("all alike, open", EQUAL, fixed, is_open=True),
     Load("exponential, open", EQUAL, exponential, is_open=True),
-    Load("one of ten 10 x as long, open", EQUAL, two_kinds, is_open=True),
+    Load("one in ten takes ten times as long, open", EQUAL, two_kinds, is_open=True),
     Load("servers of 1 and 8, closed", UNEQUAL, exponential),
     Load("servers of 1 and 8, open", UNEQUAL, exponential, is_open=True),
     Load("weights 1 and 3, closed", [Server(8), Server(8, weight=3)], exponential),
