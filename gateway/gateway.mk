@@ -1,16 +1,18 @@
 # test-gateway-e2e  the load balancer between the OpenAI client and llama.cpp, both from PyPI
 # test-compare      what llmlb claims beside others, alone; a part of test
+# test-queue        that requests wait in order before servers that are full; a part of test
 # compare           docs/compare.md: llmlb beside all others that can be installed; needs wrk, nginx
 #                   and haproxy; its parts are compare-features, -costs and -conversations
 # bench-choose      what it costs to choose a backend, and to find the model; a part of bench
 # bench-gateway     the load balancer beside nginx and haproxy; needs both, and wrk
+# bench-queue       how well requests wait, at four times what the servers can do
 
-.PHONY: test-gateway-e2e test-compare compare compare-features compare-costs compare-conversations \
-    compare-programs compare-peers bench-choose bench-gateway
+.PHONY: test-gateway-e2e test-compare test-queue bench-queue compare compare-features compare-costs \
+    compare-conversations compare-programs compare-peers bench-choose bench-gateway
 
 GATEWAY_VENV := $(TARGET)/venv-gateway
 
-test: test-gateway-e2e test-compare
+test: test-gateway-e2e test-compare test-queue
 
 bench: bench-choose
 
@@ -33,6 +35,13 @@ test-gateway-e2e: cli $(GATEWAY_VENV)/ready
 bench-gateway:
 	$(CARGO) build --release -p llmlb --bin llmlb -p llmlb-gateway --example model-server
 	$(PYTHON) examples/gateway/bench.py $(TARGET)/release/llmlb $(TARGET)/release/examples/model-server
+
+bench-queue:
+	$(CARGO) build --release -p llmlb --bin llmlb
+	$(PYTHON) examples/gateway/queueing.py $(TARGET)/release/llmlb
+
+test-queue: cli
+	$(PYTHON) examples/gateway/queueing.py --smoke $(LLMLB_BIN)
 
 test-compare: cli
 	$(PYTHON) examples/gateway/compare.py --smoke $(LLMLB_BIN)

@@ -174,9 +174,13 @@ class Llmlb(Peer):
     def environment(self, setup):
         return {"LLMLB_LOCK_DIR": str(setup.directory / "locks")}
 
+    def settings(self, setup):
+        """What stands behind the URL of each backend."""
+        return [f" max={setup.limit}" if setup.limit else ""] * len(setup.backends)
+
     def backends(self, setup):
-        most = f" max={setup.limit}" if setup.limit else ""
-        text = "".join(f"{url}{most}\n" for url, _ in setup.backends)
+        lines = zip(setup.backends, self.settings(setup), strict=True)
+        text = "".join(f"{url}{settings}\n" for (url, _), settings in lines)
         new = Path(setup.write("backends.new", text))
         return str(new.replace(setup.directory / "backends"))
 

@@ -28,8 +28,9 @@ class Asked:
     path: str
     headers: dict
     body: bytes
-    # When it came, and when it was noticed that its client had left.
+    # When it came, when it was answered, and when it was noticed that its client had left.
     at: float = dataclasses.field(default_factory=time.monotonic)
+    done: float = 0.0
     left: float = 0.0
 
     def counts(self):
@@ -72,8 +73,8 @@ class Loop(threading.Thread):
     def run(self):
         self.loop.run_forever()
 
-    def do(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE)
+    def do(self, coroutine, patience=PATIENCE):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(patience)
 
 
 LOOP = Loop()
@@ -162,6 +163,7 @@ class ModelServer:
             return await self.compute(asked, reader, writer)
         finally:
             self.now -= 1
+            asked.done = time.monotonic()
 
     def tokens(self, asked):
         """Of all that is said, each word's, as vLLM's servers tell them."""

@@ -59,6 +59,7 @@ mod counters;
 mod desk;
 mod error;
 mod follow;
+mod form;
 mod gateway;
 mod history;
 mod life;

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
 
-use super::connection::failure;
+use super::connection::{PASSWORD_ENV, failure};
 use super::registration::Membership;
 use crate::args::{FOR_EVER, ServeArgs};
 use crate::exit::{self, Failure};
@@ -98,7 +98,10 @@ impl Membership {
             let service = record.service.clone();
             // Who waits at a terminal is to know soon whether etcd is there at all.
             connection.ask(|cluster, over| cluster.servers(Some(&service), over))?;
-            let watchdog = Watchdog::start(own(WATCHDOG)).map_err(failure)?;
+            let mut watchdog = own(WATCHDOG);
+            // It never asks etcd for anything.
+            watchdog.env_remove(PASSWORD_ENV);
+            let watchdog = Watchdog::start(watchdog).map_err(failure)?;
             if !watchdog.is_real_time() {
                 info!("The watchdog has no real-time priority: it may be late on a busy machine");
             }

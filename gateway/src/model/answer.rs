@@ -2,13 +2,13 @@
 //!
 //! Apart from the answer's way to the client, which waits for nothing that is found here.
 
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use bytes::BytesMut;
 use memchr::memmem;
 use serde::Deserialize;
 
 use super::scan::{Found, Scan};
+use crate::form::Form;
 
 /// A batch tells in these where its results are.
 const IDS: &[&str] = &["id", "output_file_id", "error_file_id"];
@@ -17,10 +17,10 @@ const IDS: &[&str] = &["id", "output_file_id", "error_file_id"];
 const FIRST_EVENT: usize = 256 << 10;
 
 /// An answer that is being read.
-pub(crate) struct Answer(Form);
+pub(crate) struct Answer(Reading);
 
 #[expect(clippy::large_enum_variant, reason = "most are the largest one")]
-enum Form {
+enum Reading {
     Json { scan: Scan, told: [bool; IDS.len()] },
     Events(BytesMut),
     Done,
@@ -29,24 +29,24 @@ enum Form {
 impl Answer {
     /// One that may tell of something made.
     pub(crate) fn new(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
-        if !status.is_success() || headers.contains_key(CONTENT_ENCODING) {
+        if !status.is_success() {
             return None;
         }
-        let kind = headers.get(CONTENT_TYPE)?.to_str().ok()?;
-        if kind.starts_with("text/event-stream") {
-            return Some(Self(Form::Events(BytesMut::new())));
+        match Form::of(headers)? {
+            Form::Document => {
+                let scan = Scan::new(IDS);
+                let told = [false; IDS.len()];
+                Some(Self(Reading::Json { scan, told }))
+            }
+            Form::Events => Some(Self(Reading::Events(BytesMut::new()))),
+            Form::Lines => None,
         }
-        let told = [false; IDS.len()];
-        kind.starts_with("application/json").then(|| {
-            let scan = Scan::new(IDS);
-            Self(Form::Json { scan, told })
-        })
     }
 
     /// Reads the next piece. Returns the IDs that are new in it.
     pub(crate) fn read(&mut self, piece: &[u8]) -> Vec<String> {
         match &mut self.0 {
-            Form::Json { scan, told } => {
+            Reading::Json { scan, told } => {
                 scan.push(piece);
                 let found = scan.found().into_iter().zip(told);
                 let new = found.filter_map(|(found, told)| match found {
@@ -55,7 +55,7 @@ impl Answer {
                 });
                 new.collect()
             }
-            Form::Events(start) => {
+            Reading::Events(start) => {
                 // Its end may have begun before.
                 let from = start.len().saturating_sub(3);
                 start.extend_from_slice(piece);
@@ -64,10 +64,10 @@ impl Answer {
                     return Vec::new();
                 }
                 let id = end.and_then(|end| id_in_event(&start[..end]));
-                self.0 = Form::Done;
+                self.0 = Reading::Done;
                 id.into_iter().collect()
             }
-            Form::Done => Vec::new(),
+            Reading::Done => Vec::new(),
         }
     }
 }
@@ -101,6 +101,7 @@ fn id_in_event(event: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
+    use axum::http::header::CONTENT_TYPE;
 
     use super::*;
 

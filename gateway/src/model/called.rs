@@ -3,9 +3,10 @@
 //! Apart from the search in requests, which only looks: here bytes are replaced, and no piece waits
 //! for the next.
 
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::HeaderMap;
 use bytes::Bytes;
+
+use crate::form::Form;
 
 /// What holds the model in the events of OpenAI's responses and of Anthropic's messages.
 const HOLDERS: [&[u8]; 2] = [b"response", b"message"];
@@ -47,17 +48,7 @@ enum At {
 impl Called {
     /// An answer with these headers, if it can be read.
     pub(crate) fn new(headers: &HeaderMap, name: &str) -> Option<Self> {
-        let text = |value: &HeaderValue| value.to_str().map(str::to_ascii_lowercase).ok();
-        let kind = headers.get(CONTENT_TYPE).and_then(text)?;
-        let coding = headers.get(CONTENT_ENCODING).and_then(text);
-        if coding.is_some_and(|coding| coding != "identity") {
-            return None;
-        }
-        let lines = match kind.split(';').next().unwrap_or_default().trim() {
-            "application/json" => false,
-            "text/event-stream" | "application/x-ndjson" => true,
-            _ => return None,
-        };
+        let lines = Form::of(headers)? != Form::Document;
         let quoted = serde_json::Value::from(name).to_string();
         Some(Self {
             name: quoted.as_bytes()[1..quoted.len() - 1].to_vec(),
@@ -173,6 +164,9 @@ impl Called {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+    use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+
     use super::*;
 
     fn called(kind: &'static str, text: &str) -> String {

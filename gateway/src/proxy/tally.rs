@@ -2,38 +2,30 @@
 
 use std::sync::Arc;
 
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use prometheus::Histogram;
 use tokio::time::Instant;
 
 use crate::backend::Backend;
+use crate::form::Form;
 use crate::metrics::Metrics;
 use crate::usage::{Tail, Usage};
 
 pub(super) struct Tally {
     /// One that a backend lists: what clients make up is no label.
     model: Arc<str>,
-    kind: Kind,
+    /// Of the answer, where it can be read.
+    form: Option<Form>,
     tail: Tail,
     /// When the last piece of a stream came, and where the times between two go.
     last: Option<(Instant, Histogram)>,
-}
-
-/// How an answer comes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Stream,
-    Document,
-    /// Not to be read here.
-    Opaque,
 }
 
 impl Tally {
     pub(super) fn new(model: Arc<str>) -> Self {
         Self {
             model,
-            kind: Kind::Opaque,
+            form: None,
             tail: Tail::default(),
             last: None,
         }
@@ -45,11 +37,8 @@ impl Tally {
 
     /// An answer begins.
     pub(super) fn begin(&mut self, status: StatusCode, headers: &HeaderMap) {
-        self.kind = if status.is_success() {
-            kind(headers)
-        } else {
-            Kind::Opaque
-        };
+        let is_read = status.is_success();
+        self.form = is_read.then(|| Form::of(headers)).flatten();
     }
 
     /// A piece of it has come from this backend.
@@ -60,11 +49,14 @@ impl Tally {
         backend: &Backend,
         metrics: &Metrics,
     ) {
-        if self.kind == Kind::Opaque || data.is_empty() {
+        let Some(form) = self.form else {
+            return;
+        };
+        if data.is_empty() {
             return;
         }
         self.tail.push(data);
-        if self.kind != Kind::Stream {
+        if form == Form::Document {
             return;
         }
         let gaps = match self.last.take() {
@@ -79,18 +71,5 @@ impl Tally {
 
     pub(super) fn usage(&self) -> Option<Usage> {
         self.tail.usage()
-    }
-}
-
-fn kind(headers: &HeaderMap) -> Kind {
-    let value = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    if headers.contains_key(CONTENT_ENCODING) {
-        return Kind::Opaque;
-    }
-    let essence = value(CONTENT_TYPE).and_then(|text| text.split(';').next());
-    match essence.map(str::trim) {
-        Some("text/event-stream" | "application/x-ndjson") => Kind::Stream,
-        Some("application/json") => Kind::Document,
-        _ => Kind::Opaque,
     }
 }

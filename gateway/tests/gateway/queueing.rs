@@ -354,7 +354,7 @@ fn who_has_tried_a_server_holds_up_nobody_who_has_not() {
 
 /// Those that are given a server which is gone have come before those behind them all the same.
 #[test]
-fn who_was_refused_keeps_its_place_in_the_queue_also_when_that_is_full() {
+fn who_was_refused_keeps_its_place_in_the_queue() {
     let gates = [Gate::default(), Gate::default()];
     let stays = gated(&gates[0]);
     let gate = gates[1].clone();
@@ -363,7 +363,7 @@ fn who_was_refused_keeps_its_place_in_the_queue_also_when_that_is_full() {
         wire.send(answer("200 OK", "", "gone"));
         Next::Close
     });
-    let gateway = limited(&[&stays, &gone], once().queue(5));
+    let gateway = limited(&[&stays, &gone], once());
     let mut clients = Vec::new();
     for number in 0..2 {
         clients.push(ask(&gateway, &format!("/v1/{number}")));
@@ -395,6 +395,36 @@ fn who_was_refused_keeps_its_place_in_the_queue_also_when_that_is_full() {
         .filter(|path| !["/v1/0", "/v1/1"].contains(path))
         .collect();
     assert_eq!(paths, ["/v1/2", "/v1/3", "/v1/4", "/v1/5", "/v1/6"]);
+}
+
+#[test]
+fn who_was_refused_waits_also_where_the_queue_is_full() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let stays = Backend::start(&["m", "n"], move |_, wire| {
+        opened.pass();
+        wire.send(answer("200 OK", "", "stays"));
+        Next::Read
+    });
+    let mut gone = Backend::named("gone", &["m"]);
+    let gateway = limited(&[&stays, &gone], once().queue(1));
+    let asks = |model: &str| {
+        let mut client = gateway.connect();
+        client.send(request("POST", "/v1/0", "", &chat(model)));
+        client
+    };
+    let mut clients = vec![asks("n")];
+    gateway.wait_for_in_flight(0, 1);
+    clients.push(asks("n"));
+    wait_for_queue(&gateway, 1.0);
+    gone.stop();
+    clients.push(asks("m"));
+    wait_for_queue(&gateway, 2.0);
+    assert_eq!(gateway.chat("n").error_code(), "queue_full");
+    for client in &mut clients {
+        gate.open();
+        assert_eq!(client.message().unwrap().body, b"stays");
+    }
 }
 
 /// Says 429 to the first it is asked, and serves the others; and how long it is to be spared.

@@ -106,8 +106,16 @@ fn who_logs_in_is_served_and_the_password_is_seen_by_nobody() {
         let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
         assert!(!words.contains("s3cret"), "{words}");
     }
-    let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
-    assert!(!String::from_utf8_lossy(&environ).contains("s3cret"));
+    // The server, and the watchdog.
+    let all = children(server.pid());
+    assert!(all.contains(&pid) && all.len() == 2, "{all:?}");
+    for pid in all {
+        let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        assert!(
+            !String::from_utf8_lossy(&environ).contains("s3cret"),
+            "{pid}"
+        );
+    }
 
     let run = |args: &[&str], login: &dyn Fn(&mut Command)| {
         let mut command = sandbox.llmlb(args);
