@@ -23,9 +23,9 @@ use nix::unistd::{
 use tracing::warn;
 
 use crate::exit::{self, Failure};
-use crate::output;
 use crate::ready::Watch;
 use crate::signals::Stream;
+use crate::{log, output};
 
 /// How much of its log is shown of a server that has failed.
 const SHOWN_LINES: usize = 20;
@@ -149,6 +149,8 @@ fn unusable(path: &Path, e: &io::Error) -> Failure {
 /// Opens the file for standard output and standard error.
 fn redirect(path: &Path) -> io::Result<File> {
     let log = open(path, true)?;
+    // What has been said is for who has read it so far.
+    log::flush();
     dup2_stdout(log.as_fd())?;
     dup2_stderr(log.as_fd())?;
     Ok(log)

@@ -4,7 +4,7 @@
 use std::env;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use chrono::{SecondsFormat, Utc};
 use indicatif::MultiProgress;
@@ -18,8 +18,14 @@ use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// A warning as it stands in the log, for who writes past it.
+mod lost;
+mod queue;
+
 #[cfg(unix)]
+pub(crate) use lost::Lost;
+use queue::Queue;
+
+/// A warning as it stands in the log, for who writes past it.
 pub(crate) fn warning(text: &str) -> String {
     format!("{}  WARN {text}\n", now())
 }
@@ -37,10 +43,42 @@ pub(crate) fn keep_above(moving: &MultiProgress) {
     let _ = MOVING.set(moving.clone());
 }
 
-struct Above;
+/// Set where nobody is to wait for the log's reader.
+static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 
-impl Write for Above {
+/// From here on what is logged is written by a thread of its own. A fork takes no thread along.
+pub(crate) fn hold_nobody_up() {
+    // Without one, those who log write themselves.
+    if let Ok(queue) = Queue::start() {
+        let _ = QUEUE.set(queue);
+    }
+}
+
+/// Writes what is no line of the log after those that have gone before.
+pub(crate) fn put(line: &[u8]) {
+    match QUEUE.get() {
+        Some(queue) => queue.put(line),
+        // One that nobody can read is no reason to fail.
+        None => drop(io::stderr().write_all(line)),
+    }
+}
+
+/// Before the process ends, or its output goes elsewhere: waits until all is written, a second at
+/// most.
+pub(crate) fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush();
+    }
+}
+
+struct Stderr;
+
+impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if let Some(queue) = QUEUE.get() {
+            queue.offer(line);
+            return Ok(line.len());
+        }
         let write = || io::stderr().write(line);
         match MOVING.get() {
             Some(moving) => moving.suspend(write),
@@ -85,14 +123,14 @@ pub(crate) fn start(default: LevelFilter, may_colour: bool) {
         && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let is_access = |metadata: &Metadata<'_>| metadata.target() == ACCESS_LOG;
     let layer = tracing_subscriber::fmt::layer()
-        .with_writer(|| Above)
+        .with_writer(|| Stderr)
         .with_timer(Stamp)
         .with_ansi(colour)
         .with_target(false)
         .with_filter(filter_fn(move |metadata| !is_access(metadata)));
     // Lines of JSON, for programs: nothing stands before them.
     let access = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| Stderr)
         .with_ansi(false)
         .without_time()
         .with_level(false)

@@ -46,6 +46,12 @@ use config::Told;
 use exit::Failure;
 
 fn main() -> ExitCode {
+    let code = run();
+    log::flush();
+    code
+}
+
+fn run() -> ExitCode {
     completion::answer();
     #[cfg(target_os = "linux")]
     if let Some(result) = cluster::hidden_subcommand() {

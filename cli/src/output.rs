@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use llmlb_lock_core::LeftOver;
 
 use crate::exit::{FAILURE, Failure, OK};
+use crate::log;
 
 /// Prints a result. A reader that has left (`llmlb status | head -1`) has all it wanted.
 pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
@@ -30,7 +31,7 @@ pub(crate) fn write_or_exit(bytes: &[u8]) -> Result<(), Failure> {
 
 /// A remark, on stderr. One that nobody can read is no reason to fail.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    log::put(format!("{text}\n").as_bytes());
 }
 
 /// Says why the program fails, which it then does.

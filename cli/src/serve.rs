@@ -20,7 +20,7 @@ use crate::detach::{self, Detached, Side};
 use crate::exit::{self, Failure};
 use crate::ready::Readiness;
 use crate::signals::{Shutdown, die_of};
-use crate::{built_in, check, output, supervise};
+use crate::{built_in, check, log, output, supervise};
 #[cfg(unix)]
 use crate::{built_in::Prepared, succession::Succession};
 
@@ -72,6 +72,8 @@ pub(crate) fn run_to_end(server: impl Future<Output = Result<u8, Failure>>) -> R
         .enable_all()
         .build()
         .map_err(|e| Failure::new(exit::FAILURE, format!("cannot start: {e}")))?;
+    // After --detach, which forks.
+    log::hold_nobody_up();
     let result = runtime.block_on(server);
     runtime.shutdown_background();
     result

@@ -21,7 +21,7 @@ mod unix {
     };
     use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
-    use crate::exit;
+    use crate::{exit, log};
 
     /// `timeout` signals its child and then the child's group: the same signal twice within this
     /// time is one request.
@@ -168,6 +168,7 @@ mod unix {
     /// started it can tell: a shell leaves its loop at Ctrl-C. Without dumping core. Returns where
     /// a signal does not end the process (PID 1), with the exit code that says the same.
     pub(crate) fn die_of(number: i32) -> u8 {
+        log::flush();
         if let Ok(signal) = Signal::try_from(number) {
             let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
             // Where cores are piped to a program, the limit is not looked at.

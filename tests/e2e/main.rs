@@ -40,6 +40,8 @@ mod swap;
 // Pseudo-terminals.
 #[cfg(unix)]
 mod terminal;
+#[cfg(unix)] // pipes that are full
+mod unread;
 #[cfg(windows)]
 mod windows;
 mod words;

@@ -212,6 +212,20 @@ impl Running {
         }
     }
 
+    /// With a stderr that is the caller's to read.
+    pub fn start_saying_to(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+        command.stdout(Stdio::piped()).stderr(stderr);
+        let mut child = spawn(command.stdin(Stdio::null()));
+        // Else it is held open on this side.
+        command.stderr(Stdio::null());
+        let stdout = Lines::of(child.stdout.take().unwrap());
+        Self {
+            child,
+            stdout,
+            stderr: Lines::of(std::io::empty()),
+        }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

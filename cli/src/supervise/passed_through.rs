@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::stdio::stdout;
 
-use crate::log;
+use crate::log::Lost;
 
 /// How long what has ended may take to be read to its end; a process that was let go has the pipe
 /// still.
@@ -41,53 +41,18 @@ impl PassedThrough {
 
 fn copy(mut reader: PipeReader) {
     let mut buffer = vec![0; 64 * 1024];
-    let mut lost = Lost::default();
+    let mut lost = Lost::new("bytes of output", <[u8]>::len);
     loop {
         match reader.read(&mut buffer) {
             Ok(0) => return,
-            Ok(len) => lost.write(&buffer[..len]),
+            Ok(len) => lost.write(&buffer[..len], write),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return,
         }
     }
 }
 
-/// What has found no room.
-#[derive(Default)]
-struct Lost {
-    bytes: usize,
-    why: String,
-}
-
-impl Lost {
-    fn write(&mut self, text: &[u8]) {
-        if self.bytes > 0 {
-            let Self { bytes, why } = self;
-            let what = format!("{bytes} bytes of output were lost here: {why}");
-            let remark = format!("\n{}", log::warning(&what));
-            if try_write(remark.as_bytes()).is_err() {
-                self.bytes += text.len();
-                return;
-            }
-            self.bytes = 0;
-        }
-        if let Err((rest, e)) = try_write(text) {
-            self.bytes += rest;
-            self.why = e.to_string();
-        }
-    }
-}
-
-/// How much could not be written, and why.
-fn try_write(mut text: &[u8]) -> Result<(), (usize, io::Error)> {
-    while !text.is_empty() {
-        // Looked up each time: the log may be another by now.
-        match rustix::io::write(stdout(), text) {
-            Ok(0) => return Err((text.len(), io::ErrorKind::WriteZero.into())),
-            Ok(len) => text = &text[len..],
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err((text.len(), e.into())),
-        }
-    }
-    Ok(())
+/// The descriptor is looked up each time: the log may be another by now.
+fn write(text: &[u8]) -> io::Result<usize> {
+    Ok(rustix::io::write(stdout(), text)?)
 }
