@@ -114,17 +114,22 @@ pub(crate) async fn run(
     args: &ServeArgs,
     readiness: &Readiness,
     mut shutdown: Shutdown,
+    mut hangups: Hangups,
 ) -> Result<u8, Failure> {
     // Those who connect wait meanwhile.
     let listening = [listener.local_addr().map_err(failed)?];
-    let Ok(prepared) = Prepared::new(args, &listening, &mut shutdown).await? else {
+    let prepared = hangups.during(Prepared::new(args, &listening, &mut shutdown));
+    let Ok(prepared) = prepared.await? else {
         announce_shutdown();
         lock.release()?;
         return Ok(exit::OK);
     };
     let info = lock.info().clone();
     let succession = Succession::first(lock, listener);
-    serve(prepared, succession, &info, args, readiness, shutdown).await
+    serve(
+        prepared, succession, &info, args, readiness, shutdown, hangups,
+    )
+    .await
 }
 
 /// Serves on a port that another process guards for this one, as `info` says.
@@ -134,9 +139,11 @@ pub(crate) async fn run_guarded(
     listener: TcpListener,
     args: &ServeArgs,
     mut shutdown: Shutdown,
+    mut hangups: Hangups,
 ) -> Result<u8, Failure> {
     let listening = [listener.local_addr().map_err(failed)?];
-    let Ok(prepared) = Prepared::new(args, &listening, &mut shutdown).await? else {
+    let prepared = hangups.during(Prepared::new(args, &listening, &mut shutdown));
+    let Ok(prepared) = prepared.await? else {
         return Ok(exit::OK);
     };
     let succession = Succession::guarded(listener);
@@ -147,6 +154,7 @@ pub(crate) async fn run_guarded(
         args,
         &Readiness::new(),
         shutdown,
+        hangups,
     )
     .await
 }
@@ -159,6 +167,7 @@ pub(crate) async fn serve(
     args: &ServeArgs,
     readiness: &Readiness,
     mut shutdown: Shutdown,
+    mut hangups: Hangups,
 ) -> Result<u8, Failure> {
     let gateway = &prepared.gateway;
     let listener = succession.listener().map_err(failed)?;
@@ -170,8 +179,6 @@ pub(crate) async fn serve(
         );
     }
     gateway.describe(description(info));
-    // Before anybody may think that it is there to be reloaded.
-    let mut hangups = Hangups::listen().map_err(failed)?;
     let mut reloads = std::pin::pin!(async {
         loop {
             hangups.recv().await;

@@ -18,6 +18,7 @@ use crate::cluster::Membership;
 #[cfg(unix)]
 use crate::detach::{self, Detached, Side};
 use crate::exit::{self, Failure};
+use crate::hangup::Hangups;
 use crate::ready::Readiness;
 use crate::signals::{Shutdown, die_of};
 use crate::{built_in, check, log, output, supervise};
@@ -83,8 +84,9 @@ async fn serve(
     #[cfg_attr(not(target_os = "linux"), expect(unused_mut))] mut args: ServeArgs,
     #[cfg(unix)] mut detached: Option<Detached>,
 ) -> Result<u8, Failure> {
-    let mut shutdown = Shutdown::listen()
-        .map_err(|e| Failure::new(exit::FAILURE, format!("cannot listen for signals: {e}")))?;
+    let deaf = |e| Failure::new(exit::FAILURE, format!("cannot listen for signals: {e}"));
+    let mut shutdown = Shutdown::listen().map_err(deaf)?;
+    let mut hangups = Hangups::listen().map_err(deaf)?;
     let locks = LockDir::default();
     let readiness = Readiness::new();
     // A free port is known only once it is bound; any other is bound under its lock.
@@ -98,8 +100,11 @@ async fn serve(
     };
     #[cfg(target_os = "linux")]
     let mut membership = Membership::join(&mut args, port)?;
-    let obtained = obtain(&locks, port, &args, &mut shutdown).await?;
-    let obtained = clear_left_overs(obtained, &mut shutdown).await?;
+    let obtaining = async {
+        let obtained = obtain(&locks, port, &args, &mut shutdown).await?;
+        clear_left_overs(obtained, &mut shutdown).await
+    };
+    let obtained = hangups.during(obtaining).await?;
     #[cfg(unix)]
     if let (Some(detached), Some(lock)) = (&mut detached, obtained.lock()) {
         detached.open_log(lock.path())?;
@@ -135,8 +140,10 @@ async fn serve(
                 let info =
                     info.ok_or_else(|| Failure::new(exit::FAILURE, "no lock came with it"))?;
                 let (prepared, succession) = (*prepared, *succession);
-                return built_in::serve(prepared, succession, &info, &args, &readiness, shutdown)
-                    .await;
+                return built_in::serve(
+                    prepared, succession, &info, &args, &readiness, shutdown, hangups,
+                )
+                .await;
             }
             Obtained::Interrupted(signal) => return Ok(die_of(signal)),
         };
@@ -146,7 +153,8 @@ async fn serve(
             let active = match membership.map(|membership| (membership, membership.timing)) {
                 Some((membership, Some(timing))) => {
                     supervise::check_command(&args.command[0])?;
-                    match membership.acquire(&args, timing, &mut shutdown).await? {
+                    let acquiring = membership.acquire(&args, timing, &mut shutdown);
+                    match hangups.during(acquiring).await? {
                         Ok(active) => Some(active),
                         Err(signal) => {
                             lock.release()?;
@@ -158,13 +166,13 @@ async fn serve(
             };
             #[cfg(not(target_os = "linux"))]
             let active = None;
-            return supervise::run(lock, &args, &readiness, active, shutdown).await;
+            return supervise::run(lock, &args, &readiness, active, shutdown, hangups).await;
         }
         let listener = match free {
             Some(listener) => listener,
             None => bind(&args.host, port)?,
         };
-        built_in::run(lock, listener, &args, &readiness, shutdown).await
+        built_in::run(lock, listener, &args, &readiness, shutdown, hangups).await
     };
     let serving = async {
         tokio::select! {

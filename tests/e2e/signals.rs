@@ -2,6 +2,7 @@
 //! and passed on by a death.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -143,6 +144,52 @@ fn a_guard_that_only_waited_dies_of_the_signal_as_well() {
     waiter.signal(Signal::SIGINT);
     assert_eq!(waiter.wait().signal(), Some(Signal::SIGINT as i32));
     assert!(sandbox.lock_file(port).exists());
+}
+
+#[test]
+fn a_hangup_does_not_end_a_server_that_starts() {
+    let sandbox = Sandbox::new();
+    let port = free_port().to_string();
+    let mut before: Option<Running> = None;
+    for more in [&[][..], &["--replace"]] {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let backend = format!("http://{}", silent.local_addr().unwrap());
+        let serve = ["serve", "-p", &port, "--backend", &backend];
+        let mut server = Running::start(sandbox.llmlb(serve).args(more));
+        let _unanswered = silent.accept().unwrap();
+        server.signal(Signal::SIGHUP);
+        server.expect_log("listening on");
+        server.expect_log("no file to read again");
+        if let Some(mut before) = before.replace(server) {
+            assert_eq!(before.wait().code(), Some(0));
+        }
+    }
+}
+
+#[test]
+fn a_hangup_does_not_end_a_server_that_waits() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let mut holder = sandbox.serve(port);
+    for command in [&[][..], &["--", "sh", "-c", "echo ready; exec sleep 1000"]] {
+        let wait = ["serve", "-p", &text, "--wait", "60"];
+        let mut waiter = Running::start(sandbox.llmlb(wait).args(command));
+        waiter.expect_log("Waiting up to");
+        waiter.signal(Signal::SIGHUP);
+        holder.signal(Signal::SIGTERM);
+        holder.wait();
+        match command {
+            [] => waiter.expect_log("no file to read again"),
+            // Nobody has told it to hang up, which would end it.
+            _ => {
+                waiter.expect_output("ready");
+                waiter.signal(Signal::SIGUSR1);
+                waiter.expect_log("Server was ended by SIGUSR1")
+            }
+        };
+        holder = waiter;
+    }
 }
 
 /// GNU `timeout` signals its child and then its group, which the child is in.

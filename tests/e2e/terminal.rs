@@ -7,7 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use llmlb_tests::{Sandbox, free_port, is_alive, wait_until};
+use llmlb_tests::{Sandbox, free_port, is_alive, llmlb_binary, wait_until};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::openpty;
 
 const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
@@ -18,29 +19,37 @@ struct Terminal {
     child: Child,
 }
 
+/// Runs it as the foreground job of a new terminal.
+fn on_a_terminal(mut command: Command) -> (File, Child) {
+    let pty = openpty(None, None).unwrap();
+    // Else the terminal's end would wait for that of all programs on it.
+    for end in [&pty.master, &pty.slave] {
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+    }
+    let side = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
+    command
+        .stdin(side(&pty.slave))
+        .stdout(side(&pty.slave))
+        .stderr(side(&pty.slave));
+    let terminal = pty.slave.as_raw_fd();
+    // SAFETY: only system calls that are safe after a fork.
+    unsafe {
+        command.pre_exec(move || {
+            nix::unistd::setsid()?;
+            if nix::libc::ioctl(terminal, nix::libc::TIOCSCTTY as _, 0) < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    let child = command.spawn().unwrap();
+    drop((command, pty.slave));
+    (File::from(pty.master), child)
+}
+
 impl Terminal {
-    /// Runs it as the foreground job of a new terminal.
-    fn run(mut command: Command) -> Self {
-        let pty = openpty(None, None).unwrap();
-        let side = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
-        command
-            .stdin(side(&pty.slave))
-            .stdout(side(&pty.slave))
-            .stderr(side(&pty.slave));
-        let terminal = pty.slave.as_raw_fd();
-        // SAFETY: only system calls that are safe after a fork.
-        unsafe {
-            command.pre_exec(move || {
-                nix::unistd::setsid()?;
-                if nix::libc::ioctl(terminal, nix::libc::TIOCSCTTY as _, 0) < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-                Ok(())
-            });
-        }
-        let child = command.spawn().unwrap();
-        drop((command, pty.slave));
-        let keyboard = File::from(pty.master);
+    fn run(command: Command) -> Self {
+        let (keyboard, child) = on_a_terminal(command);
         let mut output = keyboard.try_clone().unwrap();
         let screen = Arc::new(Mutex::new(String::new()));
         let shown = Arc::clone(&screen);
@@ -466,4 +475,48 @@ fn status_shows_on_a_terminal_as_much_as_fits() {
     }
     // All that fits is shown in full.
     assert!(status_on_screen(&sandbox, 400, "").contains(&long));
+}
+
+#[test]
+fn the_end_of_the_terminal_is_the_end_of_who_serves_and_of_who_waits() {
+    let sandbox = Sandbox::new();
+    let port = free_port().to_string();
+    let log = sandbox.path().join("log");
+    let program = llmlb_binary().display();
+    let said_elsewhere = format!("exec {program} \"$@\" 2>{}", log.display());
+    let serve = ["serve", "-p", &port];
+    let wait = ["serve", "-p", &port, "--wait", "600"];
+    let mut started = [0, 1, 2].map(|number| {
+        let mut command = match number {
+            0 => sandbox.llmlb(serve),
+            1 => sandbox.llmlb(wait),
+            _ => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &said_elsewhere, "sh"]).args(wait);
+                shell.args(["--", "true"]);
+                shell
+            }
+        };
+        command.env("LLMLB_LOCK_DIR", sandbox.path());
+        let (mut screen, child) = on_a_terminal(command);
+        let mut said = String::new();
+        wait_until("it to serve or to wait", || {
+            if number == 2 {
+                said = fs::read_to_string(&log).unwrap_or_default();
+            } else {
+                let mut buffer = [0; 4096];
+                let len = screen.read(&mut buffer).unwrap();
+                said += &String::from_utf8_lossy(&buffer[..len]);
+            }
+            let is_there = said.contains("listening on") || said.contains("Waiting up to");
+            is_there.then_some(())
+        });
+        (Some(screen), child)
+    });
+    // Those who wait first.
+    for (screen, child) in started.iter_mut().rev() {
+        drop(screen.take());
+        wait_until("the program to end", || child.try_wait().unwrap());
+    }
+    assert!(!sandbox.lock_file(port.parse().unwrap()).exists());
 }

@@ -10,6 +10,7 @@ use super::active::OWN;
 use crate::args::ServeArgs;
 use crate::built_in;
 use crate::exit::{self, Failure};
+use crate::hangup::Hangups;
 use crate::serve;
 use crate::signals::Shutdown;
 
@@ -97,13 +98,14 @@ pub(crate) fn run(mut args: ServeArgs, port: u16) -> Result<u8, Failure> {
     let failed = |e: std::io::Error| Failure::new(exit::FAILURE, format!("cannot start: {e}"));
     serve::run_to_end(async {
         let shutdown = Shutdown::listen().map_err(failed)?;
+        let hangups = Hangups::listen().map_err(failed)?;
         let named = LockDir::default().read_lock_info(port)?;
         let Some(info) = named.filter(|info| info.pid == std::process::id()) else {
             let message = format!("port {port} is not guarded for this process");
             return Err(Failure::new(exit::FAILURE, message));
         };
         let listener = serve::bind(&args.host, port)?;
-        built_in::run_guarded(&info, listener, &args, shutdown).await
+        built_in::run_guarded(&info, listener, &args, shutdown, hangups).await
     })
 }
 

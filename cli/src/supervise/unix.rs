@@ -28,6 +28,7 @@ use crate::args::{Restart, ServeArgs};
 use crate::cluster::{Active, Hearing};
 use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, watch};
+use crate::hangup::Hangups;
 use crate::ready::Readiness;
 use crate::signals::{Inherited, Shutdown, Stream, die_of};
 use crate::state::{LastEnd, StateFile};
@@ -47,11 +48,12 @@ pub(crate) async fn run(
     readiness: &Readiness,
     active: Option<Active>,
     shutdown: Shutdown,
+    hangups: Hangups,
 ) -> Result<u8, Failure> {
     let mut told = Told {
         shutdown,
         child_changed: Stream::listen_anyway(Signal::SIGCHLD).map_err(failed)?,
-        passed_on: PassedOn::listen(args.detach).map_err(failed)?,
+        passed_on: PassedOn::listen(args.detach, hangups).map_err(failed)?,
         woken: Stream::listen_anyway(Signal::SIGCONT).map_err(failed)?,
         resumed: None,
     };
@@ -520,12 +522,12 @@ struct PassedOn([(Signal, Stream); 5]);
 
 impl PassedOn {
     /// In the background SIGHUP is for the log.
-    fn listen(detached: bool) -> io::Result<Self> {
+    fn listen(detached: bool, hangups: Hangups) -> io::Result<Self> {
         let listen = |number| Ok::<_, io::Error>((number, Stream::listen(number)?));
         Ok(Self([
             match detached {
                 true => (Signal::SIGHUP, Stream::none()),
-                false => listen(Signal::SIGHUP)?,
+                false => (Signal::SIGHUP, hangups.into_stream()),
             },
             listen(Signal::SIGQUIT)?,
             listen(Signal::SIGUSR1)?,

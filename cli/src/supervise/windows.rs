@@ -19,6 +19,7 @@ use crate::args::ServeArgs;
 use crate::cluster::Active;
 use crate::exit::{self, Failure};
 use crate::guard::announce_shutdown;
+use crate::hangup::Hangups;
 use crate::ready::Readiness;
 use crate::signals::Shutdown;
 
@@ -34,6 +35,7 @@ pub(crate) async fn run(
     readiness: &Readiness,
     _: Option<Active>,
     mut shutdown: Shutdown,
+    _: Hangups,
 ) -> Result<u8, Failure> {
     let failed = |e: io::Error| Failure::new(exit::FAILURE, format!("cannot watch server: {e}"));
     let job = Arc::new(ServerJob::create().map_err(failed)?);
