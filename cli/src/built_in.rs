@@ -184,7 +184,12 @@ pub(crate) async fn serve(
     let mut server = std::pin::pin!(gateway.serve(listener));
     info!("listening on {address}");
     if prepared.backends.sets().borrow().is_empty() {
-        warn!("No model servers to pass requests on to: see --backend");
+        let why = if prepared.backends.is_expecting() {
+            "to yet: what was given stands for none so far"
+        } else {
+            "to: see --backend"
+        };
+        warn!("No model servers to pass requests on {why}");
     }
     notify_ready();
     let own = std::process::id();

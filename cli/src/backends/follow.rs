@@ -84,6 +84,7 @@ pub(crate) struct Follower {
     news: Sender<News>,
     sets: watch::Receiver<BackendSet>,
     has_files: bool,
+    is_expecting: bool,
 }
 
 impl Follower {
@@ -97,6 +98,7 @@ impl Follower {
         let has_files = !sources.files.is_empty();
         let mut state = State::new(sources, news.clone())?;
         state.wait_for_names(&received);
+        let is_expecting = !state.names.is_empty() || !state.servers.is_empty();
         let (sets, followed) = watch::channel(state.set());
         let follow = move || state.follow(&received, &sets);
         let thread = thread::Builder::new().name("backends".to_owned());
@@ -105,7 +107,13 @@ impl Follower {
             news,
             sets: followed,
             has_files,
+            is_expecting,
         })
+    }
+
+    /// Whether names or services were given, be it that none had a backend at the start.
+    pub(crate) fn is_expecting(&self) -> bool {
+        self.is_expecting
     }
 
     pub(crate) fn sets(&self) -> watch::Receiver<BackendSet> {
@@ -228,7 +236,7 @@ impl State {
             }
             News::Addresses(name, Ok(addresses)) => {
                 if addresses.is_empty() {
-                    warn!("{name} stands for no address, its backends stay as they are");
+                    self.lacks_address(name, "it has none");
                     return false;
                 }
                 info!("{name} stands for {} backends", addresses.len());
@@ -236,11 +244,20 @@ impl State {
                 true
             }
             News::Addresses(name, Err(problem)) => {
-                warn!("Cannot look up {name}, its backends stay as they are: {problem}");
-                self.names.entry(name).or_default().get_or_insert_default();
+                self.lacks_address(name, &problem);
                 false
             }
         }
+    }
+
+    fn lacks_address(&mut self, name: String, problem: &str) {
+        let known = self.names.get(&name).and_then(Option::as_ref);
+        if known.is_some_and(|known| !known.is_empty()) {
+            warn!("Cannot look up {name}, its backends stay as they are: {problem}");
+        } else {
+            warn!("{name} has no address yet and is asked for again and again: {problem}");
+        }
+        self.names.entry(name).or_default().get_or_insert_default();
     }
 
     /// Whether `read` has taken what one of them says.

@@ -178,3 +178,15 @@ fn the_files_in_the_manual_are_understood() {
         }
     }
 }
+
+#[test]
+fn a_name_without_an_address_is_told_as_one_to_come() {
+    let gateway = Gateway::with(&["dns+http://nosuch.invalid:8000".to_owned()], &[]);
+    gateway.expect_log("http://nosuch.invalid:8000 has no address yet and is asked for again");
+    gateway.expect_log("No model servers to pass requests on to yet:");
+    let log = gateway.log().join("\n");
+    assert!(
+        !log.contains("stay as they are") && !log.contains("--backend"),
+        "{log}"
+    );
+}
