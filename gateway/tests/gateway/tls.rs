@@ -230,9 +230,14 @@ fn a_backend_that_is_not_whom_it_says_is_sent_nothing() {
     let (authority, other) = (Authority::new(), Authority::new());
     let backend = Backend::named("b", &["m"]);
     let right = authority.certify(&["localhost"]);
-    for (identity, roots) in [
-        (authority.certify(&["other.example"]), &authority),
-        (right.clone(), &other),
+    for (identity, roots, wanted) in [
+        (
+            authority.certify(&["other.example"]),
+            &authority,
+            "other.example",
+        ),
+        // Of the same name, as rcgen's all are.
+        (right.clone(), &other, "see --backend-ca"),
     ] {
         let (url, _) = before(&backend, shows(&identity));
         let gateway = Gateway::with(&[url], once().backend_tls(backends(roots, None)));
@@ -240,7 +245,11 @@ fn a_backend_that_is_not_whom_it_says_is_sent_nothing() {
         assert!([502, 503].contains(&told.status()), "{}", told.status());
         let health = gateway.health();
         let problem = health["backends"][0]["problem"].as_str().unwrap();
-        assert!(problem.contains("certificate"), "{problem}");
+        assert!(
+            problem.contains("certificate") && problem.contains(wanted),
+            "{problem}"
+        );
+        assert!(!problem.contains('{'), "{problem}");
     }
     // Nor one that does not speak it.
     let url = backend.url().replace("http://", "https://");
