@@ -87,10 +87,11 @@ async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusa
     let model = match asked.model {
         Found::Text(model) => Some(model),
         Found::Nothing => None,
-        Found::Unreadable if maker.is_none() && names_matter(&shared) => {
-            return Err(Refusal::UnknowableModel);
-        }
-        Found::Unreadable => None,
+        Found::Unreadable if maker.is_some() => None,
+        Found::Unreadable => match why_names_matter(&shared) {
+            Some(why) => return Err(Refusal::UnknowableModel(why)),
+            None => None,
+        },
     };
     if shared.options.naming.is_empty() {
         return ask(flight, &mut outgoing, model.as_deref(), maker.as_ref()).await;
@@ -157,7 +158,7 @@ async fn receive(
         headers::remove_keys(&mut parts.headers);
     }
     let is_named = !shared.options.naming.is_empty();
-    let needed = asked.model == Found::Nothing && names_matter(shared);
+    let needed = asked.model == Found::Nothing && why_names_matter(shared).is_some();
     let body = Received::read(body, &mut search, &shared.intake, needed).await?;
     if is_chunked && !body.has_length() {
         // For some methods it would be left out otherwise, and the body with it.
@@ -175,9 +176,15 @@ async fn receive(
     Ok((outgoing, asked, place))
 }
 
-/// Whether it matters which model is asked for.
-fn names_matter(shared: &Shared) -> bool {
-    !shared.options.naming.is_empty() || shared.live.roster().differ()
+/// Why it matters which model is asked for, if it does.
+fn why_names_matter(shared: &Shared) -> Option<&'static str> {
+    if shared.live.roster().differ() {
+        Some("the backends serve different ones")
+    } else if !shared.options.naming.is_empty() {
+        Some("some names stand for other models here (an alias, a fallback or a default)")
+    } else {
+        None
+    }
 }
 
 /// What is said when no place was to be had, the last of those tried having had this problem.
