@@ -346,8 +346,18 @@ impl GatewayArgs {
             .first_byte_timeout(self.first_byte_timeout)
             .stream_idle_timeout(self.stream_idle_timeout)
             .naming(self.naming()?)
-            .no_backends_hint("no backends: start llmlb serve with --backend URL");
+            .no_backends_hint(self.no_backends());
         Ok(options)
+    }
+
+    /// What to say while there is none.
+    fn no_backends(&self) -> &'static str {
+        let is_named = self.backend.iter().any(Option::is_some) || !self.backends_of.is_empty();
+        if is_named {
+            "no backends yet: the names and services given stand for none so far"
+        } else {
+            "no backends: start llmlb serve with --backend URL"
+        }
     }
 
     fn naming(&self) -> Result<Naming, String> {

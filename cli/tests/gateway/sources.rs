@@ -185,6 +185,10 @@ fn a_name_without_an_address_is_told_as_one_to_come() {
     let gateway = Gateway::with(&["dns+http://nosuch.invalid:8000".to_owned()], &[]);
     gateway.expect_log("http://nosuch.invalid:8000 has no address yet and is asked for again");
     gateway.expect_log("No model servers to pass requests on to yet:");
+    let told = gateway.chat("m");
+    assert_eq!(told.status(), 503);
+    let said = told.json()["error"]["message"].to_string();
+    assert!(said.contains("no backends yet"), "{said}");
     let log = gateway.log().join("\n");
     assert!(
         !log.contains("stay as they are") && !log.contains("--backend"),
