@@ -105,6 +105,11 @@ impl Host {
         self.activity.is_within()
     }
 
+    fn speaks_tls(&self) -> bool {
+        let shared = self.shared.as_ref();
+        shared.is_some_and(|shared| shared.options.tls.is_some())
+    }
+
     /// Whether its answer must not look whole.
     pub(super) fn is_broken(&self) -> bool {
         self.peer.broken.load(Ordering::Relaxed)
@@ -151,8 +156,9 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let deadline = Duration::from_secs(1);
     http.timer(Clock::new(&host.activity))
         .header_read_timeout(deadline)
-        // Else it reads on while a request is in flight, into a new buffer.
-        .half_close(Socket::TELLS_THE_END);
+        // Else it reads on while a request is in flight, into a new buffer. With TLS it has to, as an
+        // end that is told is not seen from outside.
+        .half_close(Socket::TELLS_THE_END && !host.speaks_tls());
     let connection = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection.with_upgrades());
     let mut is_let_go = false;
