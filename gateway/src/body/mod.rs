@@ -8,4 +8,4 @@ mod upload;
 
 pub(crate) use intake::Intake;
 pub(crate) use received::Received;
-pub(crate) use upload::Upload;
+pub(crate) use upload::{Upload, upload_failed};

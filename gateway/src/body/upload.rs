@@ -1,5 +1,6 @@
 //! A request's body on its way to a backend: what was kept of it, again if need be, and the rest.
 
+use std::error::Error;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -11,6 +12,24 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::pace::Pace;
+use crate::error::Refusal;
+
+/// A client sends too slowly, or no more.
+#[derive(Debug, thiserror::Error)]
+#[error("the body stopped coming, or comes too slowly")]
+struct TooSlow;
+
+/// Why a body could not be sent, by the error of who was to send it.
+pub(crate) fn upload_failed(error: &(dyn Error + 'static)) -> Refusal {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    if cause.is::<TooSlow>() {
+        return Refusal::BodyTimedOut;
+    }
+    Refusal::BadBody(cause.to_string())
+}
 
 /// What is sent to a backend.
 pub(crate) struct Upload {
@@ -84,9 +103,7 @@ impl http_body::Body for Upload {
         let now = || (Instant::now(), Box::pin(sleep(patience)));
         let (_, pause) = self.pause.get_or_insert_with(now);
         ready!(pause.as_mut().poll(context));
-        Poll::Ready(Some(Err(axum::Error::new(std::io::Error::from(
-            std::io::ErrorKind::TimedOut,
-        )))))
+        Poll::Ready(Some(Err(axum::Error::new(TooSlow))))
     }
 
     fn is_end_stream(&self) -> bool {

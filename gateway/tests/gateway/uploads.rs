@@ -79,3 +79,28 @@ fn blanks_in_single_bytes_are_no_burden() {
     let seen = backend.requests().pop().unwrap();
     assert_eq!(seen.body.len(), FIRST + SINGLE + body.len());
 }
+
+#[test]
+fn what_is_no_body_is_told_so_also_behind_what_is_kept() {
+    let backend = Backend::named("fine", &[]);
+    let gateway = Gateway::before(&[backend.url()]);
+    for (kind, len) in [
+        ("application/json", 4),
+        ("text/plain", 4),
+        ("text/plain", 5 << 20),
+    ] {
+        let mut client = gateway.connect();
+        client.send(format!(
+            "POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Type: {kind}\r\n\
+             Transfer-Encoding: chunked\r\n\r\n{len:x}\r\n{}\r\nZZ\r\n",
+            " ".repeat(len)
+        ));
+        let answer = client.message().unwrap();
+        assert_eq!(
+            (answer.status(), &*answer.error_code()),
+            (400, "invalid_body"),
+            "{kind}, {len}"
+        );
+    }
+    assert_eq!(gateway.chat("m").body, b"fine");
+}
