@@ -24,14 +24,13 @@ pub(crate) struct Received {
     trailers: Option<HeaderMap>,
     /// What follows it.
     pub(crate) rest: Option<Body>,
-    pace: Pace,
     /// For what is kept beyond the usual.
     memory: Option<OwnedSemaphorePermit>,
 }
 
 impl Received {
-    /// Reads all of a body that may name a model, if it is not too big to keep, and the first piece
-    /// of all else. One that is bigger is read on if the model is still `needed`.
+    /// Reads all of a body that is not too big to keep, and the beginning of one that is; that is
+    /// read on if it names the model and that is still `needed`. Nobody's place is taken meanwhile.
     pub(crate) async fn read(
         body: Body,
         search: &mut Search,
@@ -40,10 +39,12 @@ impl Received {
     ) -> Result<Self, Refusal> {
         let mut reading = Reading::new(body, intake);
         while let Some(piece) = reading.next().await? {
-            search.read(&piece, reading.kept()).await;
+            if search.goes_on() {
+                search.read(&piece, reading.kept()).await;
+            }
             let len = reading.kept().len();
-            let more = needed && len < MOST;
-            if !search.goes_on() || len >= KEPT && (!more || search.has_model()) {
+            let more = needed && len < MOST && search.goes_on() && !search.has_model();
+            if len >= KEPT && !more {
                 return Ok(reading.finish(true));
             }
             intake.keep(len, &mut reading.memory)?;
@@ -54,8 +55,7 @@ impl Received {
     /// What is sent to a backend. What is not kept goes with it.
     pub(crate) fn upload(&mut self) -> Upload {
         let rest = self.rest.take();
-        let pace = std::mem::take(&mut self.pace);
-        Upload::new(self.start.clone(), self.trailers.clone(), rest, pace)
+        Upload::new(self.start.clone(), self.trailers.clone(), rest)
     }
 
     /// Has so much memory counted for it.
@@ -99,7 +99,7 @@ impl<'a> Reading<'a> {
             first: Bytes::new(),
             all: BytesMut::new(),
             trailers: None,
-            pace: Pace::default(),
+            pace: Pace::free(),
             memory: None,
             upload: None,
         }
@@ -181,7 +181,6 @@ impl<'a> Reading<'a> {
             },
             trailers: self.trailers,
             rest: goes_on.then_some(self.body),
-            pace: self.pace,
             memory: self.memory,
         }
     }

@@ -1,18 +1,32 @@
 //! Bodies that are on their way.
 
-use crate::support::{Backend, Gateway, chat, often, request};
+use crate::support::{Backend, Gateway, Next, answer, chat, often, once, request, wait_until};
+
+/// What kinds of bodies there are: one that names its model, forms, files, and what is not known.
+const KINDS: [&str; 5] = [
+    "Content-Type: application/json\r\n",
+    "Content-Type: multipart/form-data; boundary=b\r\n",
+    "Content-Type: text/plain\r\n",
+    "Content-Type: application/octet-stream\r\n",
+    "Content-Type: application/json\r\nContent-Encoding: br\r\n",
+];
 
 #[test]
 fn who_sends_slowly_keeps_nobody_out() {
     let backend = Backend::named("fine", &[]);
     let gateway = Gateway::with(&[backend.url()], often().max_requests(4));
-    let head = "POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{";
-    let mut slow: Vec<_> = (0..20)
-        .map(|_| {
-            let mut client = gateway.connect();
-            client.send(head);
-            client
-        })
+    let begin = |path: &str, kind: &str| {
+        let mut client = gateway.connect();
+        client.send(format!(
+            "POST {path} HTTP/1.1\r\nHost: h\r\n{kind}Content-Length: 100\r\n\r\nx"
+        ));
+        client
+    };
+    let mut slow: Vec<_> = ["/v1/x", "/v1/files"]
+        .iter()
+        .flat_map(|path| KINDS.iter().map(move |kind| (path, kind)))
+        .flat_map(|(path, kind)| (0..5).map(move |_| (path, kind)))
+        .map(|(path, kind)| begin(path, kind))
         .collect();
     for _ in 0..10 {
         for client in &mut slow {
@@ -28,6 +42,48 @@ fn who_sends_slowly_keeps_nobody_out() {
         assert_eq!(client.message().unwrap().body, b"fine");
     }
     assert_eq!(backend.requests().len(), 20);
+    // In the end, they are served like all others.
+    for mut client in slow {
+        client.send("x".repeat(89));
+        assert_eq!(client.message().unwrap().body, b"fine");
+    }
+}
+
+#[test]
+fn a_file_that_is_all_here_goes_to_another_when_the_first_one_has_enough() {
+    let full = Backend::start(&["m"], |_, wire| {
+        wire.send(answer("429 Too Many Requests", "", "full"));
+        Next::Read
+    });
+    let other = Backend::named("other", &["m"]);
+    let gateway = Gateway::with(&[full.url(), other.url()], once());
+    for _ in 0..2 {
+        let file = vec![b'x'; 3 << 20];
+        let answer = gateway.connect().ask("POST", "/v1/files", "", &file);
+        assert_eq!(answer.body, b"other");
+    }
+    assert_eq!(full.requests().len(), 1);
+    assert!(other.requests().iter().all(|r| r.body.len() == 3 << 20));
+}
+
+#[test]
+fn who_stops_sending_leaves_its_place_to_others() {
+    let backend = Backend::named("fine", &[]);
+    let gateway = Gateway::with(&[backend.url()], often().max_requests(1));
+    let mut client = gateway.connect();
+    client.send("POST /v1/files HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\n\r\n");
+    client.send(vec![b'x'; 5 << 20]);
+    wait_until("it to take the only slot", || {
+        (gateway.chat("m").status() == 503).then_some(())
+    });
+    wait_until("it to be left", || {
+        (gateway.chat("m").status() == 200).then_some(())
+    });
+    let answer = client.message().unwrap();
+    assert_eq!(
+        (answer.status(), &*answer.error_code()),
+        (408, "request_timeout")
+    );
 }
 
 #[test]
