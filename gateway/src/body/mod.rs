@@ -5,6 +5,7 @@ mod intake;
 mod pace;
 mod received;
 mod upload;
+mod uploads;
 
 pub(crate) use intake::Intake;
 pub(crate) use received::Received;

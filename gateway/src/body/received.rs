@@ -9,12 +9,14 @@ use axum::http::HeaderMap;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
+use tokio::select;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
 use super::intake::{Intake, KEPT, MOST};
 use super::pace::Pace;
 use super::upload::Upload;
+use super::uploads::Waited;
 use crate::error::Refusal;
 use crate::model::Search;
 
@@ -88,7 +90,7 @@ struct Reading<'a> {
     trailers: Option<HeaderMap>,
     pace: Pace,
     memory: Option<OwnedSemaphorePermit>,
-    upload: Option<OwnedSemaphorePermit>,
+    upload: Option<Waited>,
 }
 
 impl<'a> Reading<'a> {
@@ -145,13 +147,18 @@ impl<'a> Reading<'a> {
         let frame = match now.await {
             Some(frame) => frame,
             None => {
-                if self.upload.is_none() {
-                    self.upload = Some(self.intake.wait()?);
-                }
+                let upload = match &mut self.upload {
+                    Some(upload) => upload,
+                    none => none.insert(self.intake.wait()?),
+                };
                 let since = Instant::now();
-                let frame = timeout(self.pace.patience(), frame).await;
+                let frame = select! {
+                    biased;
+                    frame = timeout(self.pace.patience(), frame) => frame.ok(),
+                    () = upload.cut() => None,
+                };
                 self.pace.waited(since.elapsed());
-                frame.map_err(|_| Refusal::BodyTimedOut)?
+                frame.ok_or(Refusal::BodyTimedOut)?
             }
         };
         frame
@@ -161,6 +168,9 @@ impl<'a> Reading<'a> {
 
     fn keep(&mut self, data: &Bytes) {
         self.pace.read(data.len());
+        if let Some(upload) = &self.upload {
+            upload.read(data.len());
+        }
         if self.first.is_empty() {
             self.first = data.clone();
             return;

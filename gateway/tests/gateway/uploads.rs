@@ -1,6 +1,11 @@
 //! Bodies that are on their way.
 
-use crate::support::{Backend, Gateway, Next, answer, chat, often, once, request, wait_until};
+use std::sync::mpsc;
+use std::thread;
+
+use crate::support::{
+    Backend, Gateway, Next, Wire, answer, chat, often, once, request, wait_until,
+};
 
 /// What kinds of bodies there are: one that names its model, forms, files, and what is not known.
 const KINDS: [&str; 5] = [
@@ -87,30 +92,46 @@ fn who_stops_sending_leaves_its_place_to_others() {
 }
 
 #[test]
-fn there_is_a_limit_to_bodies_on_their_way() {
+fn of_bodies_on_their_way_a_slow_one_makes_room_for_the_next() {
+    // At least so many may be.
+    const MOST: usize = 64;
     let backend = Backend::named("fine", &[]);
     let gateway = Gateway::with(&[backend.url()], often().max_requests(1));
-    let head = "POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{";
-    let mut slow = Vec::new();
-    let refused = loop {
-        assert!(slow.len() < 1000, "there is none");
+    let begin = || {
         let mut client = gateway.connect();
-        client.send(head);
-        slow.push(client);
-        // One whose body is here needs no room among them, one in pieces does.
-        assert_eq!(gateway.chat("m").body, b"fine");
-        let mut client = gateway.connect();
-        client.send("POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{");
-        client.finish_sending();
-        if let Some(answer) = client.message()
-            && answer.status() == 503
-        {
-            break answer;
-        }
+        client.send("POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{");
+        client
     };
+    let (told, answers) = mpsc::channel();
+    for mut client in (0..MOST).map(|_| begin()) {
+        let told = told.clone();
+        thread::spawn(move || told.send(client.message()));
+    }
+    let mut more = Vec::new();
+    let answer = wait_until("one of them to make room", || {
+        more.push(begin());
+        // One whose body is here needs none.
+        assert_eq!(gateway.chat("m").body, b"fine");
+        answers.try_recv().ok()
+    });
+    let answer = answer.unwrap();
+    assert_eq!(
+        (answer.status(), &*answer.error_code()),
+        (408, "request_timeout")
+    );
+    assert_eq!(answer.header("connection"), Some("close"));
+    // Who has just begun makes none.
+    let refused = wait_until("one to find no room", || {
+        let mut crowd: Vec<_> = (0..=MOST).map(|_| begin()).collect();
+        assert_eq!(gateway.chat("m").body, b"fine");
+        for client in &mut crowd {
+            client.finish_sending();
+        }
+        let mut answers = crowd.iter_mut().filter_map(Wire::message);
+        answers.find(|answer| answer.status() == 503)
+    });
     assert_eq!(refused.error_code(), "overloaded");
     assert!(refused.header("retry-after").is_some());
-    drop(slow);
 }
 
 /// The first piece must not be looked through again for each that follows: that takes minutes.
