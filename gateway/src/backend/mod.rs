@@ -284,8 +284,10 @@ impl Backend {
     /// Waits until it is time to look at it again, having begun the last look at this time.
     pub(crate) async fn rest(&self, begun: Instant) {
         let interval = self.care.health_interval;
+        // What its silence means had better be known before it hangs.
+        let is_unknown = self.in_flight() > 0 && self.busy.is_worth_a_try();
         let time = || {
-            if self.condition.may_start_soon() {
+            if is_unknown || self.condition.may_start_soon() {
                 interval.min(SOON)
             } else {
                 interval
