@@ -60,6 +60,9 @@ pub(crate) struct Arrival(Option<u64>);
 /// A request that waits, and where it is told.
 struct Waiter {
     need: Need,
+    /// A backend that had enough to do might serve it: if there is none any more, it was not asked
+    /// for in vain.
+    was_served: bool,
     /// Until it is told.
     answer: Option<oneshot::Sender<Told>>,
 }
@@ -173,6 +176,7 @@ impl Desk {
         let (answer, answered) = oneshot::channel();
         let waiter = Waiter {
             need: Need::of(wanted, tried),
+            was_served: matches!(found, Err(NoPlace::Full)),
             answer: Some(answer),
         };
         let kind = (wanted.model, wanted.strict, wanted.affine, tried);
@@ -259,6 +263,7 @@ impl Books {
             let told = match pick(roster, &wanted, &waiter.need.tried, *now) {
                 Choice::Chosen(backend) => Ok(give(now, backend, &wanted)),
                 Choice::Full | Choice::Unseen => return Offer::Nothing,
+                Choice::Nobody if waiter.was_served => Err(NoPlace::Unavailable),
                 Choice::Nobody => Err(nobody(roster, &wanted)),
             };
             // It is there to hear it: before it goes, it leaves the queue.
