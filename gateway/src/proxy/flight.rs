@@ -32,7 +32,7 @@ pub(super) struct Flight {
     /// Where it asks for a model that is listed.
     pub(super) tally: Option<Tally>,
     pub(super) started: Instant,
-    trace: Arc<Trace>,
+    pub(super) trace: Arc<Trace>,
     /// For the log, if that is on: method, and path without the query, which may hold a key.
     line: Option<(Method, String)>,
     pub(super) place: Option<Place>,

@@ -152,6 +152,7 @@ async fn receive(
         },
     );
     via::add(&mut parts.headers, &shared.via);
+    flight.trace.carry(&mut parts.headers);
     if shared.options.api_key.is_some() {
         // It is the gateway's, and no business of a backend's.
         headers::remove_keys(&mut parts.headers);
