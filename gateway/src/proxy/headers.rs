@@ -1,7 +1,8 @@
 //! What becomes of headers between a client and a backend.
 
 use axum::http::header::{
-    AUTHORIZATION, CONNECTION, EXPECT, FORWARDED, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, TE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::{HeaderMap, HeaderValue};
 
@@ -153,6 +154,25 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
         name.as_str(),
         "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
     )
+}
+
+/// Says an answer's length once, if at all: whoever comes next may not read it as the gateway does.
+pub(super) fn say_length_once(headers: &mut HeaderMap) {
+    let mut values = headers.get_all(CONTENT_LENGTH).iter();
+    let is_plain = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+    if values.next().is_none_or(is_plain) && values.next().is_none() {
+        return;
+    }
+    let one = {
+        let mut lengths = tokens(headers, &CONTENT_LENGTH).map(str::parse::<u64>);
+        let first = lengths.next().and_then(Result::ok);
+        first.filter(|first| lengths.all(|other| other.as_ref() == Ok(first)))
+    };
+    match one {
+        Some(length) => headers.insert(CONTENT_LENGTH, length.into()),
+        // Of an answer without a body, where nobody has looked at it.
+        None => headers.remove(CONTENT_LENGTH),
+    };
 }
 
 pub(super) fn ask_for_upgrade(headers: &HeaderMap) -> bool {
