@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::{Backend, Place, Usher, Waiting};
 use crate::choose::{Choice, Standing, take_turn};
-use crate::pick::{Tried, Wanted, pick};
+use crate::pick::{Tried, Wanted, pick, pick_aside};
 use crate::queue::{Fits, Kind, Offer, Queue, TooLong};
 use crate::roster::Roster;
 
@@ -152,7 +152,17 @@ impl Desk {
         found
     }
 
-    /// The same, or else a ticket where all that fit are full, or may yet turn out to be up, and
+    /// Names the backend that has least in hand of those that are up, and counts nothing there: for
+    /// what keeps nobody waiting, and waits for nobody.
+    pub(crate) fn aside(&self, wanted: &Wanted<'_>, tried: &Tried) -> Told {
+        let roster = self.roster.load();
+        match pick_aside(&roster, wanted, tried) {
+            Some(backend) => Ok(Place::aside(Arc::clone(backend))),
+            None => Err(nobody(&roster, wanted)),
+        }
+    }
+
+    /// The same as `take`, or else a ticket where all that fit are full, or may yet turn out to be up, and
     /// there is a queue.
     pub(crate) fn take_or_wait(
         self: &Arc<Self>,

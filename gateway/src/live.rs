@@ -124,6 +124,11 @@ impl Live {
         self.desk.take_or_wait(wanted, tried, arrival)
     }
 
+    /// Without a place, where no other takes one away by it.
+    pub(crate) fn aside(&self, wanted: &Wanted<'_>, tried: &Tried) -> Told {
+        self.desk.aside(wanted, tried)
+    }
+
     /// How many wait for a place.
     pub(crate) fn waiting(&self) -> usize {
         self.desk.waiting()

@@ -22,6 +22,9 @@ use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::via;
 
+/// A browser's is answered in no time; more at a time are no browsers'.
+const PREFLIGHTS: usize = 64;
+
 /// The owner's words, in the owner's order.
 type Description = Vec<(String, Value)>;
 
@@ -35,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) entrance: Entrance,
     /// For requests that are passed on.
     pub(crate) slots: Arc<Semaphore>,
+    /// For those of strangers, apart, so that they keep nobody waiting.
+    pub(crate) preflights: Arc<Semaphore>,
     pub(crate) intake: Intake,
     pub(crate) made: Made,
     pub(crate) homes: Homes,
@@ -59,6 +64,7 @@ impl Shared {
             history: History::default(),
             life: Life::new(),
             slots: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
+            preflights: Arc::new(Semaphore::new(PREFLIGHTS)),
             entrance: Entrance::new(limits.clients),
             intake: Intake::new(limits.uploads()),
             made: Made::new(),
