@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use crate::affinity::Homes;
 use crate::backend::Care;
 use crate::body::Intake;
+use crate::bygone::Bygone;
 use crate::catalog::{Catalog, Catalogs};
 use crate::history::{History, Sample};
 use crate::life::Life;
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
     pub(crate) history: History,
+    pub(crate) bygone: Bygone,
     pub(crate) life: Life,
 }
 
@@ -62,6 +64,7 @@ impl Shared {
             live: Live::new(care, options.queue),
             metrics: Metrics::new().map_err(io::Error::other)?,
             history: History::default(),
+            bygone: Bygone::default(),
             life: Life::new(),
             slots: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
             preflights: Arc::new(Semaphore::new(PREFLIGHTS)),
@@ -86,8 +89,9 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps how things are for those who look later.
+    /// Keeps how things are for those who look later, and nothing of backends that are long gone.
     pub(crate) fn sample(&self) {
+        self.bygone.see(&self.live.all(), &self.metrics);
         let all = self.metrics.summary().all;
         self.history.push(Sample {
             at: self.since.elapsed().as_secs_f64(),
