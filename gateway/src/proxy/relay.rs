@@ -40,6 +40,9 @@ pub(super) fn relay(
     }
     headers::say_length_once(&mut parts.headers);
     headers::remove_hop_by_hop(&mut parts.headers);
+    if let Some(place) = &flight.place {
+        headers::relocate(&mut parts.headers, &place.url);
+    }
     if switched {
         let (Some(client), Some(protocol)) = (flight.upgrade.take(), protocol) else {
             let refusal = Refusal::Broken("it switched protocols unasked".to_owned());

@@ -79,6 +79,23 @@ fn a_length_that_is_said_more_than_once_is_passed_on_once() {
 }
 
 #[test]
+fn who_is_sent_elsewhere_by_a_backend_stays_at_the_gateway() {
+    let backend = Backend::start(&[], |request, wire| {
+        let path = request.first_line.split(' ').nth(1).unwrap();
+        let host = request.header("host").unwrap();
+        let location = format!("Location: http://{host}{path}/?a=b\r\n");
+        wire.send(answer("307 Temporary Redirect", &location, ""));
+        Next::Read
+    });
+    for base in ["", "/base"] {
+        let gateway = Gateway::before(&[format!("{}{base}", backend.url())]);
+        let answer = gateway.get("/v1/x");
+        assert_eq!(answer.status(), 307);
+        assert_eq!(answer.all("location"), ["/v1/x/?a=b"], "{base}");
+    }
+}
+
+#[test]
 fn each_chunk_of_a_stream_arrives_before_the_next_is_sent() {
     let gate = Gate::default();
     let opened = gate.clone();
