@@ -65,6 +65,10 @@ fn busy(
     let gateway = limited(&[backend], options);
     let mut clients = vec![ask(&gateway, "/v1/0")];
     gateway.wait_for_in_flight(0, 1);
+    // In flight it is already when it is about to be connected to.
+    wait_until("it to be asked", || {
+        (!backend.requests().is_empty()).then_some(())
+    });
     for number in 1..=waiting {
         clients.push(ask(&gateway, &format!("/v1/{number}")));
         wait_for_queue(&gateway, number as f64);
