@@ -22,8 +22,8 @@ const FREE: Least = Least {
 
 /// While what it sends streams on to a backend, where it has the place of another.
 const HELD: Least = Least {
-    pause: Duration::from_secs(5),
-    rate: 64 << 10,
+    pause: Duration::from_secs(10),
+    rate: 16 << 10,
 };
 
 /// What has come of a body, and how long that took.

@@ -179,15 +179,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_stops_while_a_place_is_held_is_left_within_seconds() {
         let (len, took) = sent(1 << 20, 0).await;
-        assert!(len == 0 && took < SECOND * 6, "{len} in {took:?}");
+        assert!(len == 0 && took < SECOND * 11, "{len} in {took:?}");
         // However much came before.
         let (len, took) = sent(1 << 20, 100).await;
-        assert!(len == 100 << 20 && took < SECOND * 106, "{len} in {took:?}");
+        assert!(len == 100 << 20 && took < SECOND * 111, "{len} in {took:?}");
         // Too little, too, and enough is enough.
         let (_, took) = sent(600, 100).await;
-        assert!(took < SECOND * 6, "{took:?}");
-        let (len, took) = sent(64 << 10, 100).await;
-        assert!(len == 100 << 16 && took > SECOND * 100, "{len} in {took:?}");
+        assert!(took < SECOND * 11, "{took:?}");
+        let (len, took) = sent(16 << 10, 100).await;
+        assert!(len == 100 << 14 && took > SECOND * 100, "{len} in {took:?}");
     }
 
     #[tokio::test(start_paused = true)]
