@@ -112,8 +112,9 @@ async fn ask(
     flight.tally = model
         .filter(|model| shared.live.roster().lists(model))
         .map(|model| Tally::new(model.into()));
-    // Where there is a choice.
-    let has_choice = maker.is_none() && shared.live.roster().members().len() > 1;
+    // Where there is a choice, and it is worth to remember it.
+    let has_choice =
+        maker.is_none() && !flight.is_strangers && shared.live.roster().members().len() > 1;
     let conversation = has_choice.then(|| outgoing.conversation(&shared, model));
     let conversation = conversation.flatten();
     let conversation = conversation.as_ref();
@@ -153,6 +154,7 @@ async fn receive(
         },
     );
     via::add(&mut parts.headers, &shared.via);
+    flight.trace.carry(&mut parts.headers);
     if shared.options.api_key.is_some() {
         // It is the gateway's, and no business of a backend's.
         headers::remove_keys(&mut parts.headers);
