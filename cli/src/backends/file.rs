@@ -135,7 +135,7 @@ impl BackendsFile {
 
     fn text(&self) -> io::Result<String> {
         use std::io::Read;
-        let file = fs::File::open(&self.path)?;
+        let file = open(&self.path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("it is no regular file"));
         }
@@ -213,10 +213,34 @@ fn parse_toml(text: &str) -> Result<Document, Problem> {
     }
 }
 
+/// A FIFO would be waited for.
+fn open(path: &Path) -> io::Result<fs::File> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nix::libc::O_NONBLOCK);
+    options.open(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backends::Place;
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_keeps_nobody_waiting() {
+        use std::sync::mpsc;
+        use std::time::Duration;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("backends");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || tell.send(BackendsFile::new(&path).text()));
+        let told = told.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert!(told.unwrap_err().to_string().contains("no regular file"));
+    }
 
     fn shown(backends: &[Backend]) -> Vec<(String, u32, Option<usize>)> {
         let url = |place: &Place| match place {
