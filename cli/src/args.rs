@@ -273,7 +273,7 @@ pub(crate) struct GatewayArgs {
     access_log: bool,
 
     /// How long to serve on after SIGTERM or SIGINT while /ready says no: for load balancers above
-    #[arg(long, value_name = "SECS", default_value = "0", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = seconds)]
     drain_delay: Duration,
 
     /// How long connecting to a backend may take
@@ -294,16 +294,16 @@ pub(crate) struct GatewayArgs {
 
     /// How long a backend that does one thing at a time may work without a word before it is taken
     /// for hung
-    #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "300", value_parser = seconds)]
     busy_timeout: Duration,
 
     /// How long a backend may take, once it has a request, to begin with its answer; without, for
     /// ever
-    #[arg(long, value_name = "SECS", value_parser = interval)]
+    #[arg(long, value_name = "TIME", value_parser = interval)]
     first_byte_timeout: Option<Duration>,
 
     /// How long an answer may pause before it is broken off; without, for ever
-    #[arg(long, value_name = "SECS", value_parser = interval)]
+    #[arg(long, value_name = "TIME", value_parser = interval)]
     stream_idle_timeout: Option<Duration>,
 }
 
@@ -346,8 +346,18 @@ impl GatewayArgs {
             .first_byte_timeout(self.first_byte_timeout)
             .stream_idle_timeout(self.stream_idle_timeout)
             .naming(self.naming()?)
-            .no_backends_hint("no backends: start llmlb serve with --backend URL");
+            .no_backends_hint(self.no_backends());
         Ok(options)
+    }
+
+    /// What to say while there is none.
+    fn no_backends(&self) -> &'static str {
+        let is_named = self.backend.iter().any(Option::is_some) || !self.backends_of.is_empty();
+        if is_named {
+            "no backends yet: the names and services given stand for none so far"
+        } else {
+            "no backends: start llmlb serve with --backend URL"
+        }
     }
 
     fn naming(&self) -> Result<Naming, String> {

@@ -6,6 +6,7 @@ mod entry;
 mod file;
 mod follow;
 mod names;
+mod repeated;
 
 pub(crate) use document::{Document, Problem, Setting};
 pub(crate) use entry::{Backend, Place};

@@ -53,7 +53,7 @@ impl Prepared {
         let opened = opened.map_err(|e| Failure::new(exit::FAILURE, e))?;
         let certificates = opened.map_err(|problem| Failure::new(exit::USAGE, problem))?;
         let gateway = Gateway::new(certificates.give(options)).map_err(failed)?;
-        let sources = sources(args);
+        let sources = sources(args, listening);
         let listening = listening.to_vec();
         let look_around = async {
             // Files and names may take their time.
@@ -88,7 +88,7 @@ pub(crate) fn check(args: &ServeArgs, listening: SocketAddr) -> Result<usize, Fa
         .map_err(|problem| Failure::new(exit::USAGE, problem))?;
     Gateway::new(options(args)?).map_err(failed)?;
     let usage = |problem: String| Failure::new(exit::USAGE, problem);
-    let named = sources(args).named().map_err(usage)?;
+    let named = sources(args, &[listening]).named().map_err(usage)?;
     let count = named.len();
     let backends: BackendSet = named.into_iter().collect();
     own_address::refuse(&backends, &[listening]).map_err(usage)?;
@@ -100,11 +100,13 @@ fn options(args: &ServeArgs) -> Result<Options, Failure> {
     options.map_err(|problem| Failure::new(exit::USAGE, problem))
 }
 
-/// Where its backends come from.
-fn sources(args: &ServeArgs) -> Sources {
+/// Where its backends come from, of which none may be this server.
+fn sources(args: &ServeArgs, listening: &[SocketAddr]) -> Sources {
     let config = args.config.as_deref().map(config::file);
-    args.gateway
-        .sources(config, args.cluster.cluster.as_deref())
+    let cluster = args.cluster.cluster.as_deref();
+    let mut sources = args.gateway.sources(config, cluster);
+    sources.refuse_own(listening);
+    sources
 }
 
 /// Serves on a port that was free.
@@ -191,7 +193,12 @@ pub(crate) async fn serve(
     let mut server = std::pin::pin!(gateway.serve(listener));
     info!("listening on {address}");
     if prepared.backends.sets().borrow().is_empty() {
-        warn!("No model servers to pass requests on to: see --backend");
+        let why = if prepared.backends.is_expecting() {
+            "to yet: what was given stands for none so far"
+        } else {
+            "to: see --backend"
+        };
+        warn!("No model servers to pass requests on {why}");
     }
     notify_ready();
     let own = std::process::id();

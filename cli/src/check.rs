@@ -35,7 +35,7 @@ pub(crate) fn run(
         }
         None => {
             let count = built_in::check(&args, listening(&args)?)?;
-            format!("{count} backends")
+            output::count(count, "backend")
         }
     };
     output::line(&format!("Nothing is wrong: port {wanted}, {subject}"))?;

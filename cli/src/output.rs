@@ -40,6 +40,12 @@ pub(crate) fn report(failure: Failure) -> ExitCode {
     failure.code.into()
 }
 
+/// "1 backend", "2 backends"
+pub(crate) fn count(count: usize, what: &str) -> String {
+    let end = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{end}")
+}
+
 /// "1 process (PID: 12)", "2 processes (PIDs: 12, 13)"
 pub(crate) fn processes(processes: &[LeftOver]) -> String {
     let pids: Vec<_> = processes

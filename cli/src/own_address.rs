@@ -17,13 +17,18 @@ pub(crate) fn refuse(backends: &BackendSet, listening: &[SocketAddr]) -> Result<
     };
     let named = backends.iter().filter(|spec| !registered(&spec.origin));
     let urls = named.map(|spec| &spec.url);
-    match urls.into_iter().find(|url| leads_to(url, listening)) {
-        None => Ok(()),
-        Some(url) => Err(format!(
+    urls.into_iter().try_for_each(|url| check(url, listening))
+}
+
+/// The same for one.
+pub(crate) fn check(url: &BackendUrl, listening: &[SocketAddr]) -> Result<(), String> {
+    if leads_to(url, listening) {
+        return Err(format!(
             "the backend {url} is this very server: name the model server's own address, or choose \
              another --port"
-        )),
+        ));
     }
+    Ok(())
 }
 
 fn leads_to(url: &BackendUrl, listening: &[SocketAddr]) -> bool {

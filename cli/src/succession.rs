@@ -38,7 +38,7 @@ use llmlb_lock_core::ServerLock;
 #[cfg(unix)]
 use tokio::time::{Instant, sleep};
 #[cfg(unix)]
-use tracing::{debug, warn};
+use tracing::warn;
 
 #[cfg(target_os = "linux")]
 use crate::cluster::told::Telling;
@@ -252,7 +252,7 @@ impl Succession {
 #[cfg(unix)]
 fn open_door(lock: &ServerLock) -> Option<Door> {
     Door::open(lock)
-        .inspect_err(|e| debug!("No successor can take over: {e}"))
+        .inspect_err(|e| warn!("No successor can take over, and --replace will leave a gap: {e}"))
         .ok()
 }
 

@@ -44,6 +44,11 @@ pub(crate) fn shows_key(shared: &Shared, headers: &HeaderMap) -> bool {
     key.is_none_or(|key| key.is_shown_by(headers))
 }
 
+/// Whether a request was let in as a preflight alone, by somebody who shows no key.
+pub(crate) fn is_strangers(shared: &Shared, request: &Request) -> bool {
+    request.method() == Method::OPTIONS && !shows_key(shared, request.headers())
+}
+
 /// Browsers ask beforehand whether they may ask, without a key and without a body.
 pub(crate) fn is_preflight(request: &Request) -> bool {
     let headers = request.headers();

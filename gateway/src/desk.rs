@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::{Backend, Place, Usher, Waiting};
 use crate::choose::{Choice, Standing, take_turn};
-use crate::pick::{Tried, Wanted, pick};
+use crate::pick::{Tried, Wanted, pick, pick_aside};
 use crate::queue::{Fits, Kind, Offer, Queue, TooLong};
 use crate::roster::Roster;
 
@@ -60,6 +60,9 @@ pub(crate) struct Arrival(Option<u64>);
 /// A request that waits, and where it is told.
 struct Waiter {
     need: Need,
+    /// A backend that had enough to do might serve it: if there is none any more, it was not asked
+    /// for in vain.
+    was_served: bool,
     /// Until it is told.
     answer: Option<oneshot::Sender<Told>>,
 }
@@ -149,7 +152,17 @@ impl Desk {
         found
     }
 
-    /// The same, or else a ticket where all that fit are full, or may yet turn out to be up, and
+    /// Names the backend that has least in hand of those that are up, and counts nothing there: for
+    /// what keeps nobody waiting, and waits for nobody.
+    pub(crate) fn aside(&self, wanted: &Wanted<'_>, tried: &Tried) -> Told {
+        let roster = self.roster.load();
+        match pick_aside(&roster, wanted, tried) {
+            Some(backend) => Ok(Place::aside(Arc::clone(backend))),
+            None => Err(nobody(&roster, wanted)),
+        }
+    }
+
+    /// The same as `take`, or else a ticket where all that fit are full, or may yet turn out to be up, and
     /// there is a queue.
     pub(crate) fn take_or_wait(
         self: &Arc<Self>,
@@ -173,6 +186,7 @@ impl Desk {
         let (answer, answered) = oneshot::channel();
         let waiter = Waiter {
             need: Need::of(wanted, tried),
+            was_served: matches!(found, Err(NoPlace::Full)),
             answer: Some(answer),
         };
         let kind = (wanted.model, wanted.strict, wanted.affine, tried);
@@ -259,6 +273,7 @@ impl Books {
             let told = match pick(roster, &wanted, &waiter.need.tried, *now) {
                 Choice::Chosen(backend) => Ok(give(now, backend, &wanted)),
                 Choice::Full | Choice::Unseen => return Offer::Nothing,
+                Choice::Nobody if waiter.was_served => Err(NoPlace::Unavailable),
                 Choice::Nobody => Err(nobody(roster, &wanted)),
             };
             // It is there to hear it: before it goes, it leaves the queue.

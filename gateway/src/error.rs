@@ -38,8 +38,8 @@ pub(crate) enum Refusal {
     HeadTooLarge,
     /// Its path is too long.
     PathTooLong,
-    /// It names a model that is not to be read, and the backends serve different ones.
-    UnknowableModel,
+    /// It names a model that is not to be read, which matters for this reason.
+    UnknowableModel(&'static str),
     /// As many bodies are on their way as may be.
     TooManyUploads,
     /// No backend serves this model; these are served, and so many more.
@@ -72,7 +72,7 @@ impl Refusal {
             Self::NoSuchPath(_) | Self::NoSuchModel(..) => StatusCode::NOT_FOUND,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Unsupported(_) | Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::BadBody(_) | Self::Malformed(_) | Self::UnknowableModel => {
+            Self::BadBody(_) | Self::Malformed(_) | Self::UnknowableModel(_) => {
                 StatusCode::BAD_REQUEST
             }
             Self::Unimplemented(_) => StatusCode::NOT_IMPLEMENTED,
@@ -108,7 +108,7 @@ impl Refusal {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::HeadTooLarge => "headers_too_large",
             Self::PathTooLong => "path_too_long",
-            Self::UnknowableModel => "unreadable_model",
+            Self::UnknowableModel(_) => "unreadable_model",
             Self::NoSuchModel(..) => "model_not_found",
             Self::AllDown(_) => "backends_down",
             Self::Unreachable(..) => "backend_unreachable",
@@ -139,9 +139,10 @@ impl Refusal {
             Self::MethodNotAllowed => "this path does not take that method".to_owned(),
             Self::HeadTooLarge => "the request's headers are too many, or too long".to_owned(),
             Self::PathTooLong => "the request's path is too long".to_owned(),
-            Self::UnknowableModel => "cannot tell which model this asks for, and the backends \
-                serve different ones: send it as a string, early in a whole body, plain or gzip"
-                .to_owned(),
+            Self::UnknowableModel(why) => format!(
+                "cannot tell which model this asks for, and {why}: send it as a string, early in a \
+                 whole body, plain or gzip"
+            ),
             Self::TooManyUploads => "too many request bodies are on their way".to_owned(),
             Self::NoSuchModel(model, served, more) => no_such_model(model, served, *more),
             Self::AllDown(_) => "no backend that could serve this is up".to_owned(),
@@ -211,7 +212,7 @@ impl Refusal {
         } else {
             "invalid_request_error"
         };
-        let about_model = matches!(self, Self::NoSuchModel(..) | Self::UnknowableModel);
+        let about_model = matches!(self, Self::NoSuchModel(..) | Self::UnknowableModel(_));
         json!({ "error": {
             "message": self.message(),
             "type": kind,

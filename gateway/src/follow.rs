@@ -69,6 +69,7 @@ fn apply(
     for backend in change.removed {
         info!("Backend {} is no longer one", backend.name);
         care.remove(&backend.name);
+        shared.bygone.note(&backend.name);
     }
     // Not only those that are new: another source may have been followed before.
     for backend in shared.live.roster().members() {

@@ -53,6 +53,7 @@ mod affinity;
 mod auth;
 mod backend;
 mod body;
+mod bygone;
 mod catalog;
 mod choose;
 mod counters;

@@ -47,8 +47,9 @@ impl Limits {
         let limits = Self::within(descriptors, wanted, workers);
         if limits.requests < wanted {
             warn!(
-                "{descriptors} open files are enough for {} requests in flight, not for {wanted}",
-                limits.requests
+                "{descriptors} open files are enough for {} request{} in flight, not for {wanted}",
+                limits.requests,
+                if limits.requests == 1 { "" } else { "s" }
             );
         }
         limits

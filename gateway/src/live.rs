@@ -124,6 +124,11 @@ impl Live {
         self.desk.take_or_wait(wanted, tried, arrival)
     }
 
+    /// Without a place, where no other takes one away by it.
+    pub(crate) fn aside(&self, wanted: &Wanted<'_>, tried: &Tried) -> Told {
+        self.desk.aside(wanted, tried)
+    }
+
     /// How many wait for a place.
     pub(crate) fn waiting(&self) -> usize {
         self.desk.waiting()
@@ -171,7 +176,7 @@ mod tests {
     use std::time::Duration;
 
     use axum::http::HeaderValue;
-    use tokio::time::advance;
+    use tokio::time::{advance, sleep};
 
     use super::*;
     use crate::backend::models::listing;
@@ -343,6 +348,23 @@ mod tests {
             let _place = any(&live);
             let more = live.take(&Wanted::default(), &Tried::default());
             assert_eq!(more.err(), Some(NoPlace::Full), "{ejected}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_enough_is_spared_for_the_longest_time_that_it_says() {
+        let live = serving(&[None]);
+        let one = &live.all()[0];
+        let is_spared = || one.load().standing().0 == Standing::Cooling;
+        for said in [&[1, 30][..], &[30, 1], &[1, 30, 20]] {
+            for seconds in said {
+                one.cool(Duration::from_secs(*seconds));
+                sleep(Duration::from_millis(400)).await;
+            }
+            sleep(Duration::from_secs(28)).await;
+            assert!(is_spared(), "{said:?}");
+            sleep(Duration::from_secs(3)).await;
+            assert!(!is_spared(), "{said:?}");
         }
     }
 

@@ -1,9 +1,11 @@
 //! What is counted, and told in Prometheus' text format.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
+use prometheus::proto::Metric;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
     Registry, TextEncoder, exponential_buckets,
@@ -11,7 +13,7 @@ use prometheus::{
 
 use crate::backend::Backend;
 use crate::error::Refusal;
-use crate::summary::Summary;
+use crate::summary::{Summary, label};
 use crate::usage::Usage;
 
 pub(crate) const FORMAT: &str = prometheus::TEXT_FORMAT;
@@ -21,7 +23,9 @@ pub(crate) const CLIENT_LEFT: u16 = 499;
 
 pub(crate) struct Metrics {
     registry: Registry,
-    reading: Mutex<()>,
+    /// What has been forgotten, added up. Held while all is read, so that none sees the gauges of
+    /// those that are gone half taken away.
+    forgotten: Mutex<Summary>,
     requests: IntCounterVec,
     in_flight: IntGaugeVec,
     up: IntGaugeVec,
@@ -48,7 +52,7 @@ impl Metrics {
         let long = exponential_buckets(0.001, 2.0, 21)?;
         let short = exponential_buckets(0.0005, 2.0, 16)?;
         let metrics = Self {
-            reading: Mutex::new(()),
+            forgotten: Mutex::default(),
             requests: made.counters(
                 "llmlb_requests_total",
                 "Requests by backend (none: the gateway answered) and status code; 499: the client \
@@ -216,7 +220,39 @@ impl Metrics {
 
     /// What the page shows.
     pub(crate) fn summary(&self) -> Summary {
-        Summary::of(&self.registry.gather())
+        let forgotten = self.forgotten();
+        let mut summary = Summary::default();
+        summary.add_all(&self.registry.gather(), |_| true);
+        summary.add_past(&forgotten);
+        summary
+    }
+
+    /// Tells no more of backends that are gone.
+    pub(crate) fn forget(&self, is_gone: impl Fn(&str) -> bool) {
+        // Without a name, it is the gateway that has answered.
+        let is_gone = |metric: &Metric| {
+            label(metric, "backend").is_some_and(|name| !name.is_empty() && is_gone(name))
+        };
+        let mut forgotten = self.forgotten();
+        let past = &mut *forgotten;
+        forget(&self.requests, is_gone, past);
+        forget(&self.first_byte, is_gone, past);
+        forget(&self.total, is_gone, past);
+        forget(&self.failures, is_gone, past);
+        forget(&self.retries, is_gone, past);
+        forget(&self.model_requests, is_gone, past);
+        forget(&self.first_token, is_gone, past);
+        forget(&self.inter_token, is_gone, past);
+        forget(&self.tokens, is_gone, past);
+        let mut present = Summary::default();
+        present.add_all(&self.registry.gather(), |_| true);
+        past.keep_models_of(&present);
+    }
+
+    fn forgotten(&self) -> MutexGuard<'_, Summary> {
+        self.forgotten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All of it, with these backends as they are now.
@@ -225,8 +261,7 @@ impl Metrics {
         backends: &[Arc<Backend>],
         waiting: usize,
     ) -> prometheus::Result<Vec<u8>> {
-        // One at a time, so that none sees the gauges of those that are gone half taken away.
-        let _alone = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.forgotten();
         let depth = self.queue_depth.with_label_values::<&str>(&[]);
         depth.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.in_flight.reset();
@@ -250,6 +285,23 @@ fn count(ok: &OnceLock<IntCounter>, code: u16, find: impl FnOnce(&Code) -> IntCo
         ok.get_or_init(|| find(&Code::new(code))).inc();
     } else {
         find(&Code::new(code)).inc();
+    }
+}
+
+/// Takes those out of a family that are gone, and adds them up.
+fn forget<T: MetricVecBuilder>(
+    family: &MetricVec<T>,
+    is_gone: impl Fn(&Metric) -> bool,
+    past: &mut Summary,
+) {
+    let told = family.collect();
+    past.add_all(&told, &is_gone);
+    let all = told.iter().flat_map(|family| family.get_metric());
+    for metric in all.filter(|metric| is_gone(metric)) {
+        let labels = metric.get_label().iter();
+        let labels: HashMap<_, _> = labels.map(|label| (label.name(), label.value())).collect();
+        // It was there a moment ago, and only this takes any away.
+        let _ = family.remove(&labels);
     }
 }
 

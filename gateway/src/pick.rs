@@ -96,6 +96,28 @@ pub(crate) fn pick<'a>(
     }
 }
 
+/// The one of those that are up that has least in hand, however much that is.
+pub(crate) fn pick_aside<'a>(
+    roster: &'a Roster,
+    wanted: &Wanted<'_>,
+    tried: &Tried,
+) -> Option<&'a Arc<Backend>> {
+    let mut least = None;
+    let eligible = roster.eligible(wanted.model, wanted.strict);
+    eligible.for_each(|index, fit| {
+        let backend = &roster.members()[index];
+        let (standing, burden) = tried.standing(backend, roster.load(index));
+        if matches!(standing, Standing::Unseen | Standing::Out) {
+            return;
+        }
+        let rank = (fit, backend.is_ejected(), burden);
+        if least.is_none_or(|(other, _)| rank < other) {
+            least = Some((rank, backend));
+        }
+    });
+    least.map(|(_, backend)| backend)
+}
+
 /// Where the conversation goes on if that is within the bound; where it was, or else whom it suits
 /// best.
 fn home(

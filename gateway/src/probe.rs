@@ -192,6 +192,29 @@ mod tests {
         place
     }
 
+    /// How long it is until the next look.
+    async fn rest(backend: &Backend) -> Duration {
+        let begun = Instant::now();
+        backend.rest(begun).await;
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whether_it_answers_while_it_works_is_found_out_soon_but_not_for_ever() {
+        let interval = Options::new().health_interval;
+        let (_listener, backend) = mute().await;
+        assert!(rest(&backend).await >= interval);
+        let _place = answers_while_busy(&backend);
+        assert!(rest(&backend).await >= interval);
+        let (_listener, serial) = mute().await;
+        let _place = Place::take(Arc::clone(&serial));
+        let mut soon = 0;
+        while rest(&serial).await < interval {
+            soon += 1;
+        }
+        assert_eq!(soon, 8);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_backend_that_says_nothing_is_down_at_once() {
         let (_listener, backend) = mute().await;

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use crate::affinity::Homes;
 use crate::backend::Care;
 use crate::body::Intake;
+use crate::bygone::Bygone;
 use crate::catalog::{Catalog, Catalogs};
 use crate::history::{History, Sample};
 use crate::life::Life;
@@ -21,6 +22,9 @@ use crate::made::Made;
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::via;
+
+/// A browser's is answered in no time; more at a time are no browsers'.
+const PREFLIGHTS: usize = 64;
 
 /// The owner's words, in the owner's order.
 type Description = Vec<(String, Value)>;
@@ -35,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) entrance: Entrance,
     /// For requests that are passed on.
     pub(crate) slots: Arc<Semaphore>,
+    /// For those of strangers, apart, so that they keep nobody waiting.
+    pub(crate) preflights: Arc<Semaphore>,
     pub(crate) intake: Intake,
     pub(crate) made: Made,
     pub(crate) homes: Homes,
@@ -42,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
     pub(crate) history: History,
+    pub(crate) bygone: Bygone,
     pub(crate) life: Life,
 }
 
@@ -57,8 +64,10 @@ impl Shared {
             live: Live::new(care, options.queue),
             metrics: Metrics::new().map_err(io::Error::other)?,
             history: History::default(),
+            bygone: Bygone::default(),
             life: Life::new(),
             slots: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
+            preflights: Arc::new(Semaphore::new(PREFLIGHTS)),
             entrance: Entrance::new(limits.clients),
             intake: Intake::new(limits.uploads()),
             made: Made::new(),
@@ -80,8 +89,9 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps how things are for those who look later.
+    /// Keeps how things are for those who look later, and nothing of backends that are long gone.
     pub(crate) fn sample(&self) {
+        self.bygone.see(&self.live.all(), &self.metrics);
         let all = self.metrics.summary().all;
         self.history.push(Sample {
             at: self.since.elapsed().as_secs_f64(),

@@ -23,6 +23,15 @@ pub(crate) struct Sum {
 }
 
 impl Sum {
+    fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.failures += other.failures;
+        self.tokens_in += other.tokens_in;
+        self.tokens_out += other.tokens_out;
+        self.first_token_sum += other.first_token_sum;
+        self.first_token_count += other.first_token_count;
+    }
+
     /// On average, in seconds.
     pub(crate) fn first_token(&self) -> Option<f64> {
         // Counts of requests are far from where a float loses one.
@@ -33,23 +42,23 @@ impl Sum {
 }
 
 impl Summary {
-    pub(crate) fn of(families: &[MetricFamily]) -> Self {
-        let mut summary = Self::default();
+    /// Adds those of these that count.
+    pub(crate) fn add_all(&mut self, families: &[MetricFamily], counts: impl Fn(&Metric) -> bool) {
         for family in families {
-            for metric in family.get_metric() {
+            for metric in family.get_metric().iter().filter(|metric| counts(metric)) {
                 match family.name() {
                     "llmlb_requests_total" => {
-                        summary.add(metric, &["backend"], |sum| sum.requests += count(metric));
+                        self.add(metric, &["backend"], |sum| sum.requests += count(metric));
                     }
                     "llmlb_model_requests_total" => {
-                        summary.add_model(metric, |sum| sum.requests += count(metric));
+                        self.add_model(metric, |sum| sum.requests += count(metric));
                     }
                     "llmlb_backend_failures_total" => {
-                        summary.add(metric, &["backend"], |sum| sum.failures += count(metric));
+                        self.add(metric, &["backend"], |sum| sum.failures += count(metric));
                     }
                     "llmlb_tokens_total" => {
                         let out = label(metric, "direction") == Some("out");
-                        summary.add(metric, &["backend", "model"], |sum| {
+                        self.add(metric, &["backend", "model"], |sum| {
                             let tokens = if out {
                                 &mut sum.tokens_out
                             } else {
@@ -60,7 +69,7 @@ impl Summary {
                     }
                     "llmlb_time_to_first_token_seconds" => {
                         let times = metric.get_histogram();
-                        summary.add(metric, &["backend", "model"], |sum| {
+                        self.add(metric, &["backend", "model"], |sum| {
                             sum.first_token_sum += times.get_sample_sum();
                             sum.first_token_count += times.get_sample_count();
                         });
@@ -69,7 +78,23 @@ impl Summary {
                 }
             }
         }
-        summary
+    }
+
+    /// Adds what is told of no more, to all and to the models that there still are.
+    pub(crate) fn add_past(&mut self, past: &Self) {
+        self.all.add(&past.all);
+        for (model, sum) in &mut self.models {
+            if let Some(past) = past.models.get(model) {
+                sum.add(past);
+            }
+        }
+    }
+
+    /// Keeps of what is told of no more what there may be a use for.
+    pub(crate) fn keep_models_of(&mut self, present: &Self) {
+        self.backends.clear();
+        let models = &present.models;
+        self.models.retain(|model, _| models.contains_key(model));
     }
 
     fn add(&mut self, metric: &Metric, to: &[&str], mut add: impl FnMut(&mut Sum)) {
@@ -97,7 +122,7 @@ fn count(metric: &Metric) -> u64 {
     metric.get_counter().get_value() as u64
 }
 
-fn label<'a>(metric: &'a Metric, name: &str) -> Option<&'a str> {
+pub(crate) fn label<'a>(metric: &'a Metric, name: &str) -> Option<&'a str> {
     let labels = metric.get_label().iter();
     let mut named = labels.filter(|label| label.name() == name);
     named.next().map(|label| label.value())

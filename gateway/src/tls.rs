@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -172,7 +172,7 @@ impl BackendTls {
         let connector = connector
             .as_ref()
             .map_err(|problem| io::Error::other(problem.as_str()))?;
-        connector.connect(name, stream).await
+        connector.connect(name, stream).await.map_err(in_words)
     }
 
     fn connector(&self) -> Result<TlsConnector, String> {
@@ -196,6 +196,43 @@ impl BackendTls {
     }
 }
 
+/// What was wrong in a handshake: rustls tells of many a certificate in the words of its source.
+fn in_words(e: io::Error) -> io::Error {
+    let inner = e.get_ref().and_then(|inner| inner.downcast_ref());
+    let Some(rustls::Error::InvalidCertificate(problem)) = inner else {
+        return e;
+    };
+    io::Error::new(e.kind(), TlsError(of_certificate(problem)))
+}
+
+fn of_certificate(problem: &CertificateError) -> String {
+    use CertificateError as E;
+    let what = match problem {
+        // A signature that is not by whom it names comes to the same.
+        E::UnknownIssuer
+        | E::BadSignature
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            return "nobody who is trusted here vouches for its certificate (see --backend-ca)"
+                .to_owned();
+        }
+        E::Expired => "it has expired".to_owned(),
+        E::NotValidYet => "it is not valid yet".to_owned(),
+        E::Revoked => "it was revoked".to_owned(),
+        E::NotValidForName => "it is for another name".to_owned(),
+        E::BadEncoding => "it is malformed".to_owned(),
+        E::UnsupportedSignatureAlgorithmContext { .. } => {
+            "how it is signed is not supported".to_owned()
+        }
+        E::Other(e) if e.to_string().contains("CaUsedAsEndEntity") => {
+            "it is an authority's own, and no server's".to_owned()
+        }
+        problem => problem.to_string(),
+    };
+    // What is left of others is their name, without the data that follows.
+    let what = what.split(" { ").next().unwrap_or_default();
+    format!("its certificate is not to be trusted: {what}")
+}
+
 impl fmt::Debug for BackendTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BackendTls").finish_non_exhaustive()
@@ -214,4 +251,36 @@ fn of_the_system() -> Result<RootCertStore, String> {
         ));
     }
     Ok(store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_certificate_is_told_in_words() {
+        let told = |problem: CertificateError| {
+            let e = rustls::Error::InvalidCertificate(problem);
+            in_words(io::Error::new(io::ErrorKind::InvalidData, e)).to_string()
+        };
+        let signed_otherwise = CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext {
+            signature_algorithm_id: vec![6, 8, 42],
+            public_key_algorithm_id: vec![6, 7, 42],
+        };
+        for problem in [CertificateError::UnknownIssuer, signed_otherwise] {
+            let said = told(problem);
+            assert!(said.ends_with("(see --backend-ca)"), "{said}");
+        }
+        let unsupported = CertificateError::UnsupportedSignatureAlgorithmContext {
+            signature_algorithm_id: vec![1],
+            supported_algorithms: Vec::new(),
+        };
+        let said = told(unsupported);
+        assert!(
+            said.ends_with("how it is signed is not supported"),
+            "{said}"
+        );
+        let expired = told(CertificateError::Expired);
+        assert!(expired.contains("it has expired"), "{expired}");
+    }
 }

@@ -131,6 +131,22 @@ impl BackendUrl {
         self.name.as_ref()
     }
 
+    /// Whether these are its scheme and authority, however they are written.
+    pub(crate) fn is_at(&self, scheme: &str, authority: &str) -> bool {
+        let (own, usual) = if self.is_tls() {
+            ("https", 443)
+        } else {
+            ("http", 80)
+        };
+        let is_own = |authority: Authority| {
+            let port = authority.port_u16().unwrap_or(usual);
+            let host = authority.host();
+            let has_user = authority.as_str().contains('@');
+            !has_user && port == self.port() && host.eq_ignore_ascii_case(self.authority.host())
+        };
+        scheme.eq_ignore_ascii_case(own) && authority.parse().is_ok_and(is_own)
+    }
+
     /// What comes before the path of each request: empty, or `/BASE`.
     #[must_use]
     pub fn base(&self) -> &str {

@@ -380,3 +380,20 @@ fn a_directory_with_a_long_name_is_no_obstacle() {
     );
     assert_eq!(old.wait().code(), Some(0));
 }
+
+#[test]
+fn a_server_that_nobody_can_succeed_says_so_at_its_start() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    // A socket can't come in the place of that.
+    let door = sandbox.lock_file(port).with_extension("sock");
+    std::fs::create_dir_all(door.join("taken")).unwrap();
+    let port = port.to_string();
+    let mut server = Running::start(&mut sandbox.llmlb(["serve", "--port", &port]));
+    let said = server.expect_log("No successor can take over");
+    assert!(
+        said.contains(" WARN ") && said.contains("--replace"),
+        "{said}"
+    );
+    server.expect_log("listening on");
+}

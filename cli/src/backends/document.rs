@@ -103,6 +103,7 @@ fn backend(table: Table, text: &str) -> Result<Backend, Problem> {
     }
     let url = place(table.url.as_ref());
     let mut backend = Backend::new(url.map_err(|problem| at(text, &table.url, problem))?);
+    backend.line = Some(line_at(text, table.url.span().start));
     let number = |name: &str, value: &Spanned<Value>| {
         number(value.as_ref()).ok_or_else(|| {
             let written = text.get(value.span()).unwrap_or_default();

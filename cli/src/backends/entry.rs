@@ -1,5 +1,6 @@
 //! One backend, as it is named on a command line or in a file.
 
+use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
 
@@ -27,6 +28,23 @@ impl FromStr for Place {
     }
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(url) => write!(f, "{url}"),
+            Self::Each(url) => write!(f, "{DNS}{url}"),
+        }
+    }
+}
+
+impl Place {
+    pub(super) fn url(&self) -> &BackendUrl {
+        match self {
+            Self::One(url) | Self::Each(url) => url,
+        }
+    }
+}
+
 /// Parses it, and repeats it in errors where it is no secret.
 pub(super) fn place(url: &str) -> Result<Place, String> {
     url.parse().map_err(|e| {
@@ -45,6 +63,10 @@ pub(crate) struct Backend {
     pub(crate) weight: NonZeroU32,
     pub(crate) max: Option<NonZeroUsize>,
     pub(crate) key: Option<ApiKey>,
+    /// Where the key is from.
+    variable: Option<String>,
+    /// In its file, where it is of one.
+    pub(super) line: Option<usize>,
 }
 
 impl Backend {
@@ -54,7 +76,15 @@ impl Backend {
             weight: NonZeroU32::MIN,
             max: None,
             key: None,
+            variable: None,
+            line: None,
         }
+    }
+
+    /// Whether another one of the same place is to be used in the same way.
+    pub(super) fn is_used_as(&self, other: &Self) -> bool {
+        let use_of = |b: &Self| (b.weight, b.max, b.variable.clone());
+        use_of(self) == use_of(other)
     }
 
     /// The same at one place.
@@ -72,6 +102,7 @@ impl Backend {
             .map_err(|_| format!("the environment has no variable {variable}"))?;
         let key = ApiKey::parse(&key).map_err(|e| format!("the key in {variable}: {e}"))?;
         self.key = Some(key);
+        self.variable = Some(variable.to_owned());
         Ok(())
     }
 }

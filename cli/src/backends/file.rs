@@ -6,13 +6,19 @@
 use std::fmt::Display;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::document::{self, Document, Problem, Setting};
 use super::entry::{Backend, place};
+use super::repeated;
+use crate::own_address;
 
 /// As much of a file as is read: room for some 10,000 backends.
 const MOST: u64 = 1 << 20;
+
+/// Settings that are for nobody else's eyes.
+const SECRETS: [&str; 2] = ["api-key", "backend-api-key"];
 
 /// What tells that a file has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub(crate) struct BackendsFile {
     path: PathBuf,
     /// Where it is a configuration.
     check: Option<Check>,
+    /// What no backend may be: the balancer's own.
+    listening: Vec<SocketAddr>,
 }
 
 impl BackendsFile {
@@ -38,6 +46,7 @@ impl BackendsFile {
         Self {
             path: path.to_owned(),
             check: None,
+            listening: Vec::new(),
         }
     }
 
@@ -46,7 +55,13 @@ impl BackendsFile {
         Self {
             path: path.to_owned(),
             check: Some(check),
+            listening: Vec::new(),
         }
+    }
+
+    /// Refuses backends at these addresses.
+    pub(super) fn set_listening(&mut self, addresses: &[SocketAddr]) {
+        self.listening = addresses.to_vec();
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -69,22 +84,58 @@ impl BackendsFile {
 
     /// What it says, or what to say of it.
     pub(crate) fn read(&self) -> Result<Document, String> {
-        let text = self.text().map_err(|e| self.refused(e))?;
+        let text = self.text();
+        let text = text.map_err(|e| format!("cannot read {}: {e}", self.path.display()))?;
+        // Some editors begin with one.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let is_toml = self.path.extension().is_some_and(|ext| ext == "toml");
         let parsed = match self.check {
-            Some(check) => document::parse(&text).and_then(|document| {
+            Some(check) => document::parse(text).and_then(|document| {
                 check(&document)?;
                 Ok(document)
             }),
-            None if is_toml => parse_toml(&text),
-            None => parse_lines(&text).map(Document::of),
+            None if is_toml => parse_toml(text),
+            None => parse_lines(text).map(Document::of),
         };
+        let parsed = parsed.and_then(|document| self.admit(document));
         parsed.map_err(|(line, problem)| self.refused(format!("line {line}: {problem}")))
+    }
+
+    /// What to say where it has a key in it that others can read.
+    pub(super) fn exposure(&self, document: &Document) -> Option<String> {
+        let mut names = document.settings.iter().map(|setting| &*setting.name);
+        let key = names.find(|name| SECRETS.contains(name))?;
+        let path = self.path.display();
+        self.is_exposed()
+            .then(|| format!("{path} has {key} in it, and is not for you alone: chmod 600 {path}"))
+    }
+
+    #[cfg(unix)]
+    fn is_exposed(&self) -> bool {
+        use std::os::unix::fs::PermissionsExt;
+        let metadata = fs::metadata(&self.path);
+        metadata.is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
+    }
+
+    /// Who may read it is not asked.
+    #[cfg(not(unix))]
+    fn is_exposed(&self) -> bool {
+        false
+    }
+
+    /// Each backend once, and none that is the balancer itself.
+    fn admit(&self, mut document: Document) -> Result<Document, Problem> {
+        document.backends = repeated::once(document.backends)?;
+        for backend in &document.backends {
+            let checked = own_address::check(backend.place.url(), &self.listening);
+            checked.map_err(|problem| (backend.line.unwrap_or(1), problem))?;
+        }
+        Ok(document)
     }
 
     fn text(&self) -> io::Result<String> {
         use std::io::Read;
-        let file = fs::File::open(&self.path)?;
+        let file = open(&self.path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("it is no regular file"));
         }
@@ -106,7 +157,11 @@ fn parse_lines(text: &str) -> Result<Vec<Backend>, Problem> {
     let lines = numbered.map(|(index, line)| (index + 1, without_remark(line).trim()));
     lines
         .filter(|(_, line)| !line.is_empty())
-        .map(|(number, line)| parse_line(line).map_err(|problem| (number, problem)))
+        .map(|(number, line)| {
+            let mut backend = parse_line(line).map_err(|problem| (number, problem))?;
+            backend.line = Some(number);
+            Ok(backend)
+        })
         .collect()
 }
 
@@ -158,10 +213,34 @@ fn parse_toml(text: &str) -> Result<Document, Problem> {
     }
 }
 
+/// A FIFO would be waited for.
+fn open(path: &Path) -> io::Result<fs::File> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nix::libc::O_NONBLOCK);
+    options.open(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backends::Place;
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_keeps_nobody_waiting() {
+        use std::sync::mpsc;
+        use std::time::Duration;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("backends");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || tell.send(BackendsFile::new(&path).text()));
+        let told = told.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert!(told.unwrap_err().to_string().contains("no regular file"));
+    }
 
     fn shown(backends: &[Backend]) -> Vec<(String, u32, Option<usize>)> {
         let url = |place: &Place| match place {

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,9 +16,13 @@ use super::document::{Document, Setting};
 use super::entry::{Backend, Place};
 use super::file::{BackendsFile, Stamp};
 use super::names::{self, Found};
+use super::repeated;
+use crate::output::count;
 
 /// How often to look whether the file has changed.
 const STEP: Duration = Duration::from_secs(1);
+/// Who has named what no file does.
+const TYPED: &str = "command line";
 /// How long a start waits for the first answer to a name.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -38,18 +44,37 @@ impl Sources {
     ///
     /// What is wrong with a file, or with the way to etcd.
     pub(crate) fn named(&self) -> Result<Vec<BackendSpec>, String> {
-        let mut all = self.listed.clone();
-        for file in &self.files {
-            all.extend(file.read()?.backends);
+        let documents = self.files.iter().map(BackendsFile::read);
+        let documents: Vec<Document> = documents.collect::<Result<_, _>>()?;
+        let in_files = self.files.iter().zip(&documents);
+        let in_files = in_files.map(|(file, document)| (file.path(), &*document.backends));
+        let (all, remarks) = repeated::first(by_source(&self.listed, in_files));
+        let exposures = self.files.iter().zip(&documents);
+        let exposures = exposures.filter_map(|(file, document)| file.exposure(document));
+        for remark in remarks.into_iter().chain(exposures) {
+            warn!("{remark}");
         }
         if !self.services.is_empty() {
             etcd(self.cluster.as_deref())?;
         }
-        let spec = |backend: &Backend| match &backend.place {
-            Place::One(url) | Place::Each(url) => BackendSpec::new(url.clone()),
-        };
-        Ok(all.iter().map(spec).collect())
+        let spec = |backend: &Backend| BackendSpec::new(backend.place.url().clone());
+        Ok(all.into_iter().map(spec).collect())
     }
+
+    /// No file may have a backend at one of these addresses.
+    pub(crate) fn refuse_own(&mut self, listening: &[SocketAddr]) {
+        for file in &mut self.files {
+            file.set_listening(listening);
+        }
+    }
+}
+
+fn by_source<'a>(
+    listed: &'a [Backend],
+    in_files: impl Iterator<Item = (&'a Path, &'a [Backend])>,
+) -> impl Iterator<Item = (String, &'a [Backend])> {
+    let in_files = in_files.map(|(path, backends)| (path.display().to_string(), backends));
+    std::iter::once((format!("the {TYPED}"), listed)).chain(in_files)
 }
 
 /// The way to the etcd that knows services.
@@ -84,6 +109,7 @@ pub(crate) struct Follower {
     news: Sender<News>,
     sets: watch::Receiver<BackendSet>,
     has_files: bool,
+    is_expecting: bool,
 }
 
 impl Follower {
@@ -97,6 +123,7 @@ impl Follower {
         let has_files = !sources.files.is_empty();
         let mut state = State::new(sources, news.clone())?;
         state.wait_for_names(&received);
+        let is_expecting = !state.names.is_empty() || !state.servers.is_empty();
         let (sets, followed) = watch::channel(state.set());
         let follow = move || state.follow(&received, &sets);
         let thread = thread::Builder::new().name("backends".to_owned());
@@ -105,7 +132,13 @@ impl Follower {
             news,
             sets: followed,
             has_files,
+            is_expecting,
         })
+    }
+
+    /// Whether names or services were given, be it that none had a backend at the start.
+    pub(crate) fn is_expecting(&self) -> bool {
+        self.is_expecting
     }
 
     pub(crate) fn sets(&self) -> watch::Receiver<BackendSet> {
@@ -140,6 +173,7 @@ impl State {
             servers: BTreeMap::new(),
             news,
         };
+        state.tell_of_repeated();
         state.watch_names().map_err(|e| e.to_string())?;
         if !sources.services.is_empty() {
             state.watch_services(sources.cluster.as_deref(), sources.services)?;
@@ -222,35 +256,55 @@ impl State {
             News::Reload => self.read_files(Followed::read_now),
             News::Same => false,
             News::Servers(service, servers) => {
-                info!("Service {service} has {} servers", servers.len());
+                info!("Service {service} has {}", count(servers.len(), "server"));
                 self.servers.insert(service, Some(servers));
                 true
             }
             News::Addresses(name, Ok(addresses)) => {
                 if addresses.is_empty() {
-                    warn!("{name} stands for no address, its backends stay as they are");
+                    self.lacks_address(name, "it has none");
                     return false;
                 }
-                info!("{name} stands for {} backends", addresses.len());
+                info!("{name} stands for {}", count(addresses.len(), "backend"));
                 self.names.insert(name, Some(addresses));
                 true
             }
             News::Addresses(name, Err(problem)) => {
-                warn!("Cannot look up {name}, its backends stay as they are: {problem}");
-                self.names.entry(name).or_default().get_or_insert_default();
+                self.lacks_address(name, &problem);
                 false
             }
         }
+    }
+
+    fn lacks_address(&mut self, name: String, problem: &str) {
+        let known = self.names.get(&name).and_then(Option::as_ref);
+        if known.is_some_and(|known| !known.is_empty()) {
+            warn!("Cannot look up {name}, its backends stay as they are: {problem}");
+        } else {
+            warn!("{name} has no address yet and is asked for again and again: {problem}");
+        }
+        self.names.entry(name).or_default().get_or_insert_default();
     }
 
     /// Whether `read` has taken what one of them says.
     fn read_files(&mut self, read: fn(&mut Followed) -> bool) -> bool {
         // Each of them, whatever became of the others.
         let was_read = self.files.iter_mut().fold(false, |any, f| read(f) | any);
-        if was_read && let Err(e) = self.watch_names() {
-            warn!("Names of backends are not looked up: {e}");
+        if was_read {
+            self.tell_of_repeated();
+            if let Err(e) = self.watch_names() {
+                warn!("Names of backends are not looked up: {e}");
+            }
         }
         was_read
+    }
+
+    fn tell_of_repeated(&self) {
+        let in_files = self.files.iter();
+        let in_files = in_files.map(|f| (f.file.path(), &*f.content.backends));
+        for remark in repeated::first(by_source(&self.listed, in_files)).1 {
+            warn!("{remark}");
+        }
     }
 
     fn set(&self) -> BackendSet {
@@ -260,7 +314,7 @@ impl State {
                 .flat_map(|b| self.specs(b, origin))
                 .collect()
         };
-        let mut all = from(&self.listed, "command line");
+        let mut all = from(&self.listed, TYPED);
         for file in &self.files {
             let path = file.file.path().display().to_string();
             all.extend(from(&file.content.backends, &path));
@@ -293,6 +347,15 @@ struct Followed {
     content: Document,
     /// Whether it was found empty at the last look, as files are while they are written in place.
     is_doubted: bool,
+    /// What was said of it last.
+    said: Option<Said>,
+}
+
+/// What was said of a file, as it was then.
+struct Said {
+    text: String,
+    stamp: Option<Stamp>,
+    at: Instant,
 }
 
 impl Followed {
@@ -300,12 +363,32 @@ impl Followed {
         // Looked at before it is read: what changes meanwhile is seen later.
         let stamp = file.stamp();
         let content = file.read()?;
+        if let Some(remark) = file.exposure(&content) {
+            warn!("{remark}");
+        }
         Ok(Self {
             file,
             stamp,
             content,
             is_doubted: false,
+            said: None,
         })
+    }
+
+    /// Whether that was not said just now: of a change that comes with SIGHUP, a look may have told
+    /// a moment before.
+    fn is_news(&mut self, text: &str) -> bool {
+        let known = self.said.as_ref().is_some_and(|said| {
+            said.text == text && said.stamp == self.stamp && said.at.elapsed() < STEP
+        });
+        if !known {
+            self.said = Some(Said {
+                text: text.to_owned(),
+                stamp: self.stamp.clone(),
+                at: Instant::now(),
+            });
+        }
+        !known
     }
 
     /// Takes what it says, if it has changed. Whether it was taken.
@@ -331,11 +414,13 @@ impl Followed {
         let content = match self.file.read() {
             Ok(content) => content,
             Err(problem) => {
-                warn!("The backends stay as they are: {problem}");
+                if self.is_news(&problem) {
+                    warn!("The backends stay as they are: {problem}");
+                }
                 return false;
             }
         };
-        let path = self.file.path().display();
+        let path = self.file.path().display().to_string();
         let is_emptied = content.backends.is_empty() && !self.content.backends.is_empty();
         if is_emptied && !is_sure {
             warn!(
@@ -345,9 +430,15 @@ impl Followed {
             self.is_doubted = true;
             return false;
         }
-        info!("{path} names {} backends", content.backends.len());
-        for name in changed(&self.content.settings, &content.settings) {
-            warn!("{path} says something else of {name}: that takes llmlb serve --replace");
+        let named = format!("{path} names {}", count(content.backends.len(), "backend"));
+        if self.is_news(&named) {
+            info!("{named}");
+            for name in changed(&self.content.settings, &content.settings) {
+                warn!("{path} says something else of {name}: that takes llmlb serve --replace");
+            }
+            if let Some(remark) = self.file.exposure(&content) {
+                warn!("{remark}");
+            }
         }
         self.content.backends = content.backends;
         true
@@ -400,5 +491,22 @@ mod tests {
         // Nothing is lost where there was nothing.
         put("# still none");
         assert!(file.look());
+    }
+
+    #[test]
+    fn what_was_just_said_of_a_file_is_not_said_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backends");
+        fs::write(&path, "").unwrap();
+        let mut file = Followed::new(BackendsFile::new(&path)).unwrap();
+        // By a look, and by the signal that comes right behind it.
+        assert!(file.is_news("names 1 backend"));
+        assert!(!file.is_news("names 1 backend"));
+        fs::write(&path, "# changed").unwrap();
+        file.stamp = file.file.stamp();
+        assert!(file.is_news("names 1 backend"));
+        let said = file.said.as_mut().unwrap();
+        said.at = said.at.checked_sub(STEP).unwrap();
+        assert!(file.is_news("names 1 backend"));
     }
 }

@@ -1,6 +1,8 @@
 //! One file for all that the command line says: what it may say, who wins, and what of it changes
 //! while the balancer serves.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Output;
 
@@ -354,10 +356,7 @@ fn a_check_knows_a_name_that_is_its_own() {
     let (code, said) = config.check(&[]);
     assert!(code == 2 && said.contains("is this very server"), "{said}");
     let (code, said) = config.check(&["--port", "0"]);
-    assert_eq!(
-        (code, &*said),
-        (0, "Nothing is wrong: port 0, 1 backends\n")
-    );
+    assert_eq!((code, &*said), (0, "Nothing is wrong: port 0, 1 backend\n"));
 }
 
 #[test]
@@ -413,4 +412,27 @@ fn the_file_in_the_manual_is_right() {
         (code, &*said),
         (0, "Nothing is wrong: port 8000, 2 backends\n")
     );
+}
+
+#[test]
+fn a_key_that_others_can_read_is_told_of() {
+    let config = Config::new("api-key = \"open-sesame\"\n");
+    let mode = |mode| fs::set_permissions(&config.path, fs::Permissions::from_mode(mode)).unwrap();
+    let path = config.path();
+    let exposed = format!("{path} has api-key in it, and is not for you alone: chmod 600 {path}");
+    mode(0o600);
+    let (code, said) = config.check(&["--port", "1"]);
+    assert!(code == 0 && !said.contains("WARN"), "{said}");
+    let gateway = Gateway::with(&[], &["--config", path]);
+    assert!(!gateway.log().join("\n").contains("chmod"));
+    mode(0o640);
+    let (code, said) = config.check(&["--port", "1"]);
+    assert!(code == 0 && said.contains(&exposed), "{said}");
+    gateway.signal(Signal::SIGHUP);
+    gateway.expect_log(&exposed);
+    let gateway = Gateway::with(&[], &["--config", path]);
+    gateway.expect_log(&exposed);
+    // Nor is it said where there is none.
+    let (code, said) = Config::new("workers = 1\n").check(&["--port", "1"]);
+    assert!(code == 0 && !said.contains("chmod"), "{said}");
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 
 use llmlb_tests::model_server::{Backend, Gate, Next, Port};
 use llmlb_tests::wire::{STREAM, chat, chunk, request};
@@ -55,7 +56,7 @@ fn a_file_written_in_place_drops_nobody() {
     );
     assert_eq!(gateway.chat("m").body, b"there");
     writeln!(file, "{} weight=2", backend.url()).unwrap();
-    gateway.expect_log("names 1 backends");
+    gateway.expect_log("names 1 backend");
     assert_eq!(gateway.chat("m").body, b"there");
     // One that stays empty means it.
     fs::File::create(&path).unwrap();
@@ -118,7 +119,7 @@ fn a_bad_file_changes_nothing_and_is_told_with_its_line() {
     assert_eq!(gateway.chat("m").body, b"fine");
     // And when it is right again, it counts.
     put(&path, &format!("# back\n{} max=3\n", backend.url()));
-    gateway.expect_log("names 1 backends");
+    gateway.expect_log("names 1 backend");
 }
 
 #[test]
@@ -176,5 +177,93 @@ fn the_files_in_the_manual_are_understood() {
         for url in ["http://127.0.0.1:8000", "http://127.0.0.2:8000"] {
             assert!(found.iter().any(|known| known == url), "{name}: {found:?}");
         }
+    }
+}
+
+#[test]
+fn a_name_without_an_address_is_told_as_one_to_come() {
+    let gateway = Gateway::with(&["dns+http://nosuch.invalid:8000".to_owned()], &[]);
+    gateway.expect_log("http://nosuch.invalid:8000 has no address yet and is asked for again");
+    gateway.expect_log("No model servers to pass requests on to yet:");
+    let told = gateway.chat("m");
+    assert_eq!(told.status(), 503);
+    let said = told.json()["error"]["message"].to_string();
+    assert!(said.contains("no backends yet"), "{said}");
+    let log = gateway.log().join("\n");
+    assert!(
+        !log.contains("stay as they are") && !log.contains("--backend"),
+        "{log}"
+    );
+}
+
+#[test]
+fn one_that_is_named_twice_is_one_or_a_mistake() {
+    let backend = Backend::named("twice", &[]);
+    let url = backend.url();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("backends");
+    let toml = directory.path().join("backends.toml");
+    let check = |path: &Path| {
+        let path = path.to_str().unwrap();
+        let args = ["--backends-file", path, "--backend", &url, "--check"];
+        let output = Gateway::refused(&args);
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
+    };
+    let wanted = "another weight, max or key-env on line";
+    put(&path, &format!("{url} max=3\n\n{url} max=4\n"));
+    put(
+        &toml,
+        &format!("[[backend]]\nurl = \"{url}\"\nmax = 3\n[[backend]]\nurl = \"{url}\"\n"),
+    );
+    for (path, line, first) in [(&path, 3, 1), (&toml, 5, 2)] {
+        let (code, said) = check(path);
+        let wanted = format!("line {line}: {url} has {wanted} {first}");
+        assert!(code == Some(2) && said.contains(&wanted), "{said}");
+    }
+    // The same thing twice is one backend, be it that the command line has it, too.
+    put(&path, &format!("{url}\n{url}/v1\n"));
+    let (code, said) = check(&path);
+    assert!(code == Some(0) && said.contains("1 backend\n"), "{said}");
+    assert!(!said.contains("WARN"), "{said}");
+    // Of two sources the first counts, and that is said.
+    put(&path, &format!("{url} max=3\n"));
+    let (code, said) = check(&path);
+    assert!(code == Some(0) && said.contains("1 backend\n"), "{said}");
+    let remark = said.contains("than the command line, which counts");
+    assert!(remark && said.contains(" WARN "), "{said}");
+}
+
+#[test]
+fn its_own_address_in_a_file_is_a_mistake_at_any_time() {
+    let backend = Backend::named("fine", &[]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("backends");
+    put(&path, &backend.url());
+    let gateway = Gateway::with(&[], &["--backends-file", path.to_str().unwrap()]);
+    let own = format!("http://127.0.0.1:{}", gateway.port);
+    put(&path, &format!("{}\n{own}\n", backend.url()));
+    gateway.signal(Signal::SIGHUP);
+    let said = gateway.expect_log("stay as they are");
+    let wanted = format!("line 2: the backend {own} is this very server");
+    assert!(said.contains(&wanted), "{said}");
+    assert_eq!(urls(&gateway), [backend.url()]);
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_file() {
+    let backend = Backend::named("marked", &[]);
+    let directory = tempfile::tempdir().unwrap();
+    let url = backend.url();
+    let table = format!("[[backend]]\nurl = \"{url}\"\n");
+    for (option, name, text) in [
+        ("--backends-file", "backends", &url),
+        ("--backends-file", "backends.toml", &table),
+        ("--config", "llmlb.toml", &table),
+    ] {
+        let path = directory.path().join(name);
+        put(&path, &format!("\u{feff}{text}"));
+        let gateway = Gateway::with(&[], &[option, path.to_str().unwrap()]);
+        assert_eq!(urls(&gateway), [backend.url()]);
     }
 }

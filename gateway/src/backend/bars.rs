@@ -89,7 +89,7 @@ impl Bars {
 
     /// Returns whether that is news.
     pub(crate) fn cool(&self) -> bool {
-        self.bits.fetch_or(COOLING, Ordering::Relaxed) & COOLING == 0
+        self.bits.fetch_or(COOLING, Ordering::SeqCst) & COOLING == 0
     }
 
     pub(crate) fn warm_up(&self) {

@@ -22,7 +22,12 @@ struct Learned {
     needed: u32,
     /// When it was taken for hung, on the backend's clock.
     accused: Option<Duration>,
+    /// How many probes more are worth it to find out soon.
+    tries: u32,
 }
+
+/// One that works at one thing at a time lets none of them tell anything.
+const TRIES: u32 = 8;
 
 #[derive(Debug)]
 pub(crate) struct Busy(Mutex<Learned>);
@@ -33,6 +38,7 @@ impl Default for Busy {
             answers: 0,
             needed: 1,
             accused: None,
+            tries: TRIES,
         }))
     }
 }
@@ -58,6 +64,14 @@ impl Busy {
     pub(crate) fn has_no_excuse(&self) -> bool {
         let learned = self.learned();
         learned.answers >= learned.needed
+    }
+
+    /// Whether a probe more, while it has requests in hand, may tell what is not known yet.
+    pub(crate) fn is_worth_a_try(&self) -> bool {
+        let mut learned = self.learned();
+        let worth = learned.answers < learned.needed && learned.tries > 0;
+        learned.tries -= u32::from(worth);
+        worth
     }
 
     /// It is taken for hung.

@@ -124,7 +124,10 @@ impl Ejection {
             history.times = 0;
         }
         let streak = self.streak.load(Ordering::Relaxed);
-        let what = format!("{streak} requests in a row failed");
+        let what = match streak {
+            1 => "1 request failed".to_owned(),
+            streak => format!("{streak} requests in a row failed"),
+        };
         self.leave_out(&mut history, name, &what, problem);
         bars.eject();
         true

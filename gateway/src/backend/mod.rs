@@ -124,6 +124,8 @@ pub(crate) struct Backend {
     last_piece: AtomicU64,
     /// The same of a good probe.
     last_probe: AtomicU64,
+    /// The same of the time for which it is to be spared.
+    spared_until: AtomicU64,
 }
 
 impl Backend {
@@ -153,6 +155,7 @@ impl Backend {
             finished: AtomicU64::new(0),
             last_piece: AtomicU64::new(0),
             last_probe: AtomicU64::new(0),
+            spared_until: AtomicU64::new(0),
         };
         backend.instruct(spec);
         backend
@@ -284,8 +287,10 @@ impl Backend {
     /// Waits until it is time to look at it again, having begun the last look at this time.
     pub(crate) async fn rest(&self, begun: Instant) {
         let interval = self.care.health_interval;
+        // What its silence means had better be known before it hangs.
+        let is_unknown = self.in_flight() > 0 && self.busy.is_worth_a_try();
         let time = || {
-            if self.condition.may_start_soon() {
+            if is_unknown || self.condition.may_start_soon() {
                 interval.min(SOON)
             } else {
                 interval
@@ -346,16 +351,32 @@ impl Backend {
         self.ejection.failure_share()
     }
 
-    /// It has enough for so long: others come first.
+    /// It has enough for so long, unless it has said longer before: others come first.
     pub(crate) fn cool(self: &Arc<Self>, time: Duration) {
+        let until = millis(self.load.age() + time);
+        self.spared_until.fetch_max(until, Ordering::SeqCst);
         if self.load.bars.cool() {
-            let backend = Arc::clone(self);
-            tokio::spawn(async move {
-                sleep(time).await;
-                backend.load.bars.warm_up();
-                backend.care.waiting.room_at(&backend);
-            });
+            tokio::spawn(Arc::clone(self).rest_out());
         }
+    }
+
+    /// Ends with the time for which it is to be spared.
+    async fn rest_out(self: Arc<Self>) {
+        loop {
+            let left = self.since_start(&self.spared_until);
+            let left = left.saturating_sub(self.load.age());
+            if !left.is_zero() {
+                sleep(left).await;
+                continue;
+            }
+            self.load.bars.warm_up();
+            // Who said longer just before that saw that somebody waits already.
+            let is_over = self.since_start(&self.spared_until) <= self.load.age();
+            if is_over || !self.load.bars.cool() {
+                break;
+            }
+        }
+        self.care.waiting.room_at(&self);
     }
 
     pub(crate) fn models(&self) -> Option<Arc<Models>> {
@@ -401,8 +422,11 @@ impl Backend {
 }
 
 fn note(when: &AtomicU64, at: Duration) {
-    let millis = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
-    when.store(millis, Ordering::Relaxed);
+    when.store(millis(at), Ordering::Relaxed);
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How soon one that may start at any moment is looked at again.

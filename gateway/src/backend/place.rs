@@ -35,6 +35,17 @@ impl Place {
         }
     }
 
+    /// Of a request that counts for nothing: it is as good as given back, and shows nothing.
+    pub(crate) fn aside(backend: Arc<Backend>) -> Self {
+        Self {
+            era: backend.ejection.era(),
+            trial: false,
+            settled: true,
+            over: true,
+            backend,
+        }
+    }
+
     /// It was answered well, to the end. Only the first outcome counts.
     pub(crate) fn succeeded(&mut self) {
         if !std::mem::replace(&mut self.settled, true) {

@@ -43,8 +43,12 @@ pub(super) async fn dispatch(
     // What one said that has enough, for when nobody has anything better to say.
     let mut spare: Option<(Place, Answer)> = None;
     loop {
-        let place = waiting::place(&shared, &flight.peer, wanted, &tried, &mut patience);
-        let place = match place.await {
+        let place = if flight.is_strangers {
+            shared.live.aside(wanted, &tried).map_err(Without::Place)
+        } else {
+            waiting::place(&shared, &flight.peer, wanted, &tried, &mut patience).await
+        };
+        let place = match place {
             Ok(place) => place,
             Err(without) => {
                 if let Some((place, answer)) = spare {
@@ -61,12 +65,15 @@ pub(super) async fn dispatch(
         if let Some(conversation) = conversation {
             shared.homes.note(conversation, &backend);
         }
+        let is_evidence = !flight.is_strangers;
         let place = flight.place.insert(place);
         match attempt(&shared, &backend, outgoing, upgrade, first_byte).await? {
             Attempt::Answered(response, connection) => {
                 verdict::answered(&shared, place, response.status());
                 let has_enough = has_enough(&response);
-                if let Some(time) = has_enough {
+                if let Some(time) = has_enough
+                    && is_evidence
+                {
                     backend.cool(time);
                 }
                 // What only one has made, no other can answer for.

@@ -15,6 +15,7 @@ use tracing::{Level, enabled};
 
 use super::tally::Tally;
 use super::trace::Trace;
+use crate::admission;
 use crate::backend::Place;
 use crate::error::Refusal;
 use crate::peer::Peer;
@@ -27,12 +28,14 @@ pub(super) struct Flight {
     pub(super) peer: Arc<Peer>,
     /// One of those that may be passed on, once its body is here.
     slot: Option<OwnedSemaphorePermit>,
+    /// It is a preflight of somebody who shows no key.
+    pub(super) is_strangers: bool,
     /// Its answer may tell of something that the backend has made.
     pub(super) makes: bool,
     /// Where it asks for a model that is listed.
     pub(super) tally: Option<Tally>,
     pub(super) started: Instant,
-    trace: Arc<Trace>,
+    pub(super) trace: Arc<Trace>,
     /// For the log, if that is on: method, and path without the query, which may hold a key.
     line: Option<(Method, String)>,
     pub(super) place: Option<Place>,
@@ -55,9 +58,11 @@ impl Flight {
         shared.life.enter();
         peer.busy.fetch_add(1, Ordering::AcqRel);
         let line = || (request.method().clone(), request.uri().path().to_owned());
+        let is_strangers = admission::is_strangers(&shared, request);
         let logged = shared.options.access_log || enabled!(Level::DEBUG);
         Self {
             slot: None,
+            is_strangers,
             makes: false,
             tally: None,
             started: Instant::now(),
@@ -101,9 +106,13 @@ impl Flight {
         }
     }
 
-    /// From here on it counts among the requests in flight.
+    /// From here on it counts among the requests in flight, or among the strangers'.
     pub(super) fn take_slot(&mut self) -> Result<(), Refusal> {
-        let slots = Arc::clone(&self.shared.slots);
+        let slots = Arc::clone(if self.is_strangers {
+            &self.shared.preflights
+        } else {
+            &self.shared.slots
+        });
         let slot = slots.try_acquire_owned().map_err(|_| Refusal::Overloaded)?;
         self.slot = Some(slot);
         Ok(())

@@ -1,11 +1,13 @@
 //! What becomes of headers between a client and a backend.
 
 use axum::http::header::{
-    AUTHORIZATION, CONNECTION, EXPECT, FORWARDED, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, LOCATION, TE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::{HeaderMap, HeaderValue};
 
 use crate::auth::X_API_KEY;
+use crate::url::BackendUrl;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -155,6 +157,61 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     )
 }
 
+/// Tells a client who is sent elsewhere at its own backend to go there through the gateway: where
+/// the backend is it may not know, nor reach it.
+pub(super) fn relocate(headers: &mut HeaderMap, backend: &BackendUrl) {
+    let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
+    let here = location.and_then(|location| within(location, backend));
+    if let Some(here) = here
+        && let Ok(here) = HeaderValue::try_from(here)
+    {
+        headers.insert(LOCATION, here);
+    }
+}
+
+/// The path, and what follows it, as clients of the gateway have them, of what is at the backend.
+fn within(location: &str, backend: &BackendUrl) -> Option<String> {
+    let path = match location.split_once("://") {
+        Some((scheme, rest)) => {
+            let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+            let (authority, path) = rest.split_at(end);
+            backend.is_at(scheme, authority).then_some(path)?
+        }
+        None if location.starts_with('/') => location,
+        None => return None,
+    };
+    let path = path.strip_prefix(backend.base())?;
+    // A browser would take what follows two of them for a host, and reads past a tab.
+    if path.starts_with("//") || path.starts_with("/\\") || path.contains('\t') {
+        return None;
+    }
+    match path.chars().next() {
+        Some('/') => Some(path.to_owned()),
+        None | Some('?' | '#') => Some(format!("/{path}")),
+        // Its path only begins like the base.
+        Some(_) => None,
+    }
+}
+
+/// Says an answer's length once, if at all: whoever comes next may not read it as the gateway does.
+pub(super) fn say_length_once(headers: &mut HeaderMap) {
+    let mut values = headers.get_all(CONTENT_LENGTH).iter();
+    let is_plain = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+    if values.next().is_none_or(is_plain) && values.next().is_none() {
+        return;
+    }
+    let one = {
+        let mut lengths = tokens(headers, &CONTENT_LENGTH).map(str::parse::<u64>);
+        let first = lengths.next().and_then(Result::ok);
+        first.filter(|first| lengths.all(|other| other.as_ref() == Ok(first)))
+    };
+    match one {
+        Some(length) => headers.insert(CONTENT_LENGTH, length.into()),
+        // Of an answer without a body, where nobody has looked at it.
+        None => headers.remove(CONTENT_LENGTH),
+    };
+}
+
 pub(super) fn ask_for_upgrade(headers: &HeaderMap) -> bool {
     // The only one that is known to bring no request past the gateway.
     let mut protocols = headers.get_all(UPGRADE).iter();
@@ -260,6 +317,51 @@ mod tests {
         assert_eq!(out["x-forwarded-for"], "1.2.3.4, 5.6.7.8, 10.0.0.9");
         assert_eq!(out["x-forwarded-host"], "llm.example");
         assert_eq!(out["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn where_a_backend_sends_its_own_clients_is_told_as_the_gateway_has_it() {
+        let (bare, based, tls) = ("http://h:8000", "http://h:8000/a", "https://h");
+        for (url, location, told) in [
+            (bare, "http://h:8000/v1/x/?q#f", "/v1/x/?q#f"),
+            (bare, "HTTP://H:8000/v1/x/", "/v1/x/"),
+            (bare, "http://h:8000", "/"),
+            (bare, "http://h:8000?q", "/?q"),
+            (bare, "/v1/x/", "/v1/x/"),
+            (tls, "https://h:443/x", "/x"),
+            (based, "http://h:8000/a/x", "/x"),
+            (based, "http://h:8000/a", "/"),
+            (based, "/a/x", "/x"),
+        ] {
+            assert_eq!(relocated(url, location), told, "{url} {location}");
+        }
+        // Elsewhere, or not known to be anywhere here, or what would be another host's.
+        for (url, location) in [
+            (bare, "https://h:8000/x"),
+            (bare, "http://h/x"),
+            (bare, "http://other:8000/x"),
+            (bare, "http://u@h:8000/x"),
+            (bare, "//h:8000/x"),
+            (bare, "http://h:8000//other/x"),
+            (bare, "http://h:8000/\\other/x"),
+            (bare, "http://h:8000/\t/other/x"),
+            (bare, "x"),
+            (bare, ""),
+            (tls, "http://h/x"),
+            (based, "http://h:8000/ab"),
+            (based, "http://h:8000/x"),
+            (based, "/x"),
+            (based, "/a//other/x"),
+            (based, "http://h:8000/a//other"),
+        ] {
+            assert_eq!(relocated(url, location), location, "{url}");
+        }
+    }
+
+    fn relocated(url: &str, location: &'static str) -> String {
+        let mut headers = headers(&[("location", location)]);
+        relocate(&mut headers, &url.parse().unwrap());
+        headers[LOCATION].to_str().unwrap().to_owned()
     }
 
     #[test]

@@ -87,10 +87,11 @@ async fn forward(flight: &mut Flight, request: Request) -> Result<Answer, Refusa
     let model = match asked.model {
         Found::Text(model) => Some(model),
         Found::Nothing => None,
-        Found::Unreadable if maker.is_none() && names_matter(&shared) => {
-            return Err(Refusal::UnknowableModel);
-        }
-        Found::Unreadable => None,
+        Found::Unreadable if maker.is_some() => None,
+        Found::Unreadable => match why_names_matter(&shared) {
+            Some(why) => return Err(Refusal::UnknowableModel(why)),
+            None => None,
+        },
     };
     if shared.options.naming.is_empty() {
         return ask(flight, &mut outgoing, model.as_deref(), maker.as_ref()).await;
@@ -111,8 +112,9 @@ async fn ask(
     flight.tally = model
         .filter(|model| shared.live.roster().lists(model))
         .map(|model| Tally::new(model.into()));
-    // Where there is a choice.
-    let has_choice = maker.is_none() && shared.live.roster().members().len() > 1;
+    // Where there is a choice, and it is worth to remember it.
+    let has_choice =
+        maker.is_none() && !flight.is_strangers && shared.live.roster().members().len() > 1;
     let conversation = has_choice.then(|| outgoing.conversation(&shared, model));
     let conversation = conversation.flatten();
     let conversation = conversation.as_ref();
@@ -152,12 +154,13 @@ async fn receive(
         },
     );
     via::add(&mut parts.headers, &shared.via);
+    flight.trace.carry(&mut parts.headers);
     if shared.options.api_key.is_some() {
         // It is the gateway's, and no business of a backend's.
         headers::remove_keys(&mut parts.headers);
     }
     let is_named = !shared.options.naming.is_empty();
-    let needed = asked.model == Found::Nothing && names_matter(shared);
+    let needed = asked.model == Found::Nothing && why_names_matter(shared).is_some();
     let body = Received::read(body, &mut search, &shared.intake, needed).await?;
     if is_chunked && !body.has_length() {
         // For some methods it would be left out otherwise, and the body with it.
@@ -175,9 +178,15 @@ async fn receive(
     Ok((outgoing, asked, place))
 }
 
-/// Whether it matters which model is asked for.
-fn names_matter(shared: &Shared) -> bool {
-    !shared.options.naming.is_empty() || shared.live.roster().differ()
+/// Why it matters which model is asked for, if it does.
+fn why_names_matter(shared: &Shared) -> Option<&'static str> {
+    if shared.live.roster().differ() {
+        Some("the backends serve different ones")
+    } else if !shared.options.naming.is_empty() {
+        Some("some names stand for other models here (an alias, a fallback or a default)")
+    } else {
+        None
+    }
 }
 
 /// What is said when no place was to be had, the last of those tried having had this problem.

@@ -38,7 +38,11 @@ pub(super) fn relay(
         // Overridden by it (RFC 9112, 6.3), and not to be passed on alone.
         parts.headers.remove(CONTENT_LENGTH);
     }
+    headers::say_length_once(&mut parts.headers);
     headers::remove_hop_by_hop(&mut parts.headers);
+    if let Some(place) = &flight.place {
+        headers::relocate(&mut parts.headers, &place.url);
+    }
     if switched {
         let (Some(client), Some(protocol)) = (flight.upgrade.take(), protocol) else {
             let refusal = Refusal::Broken("it switched protocols unasked".to_owned());

@@ -20,14 +20,18 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    /// The id that the client has given, or a new one; the request carries it from here on.
+    /// The id that the client has given, or a new one.
     pub(super) fn of(request: &mut Request) -> Self {
         let headers = request.headers_mut();
         let wants_backend = headers.remove(BACKEND).is_some();
         let given = headers.get(REQUEST_ID).filter(|id| is_sound(id)).cloned();
         let id = given.unwrap_or_else(make);
-        headers.insert(REQUEST_ID, id.clone());
         Self { id, wants_backend }
+    }
+
+    /// Tells the backend, whatever of its headers the client has meant for the gateway alone.
+    pub(super) fn carry(&self, headers: &mut HeaderMap) {
+        headers.insert(REQUEST_ID, self.id.clone());
     }
 
     pub(super) fn id(&self) -> &str {

@@ -19,6 +19,7 @@ mod loops;
 mod naming;
 mod ollama;
 mod passing;
+mod preflights;
 mod protocol;
 mod queueing;
 mod repeating;

@@ -310,3 +310,21 @@ fn who_names_no_model_gets_the_default() {
     let last = asked(&large).into_iter().chain(asked(&small));
     assert!(last.filter(|body| body == "{}").count() == 1);
 }
+
+#[test]
+fn a_model_that_cannot_be_read_is_refused_for_what_is_so() {
+    let only = model("llama-3-70b");
+    let gateway = before(&[&only], alias());
+    let told = gateway.connect().ask("POST", PATH, "", br#"{"model":5}"#);
+    assert_eq!(told.status(), 400);
+    let said = told.json()["error"]["message"].to_string();
+    assert!(
+        said.contains("an alias, a fallback or a default") && !said.contains("different"),
+        "{said}"
+    );
+    let other = model("small");
+    let gateway = before(&[&only, &other], Naming::new());
+    let told = gateway.connect().ask("POST", PATH, "", br#"{"model":5}"#);
+    let said = told.json()["error"]["message"].to_string();
+    assert!(said.contains("the backends serve different ones"), "{said}");
+}

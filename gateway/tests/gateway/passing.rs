@@ -45,6 +45,57 @@ fn a_request_and_its_answer_arrive_as_they_were_sent() {
 }
 
 #[test]
+fn a_length_that_is_said_more_than_once_is_passed_on_once() {
+    let backend = Backend::start(&[], |request, wire| {
+        let path = request.first_line.split(' ').nth(1).unwrap();
+        let lengths = match path {
+            "/list" => "Content-Length: 3, 3\r\n",
+            "/lines" => "Content-Length: 3\r\nContent-Length: 3\r\n",
+            _ => "Content-Length: 3, 4\r\n",
+        };
+        let is_head = request.first_line.starts_with("HEAD ");
+        let body = if is_head { "" } else { "abc" };
+        wire.send(format!("HTTP/1.1 200 OK\r\n{lengths}\r\n{body}"));
+        Next::Close
+    });
+    let gateway = Gateway::before(&[backend.url()]);
+    let lengths = |method: &str, path: &str| {
+        let mut client = gateway.connect();
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        let head = client.head().unwrap();
+        let lengths = head.all("content-length");
+        (head.status(), lengths.join("|"))
+    };
+    for path in ["/list", "/lines"] {
+        for method in ["GET", "HEAD"] {
+            assert_eq!(
+                lengths(method, path),
+                (200, "3".to_owned()),
+                "{method} {path}"
+            );
+        }
+    }
+    assert_eq!(lengths("GET", "/differ").0, 502);
+}
+
+#[test]
+fn who_is_sent_elsewhere_by_a_backend_stays_at_the_gateway() {
+    let backend = Backend::start(&[], |request, wire| {
+        let path = request.first_line.split(' ').nth(1).unwrap();
+        let host = request.header("host").unwrap();
+        let location = format!("Location: http://{host}{path}/?a=b\r\n");
+        wire.send(answer("307 Temporary Redirect", &location, ""));
+        Next::Read
+    });
+    for base in ["", "/base"] {
+        let gateway = Gateway::before(&[format!("{}{base}", backend.url())]);
+        let answer = gateway.get("/v1/x");
+        assert_eq!(answer.status(), 307);
+        assert_eq!(answer.all("location"), ["/v1/x/?a=b"], "{base}");
+    }
+}
+
+#[test]
 fn each_chunk_of_a_stream_arrives_before_the_next_is_sent() {
     let gate = Gate::default();
     let opened = gate.clone();

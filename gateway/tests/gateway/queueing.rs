@@ -65,6 +65,10 @@ fn busy(
     let gateway = limited(&[backend], options);
     let mut clients = vec![ask(&gateway, "/v1/0")];
     gateway.wait_for_in_flight(0, 1);
+    // In flight it is already when it is about to be connected to.
+    wait_until("it to be asked", || {
+        (!backend.requests().is_empty()).then_some(())
+    });
     for number in 1..=waiting {
         clients.push(ask(&gateway, &format!("/v1/{number}")));
         wait_for_queue(&gateway, number as f64);
@@ -594,6 +598,38 @@ fn who_waits_for_what_has_gone_or_is_down_is_told_at_once() {
         gate.open();
         assert_eq!(clients[0].head().unwrap().status(), 200);
     }
+}
+
+#[test]
+fn who_waits_for_what_has_gone_is_to_come_again_though_others_stay() {
+    let gate = Gate::default();
+    let (gone, other) = (gated(&gate), Backend::named("other", &["other"]));
+    let gateway = limited(&[&gone, &other], once());
+    let mut first = ask(&gateway, "/v1/0");
+    gateway.wait_for_in_flight(0, 1);
+    let mut waiting = ask(&gateway, "/v1/1");
+    wait_for_queue(&gateway, 1.0);
+    gateway.send(one_at_a_time(&[&other]));
+    let told = waiting.message().unwrap();
+    let what = (told.status(), told.error_code());
+    assert_eq!(what, (503, "backends_down".to_owned()));
+    assert!(told.header("retry-after").is_some());
+    // Who comes later asks for what nobody has.
+    assert_eq!(gateway.chat("m").error_code(), "model_not_found");
+    gate.open();
+    assert_eq!(first.message().unwrap().status(), 200);
+}
+
+#[test]
+fn who_waits_for_a_new_backend_that_lists_others_is_told_that_there_is_no_such_model() {
+    let looked = Gate::default();
+    let new = looked_at_late(&looked, "200 OK");
+    let gateway = Gateway::with(&[new.url()], once());
+    let mut client = gateway.connect();
+    client.send(request("POST", "/v1/x", "", &chat("none")));
+    wait_for_queue(&gateway, 1.0);
+    looked.open();
+    assert_eq!(client.message().unwrap().error_code(), "model_not_found");
 }
 
 #[test]

@@ -150,6 +150,17 @@ fn a_request_id_passes_or_is_made_and_the_backend_is_told_on_request() {
 }
 
 #[test]
+fn no_client_keeps_a_request_id_from_the_backend() {
+    let backend = Backend::named("fine", &[]);
+    let gateway = Gateway::before(&[backend.url()]);
+    let headers = "Connection: x-request-id\r\nX-Request-Id: mine-1\r\n";
+    let answer = gateway.connect().ask("GET", "/v1/x", headers, b"");
+    assert_eq!(answer.header("x-request-id"), Some("mine-1"));
+    let seen = backend.requests();
+    assert_eq!(seen[0].all("x-request-id"), ["mine-1"]);
+}
+
+#[test]
 fn ready_is_whoever_has_a_backend_that_is_up() {
     let port = Port::reserve();
     let gateway = Gateway::before(&[port.url()]);

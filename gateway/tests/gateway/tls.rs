@@ -1,5 +1,6 @@
 //! The same with TLS: to clients, and to backends.
 
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -9,12 +10,12 @@ use llmlb_tests::certificates::{Authority, Identity};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::support::{Backend, Gateway, Next, STREAM, Wire, chat, chunk, once, wait_until};
+use crate::support::{Backend, Gate, Gateway, Next, STREAM, Wire, chat, chunk, once, wait_until};
 
 fn store(authority: &Authority) -> Arc<RootCertStore> {
     let certificate = CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap();
@@ -230,9 +231,14 @@ fn a_backend_that_is_not_whom_it_says_is_sent_nothing() {
     let (authority, other) = (Authority::new(), Authority::new());
     let backend = Backend::named("b", &["m"]);
     let right = authority.certify(&["localhost"]);
-    for (identity, roots) in [
-        (authority.certify(&["other.example"]), &authority),
-        (right.clone(), &other),
+    for (identity, roots, wanted) in [
+        (
+            authority.certify(&["other.example"]),
+            &authority,
+            "other.example",
+        ),
+        // Of the same name, as rcgen's all are.
+        (right.clone(), &other, "see --backend-ca"),
     ] {
         let (url, _) = before(&backend, shows(&identity));
         let gateway = Gateway::with(&[url], once().backend_tls(backends(roots, None)));
@@ -240,7 +246,11 @@ fn a_backend_that_is_not_whom_it_says_is_sent_nothing() {
         assert!([502, 503].contains(&told.status()), "{}", told.status());
         let health = gateway.health();
         let problem = health["backends"][0]["problem"].as_str().unwrap();
-        assert!(problem.contains("certificate"), "{problem}");
+        assert!(
+            problem.contains("certificate") && problem.contains(wanted),
+            "{problem}"
+        );
+        assert!(!problem.contains('{'), "{problem}");
     }
     // Nor one that does not speak it.
     let url = backend.url().replace("http://", "https://");
@@ -289,4 +299,39 @@ fn a_greeting_that_stalls_keeps_nobody_waiting() {
         stalled.iter_mut().all(Wire::is_at_end).then_some(())
     });
     gateway.wait();
+}
+
+#[test]
+fn who_says_that_it_leaves_and_stays_connected_has_left() {
+    let gate = Gate::default();
+    let waits = gate.clone();
+    let backend = Backend::start(&["m"], move |_, _| {
+        waits.pass();
+        Next::Close
+    });
+    let authority = Authority::new();
+    let tls = server(&authority.certify(&["localhost"]));
+    let gateway = Gateway::with(&[backend.url()], once().tls(Some(tls)));
+    let config = ClientConfig::builder().with_root_certificates(store(&authority));
+    let config = Arc::new(config.with_no_client_auth());
+    let name = ServerName::try_from("localhost").unwrap();
+    let client = ClientConnection::new(config, name).unwrap();
+    let socket = std::net::TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
+    let mut stream = StreamOwned::new(client, socket);
+    let request = crate::support::request("POST", "/v1/chat/completions", "", &chat("m"));
+    stream.write_all(&request).unwrap();
+    let (mut looks, _) = self::client(&authority, gateway.port);
+    let mut wait_for = |expected: u64| {
+        wait_until("so many requests in flight", || {
+            let health = looks.ask("GET", "/health", "", b"");
+            let health: serde_json::Value = serde_json::from_slice(&health.body).unwrap();
+            (health["backends"][0]["in_flight"] == expected).then_some(())
+        });
+    };
+    wait_for(1);
+    // As some do: the socket is closed only when the other side has said so, too.
+    stream.conn.send_close_notify();
+    stream.flush().unwrap();
+    wait_for(0);
+    gate.open();
 }

@@ -418,7 +418,7 @@ fn one_file_says_all_of_an_exclusive_balancer() {
     let refused = check(2);
     assert!(refused.stderr.contains("TTL of 1 s"), "{refused:?}");
     put(3, &one);
-    let fine = format!("Nothing is wrong: port {port}, 1 backends\n");
+    let fine = format!("Nothing is wrong: port {port}, 1 backend\n");
     assert_eq!(check(0).stdout, fine);
 
     let config = ["serve", "--config", said[0]];
