@@ -179,10 +179,14 @@ fn wait(reader: PipeReader, child: Pid) -> Result<u8, Failure> {
             log = start.parse().ok().map(|start| (start, path.into()));
         } else if let Some(port) = line.strip_prefix(READY) {
             let path = log.map(|(_, path)| path).unwrap_or_default();
-            output::line(&format!(
+            let message = format!(
                 "Serving on port {port} in the background (PID: {child}), its log is {}",
                 path.display()
-            ))?;
+            );
+            // The exit code tells whether there is a server: there is, and this is where it is.
+            if let Err(failure) = output::line(&message) {
+                output::note(&format!("Warning: {}\n{message}", failure.message));
+            }
             return Ok(exit::OK);
         }
     }

@@ -153,6 +153,21 @@ fn a_full_disk_holds_nobody_up() {
 }
 
 #[test]
+fn a_caller_whose_output_is_full_is_told_elsewhere_that_the_server_serves() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut command = sandbox.llmlb(["serve", "--detach", "--port", &text]);
+    let started = command.stdout(full.unwrap()).output().unwrap();
+    let started = llmlb_tests::Finished::of(started).expect(0);
+    let message = format!("Serving on port {port} in the background (PID: ");
+    assert!(started.stderr.contains(&message), "{started:?}");
+    sandbox.run(["status", &text]).expect(0);
+    sandbox.run(["stop", &text]).expect(0);
+}
+
+#[test]
 fn a_caller_that_is_killed_leaves_a_server_that_can_be_stopped() {
     let sandbox = Sandbox::new();
     let port = free_port();
