@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use llmlb_tests::{
@@ -256,6 +257,36 @@ fn a_successor_that_cannot_start_replaces_nobody() {
         .run([&replace[..], &["--host", "no-such-host.invalid"]].concat())
         .expect(1);
     assert_eq!(sandbox.named_pid(port), server.pid());
+}
+
+/// Found as execvp(3) finds it: what can't be run is passed over, and told where there is no other.
+#[test]
+fn a_check_looks_along_the_path_as_a_start_does() {
+    let sandbox = Sandbox::new();
+    let files = tempfile::tempdir().unwrap();
+    let (one, two) = (files.path().join("1"), files.path().join("2"));
+    for (directory, mode) in [(&one, 0o644), (&two, 0o755)] {
+        fs::create_dir(directory).unwrap();
+        fs::write(directory.join("server"), "#!/bin/sh\nexit 9\n").unwrap();
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(directory.join("server"), mode).unwrap();
+    }
+    let (one, two) = (one.to_str().unwrap(), two.to_str().unwrap());
+    for (path, code) in [
+        (format!("{one}:{two}"), 9),
+        (one.to_owned(), 126),
+        ("/nowhere".to_owned(), 127),
+    ] {
+        let run = |options: &[&str]| {
+            let mut llmlb = sandbox.llmlb([&["serve", "-p0"], options, &["--", "server"]].concat());
+            Finished::of(llmlb.env("PATH", &path).output().unwrap())
+        };
+        let started = run(&[]).expect(code);
+        let checked = run(&["--check"]).expect(if code == 9 { 0 } else { code });
+        if code != 9 {
+            assert_eq!(checked.stderr, started.stderr);
+        }
+    }
 }
 
 #[test]
