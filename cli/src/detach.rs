@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use llmlb_lock_core::LockInfo;
+use llmlb_lock_core::{LockDir, LockInfo};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::libc;
 use nix::sys::signal::Signal;
@@ -80,10 +80,7 @@ pub(crate) fn detach(log_file: Option<&Path>) -> Result<Side, Failure> {
 impl Detached {
     /// From here on all output goes to the log: by default beside the lock, which is held.
     pub(crate) fn open_log(&mut self, lock: &Path) -> Result<(), Failure> {
-        self.path = match self.wanted.take() {
-            Some(path) => path,
-            None => lock.with_extension("log"),
-        };
+        self.path = self.wanted.take().unwrap_or_else(|| default_log(lock));
         let log = redirect(&self.path).map_err(|e| unusable(&self.path, &e))?;
         let end = log.metadata().map_or(0, |log| log.len());
         self.tell(&format!("{LOG}{end} {}\n", self.path.display()));
@@ -117,8 +114,21 @@ impl Detached {
     }
 }
 
-/// Whether a log can be written there, without making one.
-pub(crate) fn check_log(path: &Path) -> Result<(), Failure> {
+fn default_log(lock: &Path) -> PathBuf {
+    lock.with_extension("log")
+}
+
+/// Whether a log can be written to the file that is named, else beside the lock, without making one.
+pub(crate) fn check_log(named: Option<&Path>, locks: &LockDir, port: u16) -> Result<(), Failure> {
+    match named {
+        Some(path) => try_log(path),
+        // The start creates the directory, and finds the port that 0 stands for.
+        None if port == 0 || !locks.path().exists() => Ok(()),
+        None => try_log(&default_log(&locks.lock_path(port))),
+    }
+}
+
+fn try_log(path: &Path) -> Result<(), Failure> {
     let looked = match open(path, false) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             // A path without a directory is in the present one.

@@ -74,7 +74,9 @@ fn command(
 }
 
 /// Whether the command, if there is one, was typed; else it is the load balancer.
-pub(crate) fn is_typed(#[cfg_attr(not(target_os = "linux"), expect(unused))] args: &ServeArgs) -> bool {
+pub(crate) fn is_typed(
+    #[cfg_attr(not(target_os = "linux"), expect(unused))] args: &ServeArgs,
+) -> bool {
     #[cfg(target_os = "linux")]
     if crate::cluster::guarded::is(&args.command) {
         return false;

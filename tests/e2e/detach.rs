@@ -167,6 +167,41 @@ fn a_caller_whose_output_is_full_is_told_elsewhere_that_the_server_serves() {
     sandbox.run(["stop", &text]).expect(0);
 }
 
+/// What `--check` would refuse is no reason to end a server, whatever kind it is of.
+#[test]
+fn a_successor_whose_log_cannot_be_written_ends_nobody() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let nowhere = sandbox.path().join("no/such/log");
+    let nowhere = ["--replace", "--log-file", nowhere.to_str().unwrap()];
+    let refused = |options: &[&str], command: &[&str]| {
+        let named = sandbox.named_pid(port);
+        let refused = detach(&sandbox, port, options, command).expect(1);
+        let message = "Error: cannot write to the log ";
+        assert!(refused.stderr.starts_with(message), "{refused:?}");
+        assert_eq!(sandbox.named_pid(port), named);
+        sandbox.run(["status", &text]).expect(0);
+        let check = [options, &["--check"]].concat();
+        let checked = detach(&sandbox, port, &check, command).expect(1);
+        assert_eq!(checked.stderr, refused.stderr);
+    };
+    let command = [GUINEA, &text];
+    for holder in [&command[..], &[]] {
+        let log = sandbox.path().join("log");
+        let option = ["--log-file", log.to_str().unwrap()];
+        detach(&sandbox, port, &option, holder).expect(0);
+        refused(&nowhere, &command);
+        refused(&nowhere, &[]);
+        let planted = default_log(&sandbox, port);
+        fs::create_dir(&planted).unwrap();
+        refused(&["--replace"], &command);
+        refused(&["--replace"], &[]);
+        fs::remove_dir(&planted).unwrap();
+        sandbox.run(["stop", &text]).expect(0);
+    }
+}
+
 #[test]
 fn a_caller_that_is_killed_leaves_a_server_that_can_be_stopped() {
     let sandbox = Sandbox::new();
