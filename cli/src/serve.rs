@@ -21,9 +21,9 @@ use crate::detach::{self, Detached, Side};
 use crate::exit::{self, Failure};
 use crate::ready::Readiness;
 use crate::signals::{Shutdown, die_of};
-#[cfg(unix)]
-use crate::succession::Succession;
 use crate::{built_in, check, output, supervise};
+#[cfg(unix)]
+use crate::{signals::survive_file_size_limit, succession::Succession};
 
 /// How long what a killed server has left behind gets between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(1);
@@ -51,6 +51,8 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     if args.check {
         return check::run(args);
     }
+    #[cfg(unix)]
+    survive_file_size_limit();
     #[cfg(unix)]
     let detached = match args.detach {
         true => match detach::detach(args.log_file.as_deref())? {

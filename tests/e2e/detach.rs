@@ -203,6 +203,30 @@ fn a_successor_whose_log_cannot_be_written_ends_nobody() {
 }
 
 #[test]
+fn a_file_size_limit_holds_nobody_up_and_is_the_servers_to_meet() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let says = "seq 1000; exec \"$0\" \"$@\"";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -f 4; exec \"$0\" \"$@\""]);
+    command.arg(llmlb_tests::llmlb_binary());
+    command.args(["serve", "--detach", "--port", &text, "--"]);
+    command.args(["sh", "-c", says, GUINEA, &text]);
+    command.env("LLMLB_LOCK_DIR", sandbox.path());
+    let started = command.output().unwrap();
+    llmlb_tests::Finished::of(started).expect(0);
+    let len = fs::metadata(default_log(&sandbox, port)).unwrap().len();
+    assert!(len <= 4 * 1024, "{len}");
+    let status = format!("/proc/{}/status", sandbox.named_pid(port));
+    let status = fs::read_to_string(status).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = u64::from_str_radix(ignored.unwrap().trim(), 16).unwrap();
+    assert_eq!(ignored & (1 << (Signal::SIGXFSZ as i32 - 1)), 0);
+    sandbox.run(["stop", &text]).expect(0);
+}
+
+#[test]
 fn a_caller_that_is_killed_leaves_a_server_that_can_be_stopped() {
     let sandbox = Sandbox::new();
     let port = free_port();
