@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use llmlb_lock_core::{LockDir, LockInfo};
+use llmlb_lock_core::{LockDir, LockInfo, ServerLock, ServerState};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::libc;
 use nix::sys::signal::Signal;
@@ -25,7 +25,7 @@ use tracing::warn;
 use crate::exit::{self, Failure};
 use crate::output;
 use crate::ready::Watch;
-use crate::signals::Stream;
+use crate::signals::{Stream, asks_to_end};
 
 /// How much of its log is shown of a server that has failed.
 const SHOWN_LINES: usize = 20;
@@ -79,11 +79,15 @@ pub(crate) fn detach(log_file: Option<&Path>) -> Result<Side, Failure> {
 
 impl Detached {
     /// From here on all output goes to the log: by default beside the lock, which is held.
-    pub(crate) fn open_log(&mut self, lock: &Path) -> Result<(), Failure> {
-        self.path = self.wanted.take().unwrap_or_else(|| default_log(lock));
+    pub(crate) fn open_log(&mut self, lock: &ServerLock) -> Result<(), Failure> {
+        self.path = self
+            .wanted
+            .take()
+            .unwrap_or_else(|| default_log(lock.path()));
         let log = redirect(&self.path).map_err(|e| unusable(&self.path, &e))?;
         let end = log.metadata().map_or(0, |log| log.len());
-        self.tell(&format!("{LOG}{end} {}\n", self.path.display()));
+        let port = lock.info().port;
+        self.tell(&format!("{LOG}{port} {end} {}\n", self.path.display()));
         Ok(())
     }
 
@@ -183,12 +187,12 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
 
 /// The caller's side: until the server serves, or has ended.
 fn wait(reader: PipeReader, child: Pid) -> Result<u8, Failure> {
-    let mut log: Option<(u64, PathBuf)> = None;
+    let mut log: Option<Log> = None;
     for line in BufReader::new(reader).lines().map_while(Result::ok) {
-        if let Some((start, path)) = line.strip_prefix(LOG).and_then(|rest| rest.split_once(' ')) {
-            log = start.parse().ok().map(|start| (start, path.into()));
+        if let Some(told) = line.strip_prefix(LOG) {
+            log = Log::parse(told);
         } else if let Some(port) = line.strip_prefix(READY) {
-            let path = log.map(|(_, path)| path).unwrap_or_default();
+            let path = log.map(|log| log.path).unwrap_or_default();
             let message = format!(
                 "Serving on port {port} in the background (PID: {child}), its log is {}",
                 path.display()
@@ -200,15 +204,27 @@ fn wait(reader: PipeReader, child: Pid) -> Result<u8, Failure> {
             return Ok(exit::OK);
         }
     }
-    let code = match waitpid(child, None) {
+    let ended = waitpid(child, None);
+    let code = match ended {
         Ok(WaitStatus::Exited(_, code)) => u8::try_from(code).unwrap_or(exit::FAILURE),
         Ok(WaitStatus::Signaled(_, signal, _)) => exit::signalled(signal as i32),
         _ => exit::FAILURE,
     };
     // What went before the log has been said to the caller.
-    let Some((start, path)) = log else {
+    let Some(Log { port, start, path }) = log else {
         return Ok(code);
     };
+    // By other signals it ends after its server, and somebody else may have the port by now.
+    if let Ok(WaitStatus::Signaled(_, signal, _)) = ended
+        && !asks_to_end(signal)
+        && let Some(server) = left_alone(port)
+    {
+        let message = format!(
+            "llmlb (PID: {child}) was ended by {signal} before its server was ready; that still \
+             runs (PID: {server})\n\nTo stop it: llmlb stop --port {port}"
+        );
+        return Err(Failure::new(code, message));
+    }
     // Whoever asked for a server has none.
     let code = if code == exit::OK {
         exit::FAILURE
@@ -221,6 +237,32 @@ fn wait(reader: PipeReader, child: Pid) -> Result<u8, Failure> {
         code,
         format!("the server ended before it was ready; the end of its log {path}:\n{end}"),
     ))
+}
+
+/// What the server says of its log.
+struct Log {
+    port: u16,
+    /// How long it was before.
+    start: u64,
+    path: PathBuf,
+}
+
+impl Log {
+    fn parse(told: &str) -> Option<Self> {
+        let (port, rest) = told.split_once(' ')?;
+        let (start, path) = rest.split_once(' ')?;
+        Some(Self {
+            port: port.parse().ok()?,
+            start: start.parse().ok()?,
+            path: path.into(),
+        })
+    }
+}
+
+/// The server whose llmlb was killed.
+fn left_alone(port: u16) -> Option<u32> {
+    let server = LockDir::default().server(port).ok()??;
+    (server.state == ServerState::Running).then_some(server.info?.pid)
 }
 
 /// Of what was written since the log was that long.

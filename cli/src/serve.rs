@@ -103,7 +103,7 @@ async fn serve(
     let obtained = clear_left_overs(obtained, &mut shutdown).await?;
     #[cfg(unix)]
     if let (Some(detached), Some(lock)) = (&mut detached, obtained.lock()) {
-        detached.open_log(lock.path())?;
+        detached.open_log(lock)?;
     }
     #[cfg(unix)]
     let attended = match (detached, obtained.lock()) {

@@ -5,7 +5,7 @@
 use std::io;
 
 #[cfg(unix)]
-pub(crate) use unix::{Inherited, Shutdown, Stream, die_of, survive_file_size_limit};
+pub(crate) use unix::{Inherited, Shutdown, Stream, asks_to_end, die_of, survive_file_size_limit};
 
 #[cfg(unix)]
 mod unix {
@@ -164,6 +164,14 @@ mod unix {
         let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
         // SAFETY: ignoring a signal runs no code of ours.
         let _ = unsafe { sigaction(Signal::SIGXFSZ, &ignore) };
+    }
+
+    /// Those that end a program at somebody's request; the others tell of a fault.
+    pub(crate) fn asks_to_end(signal: Signal) -> bool {
+        matches!(
+            signal,
+            Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM
+        )
     }
 
     fn is_ignored(number: Signal) -> bool {

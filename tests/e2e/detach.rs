@@ -227,6 +227,32 @@ fn a_file_size_limit_holds_nobody_up_and_is_the_servers_to_meet() {
 }
 
 #[test]
+fn a_guard_that_is_killed_is_told_apart_from_its_server() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let file = sandbox.path().join("never");
+    let when = format!("listen-when={}", file.display());
+    let mut command = sandbox.llmlb(["serve", "--detach", "--port", &text, "--"]);
+    let caller = Running::start(command.args([GUINEA, &text, &when]));
+    logged(&default_log(&sandbox, port), "loading");
+    let server = sandbox.named_pid(port);
+    let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    let guard: u32 = parent.unwrap().trim().parse().unwrap();
+    signal_pid(guard, Signal::SIGKILL);
+    let told = caller.finish().expect(128 + 9);
+    let message = format!(
+        "Error: llmlb (PID: {guard}) was ended by SIGKILL before its server was ready; that still \
+         runs (PID: {server})\n\nTo stop it: llmlb stop --port {port}\n"
+    );
+    assert_eq!(told.stderr, message);
+    sandbox.run(["status", &text]).expect(5);
+    sandbox.run(["stop", &text]).expect(0);
+    assert!(!is_alive(server));
+}
+
+#[test]
 fn a_caller_that_is_killed_leaves_a_server_that_can_be_stopped() {
     let sandbox = Sandbox::new();
     let port = free_port();
