@@ -347,7 +347,12 @@ impl Followed {
         }
         info!("{path} names {} backends", content.backends.len());
         for name in changed(&self.content.settings, &content.settings) {
-            warn!("{path} says something else of {name}: that takes llmlb serve --replace");
+            let takes = match name {
+                // On another port, that would start a second server.
+                "port" => "llmlb stop, and a start",
+                _ => "llmlb serve --replace",
+            };
+            warn!("{path} says something else of {name}: that takes {takes}");
         }
         self.content.backends = content.backends;
         true
