@@ -365,6 +365,23 @@ async fn obtain(
     }
 }
 
+/// A lock that another has may be one that this process can only see.
+#[cfg(unix)]
+fn check_lock(path: &std::path::Path) -> Result<(), Failure> {
+    use nix::errno::Errno;
+    use nix::fcntl::{AT_FDCWD, AtFlags};
+    use nix::unistd::{AccessFlags, faccessat};
+    match faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS) {
+        Err(e @ Errno::EROFS) => {
+            let path = path.display();
+            let e = io::Error::from(e);
+            let message = format!("cannot take the present server's place: {path}: {e}");
+            Err(Failure::new(exit::FAILURE, message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Looks at what `--check` looks at, and has the load balancer ready if this is to be one. Or the
 /// signal that came first.
 async fn prepare(
@@ -373,6 +390,8 @@ async fn prepare(
     args: &ServeArgs,
     shutdown: &mut Shutdown,
 ) -> Result<Result<Option<Box<Prepared>>, i32>, Failure> {
+    #[cfg(unix)]
+    check_lock(&locks.lock_path(port))?;
     #[cfg(unix)]
     if args.detach {
         detach::check_log(args.log_file.as_deref(), locks, port)?;
