@@ -465,7 +465,7 @@ async fn succeed(
         return Ok(None);
     }
     let (wanted, _) = resolve(&args.host, port)?;
-    Ok(Succession::succeed(locks, port, &wanted).await)
+    Ok(Succession::succeed(locks, port, &wanted, args.wait).await)
 }
 
 enum Finished<T> {
