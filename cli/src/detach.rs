@@ -10,6 +10,8 @@ use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Seek, Seek
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::Duration;
 
 use llmlb_lock_core::{LockDir, LockInfo, ServerLock, ServerState};
 use nix::fcntl::{AT_FDCWD, AtFlags};
@@ -20,6 +22,7 @@ use nix::unistd::{
     AccessFlags, ForkResult, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, faccessat, fork,
     setsid,
 };
+use tokio::time::sleep;
 use tracing::warn;
 
 use crate::exit::{self, Failure};
@@ -34,6 +37,10 @@ const SHOWN_BYTES: u64 = 16 * 1024;
 /// What the server says to the one who waits.
 const LOG: &str = "log ";
 const READY: &str = "ready ";
+const SLOW: &str = "slow ";
+
+/// How long the caller waits in silence.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// The two that one process becomes.
 pub(crate) enum Side {
@@ -91,17 +98,27 @@ impl Detached {
         Ok(())
     }
 
-    /// Tells the caller when the server is ready, and opens the log anew at each SIGHUP. Completes
-    /// never.
-    pub(crate) async fn attend(mut self, mut ready: Watch, info: LockInfo) -> Result<u8, Failure> {
+    /// Tells the caller when the server is ready, once what is `awaited` until then, and opens the
+    /// log anew at each SIGHUP. Completes never.
+    pub(crate) async fn attend(
+        mut self,
+        mut ready: Watch,
+        info: LockInfo,
+        awaited: String,
+    ) -> Result<u8, Failure> {
         let failed = |e: io::Error| Failure::new(exit::FAILURE, e);
         let mut hangups = Stream::listen_anyway(Signal::SIGHUP).map_err(failed)?;
-        let mut told = false;
+        let (mut told, mut is_slow) = (false, false);
+        let mut silence = pin!(sleep(SILENCE));
         loop {
             tokio::select! {
                 _ = ready.ready(), if !told => {
                     told = true;
                     self.tell(&format!("{READY}{}\n", info.port));
+                }
+                () = &mut silence, if !told && !is_slow => {
+                    is_slow = true;
+                    self.tell(&format!("{SLOW}{awaited}\n"));
                 }
                 () = hangups.recv() => {
                     if let Err(e) = redirect(&self.path) {
@@ -191,6 +208,9 @@ fn wait(reader: PipeReader, child: Pid) -> Result<u8, Failure> {
     for line in BufReader::new(reader).lines().map_while(Result::ok) {
         if let Some(told) = line.strip_prefix(LOG) {
             log = Log::parse(told);
+        } else if let (Some(awaited), Some(log)) = (line.strip_prefix(SLOW), &log) {
+            let path = log.path.display();
+            output::note(&format!("Still waiting for {awaited}; the log is {path}"));
         } else if let Some(port) = line.strip_prefix(READY) {
             let path = log.map(|log| log.path).unwrap_or_default();
             let message = format!(

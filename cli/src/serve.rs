@@ -108,7 +108,8 @@ async fn serve(
     #[cfg(unix)]
     let attended = match (detached, obtained.lock()) {
         (Some(detached), Some(lock)) => {
-            Some(detached.attend(readiness.watch(), lock.info().clone()))
+            let awaited = supervise::awaited(port, &args);
+            Some(detached.attend(readiness.watch(), lock.info().clone(), awaited))
         }
         _ => None,
     };

@@ -84,6 +84,12 @@ pub(crate) fn is_typed(
     true
 }
 
+/// What the server has to do to be ready.
+#[cfg(unix)]
+pub(crate) fn awaited(port: u16, args: &ServeArgs) -> String {
+    readying::probe(std::process::id(), port, args).awaited()
+}
+
 /// What the log calls it.
 #[cfg(unix)]
 fn name(args: &ServeArgs) -> String {

@@ -262,6 +262,11 @@ fn a_caller_that_is_killed_leaves_a_server_that_can_be_stopped() {
     let mut command = sandbox.llmlb(["serve", "--detach", "--port", &text, "--"]);
     let mut caller = Running::start(command.args([GUINEA, &text, &when]));
     logged(&default_log(&sandbox, port), "loading");
+    let said = caller.expect_log("Still waiting for ");
+    assert!(
+        said.contains(&format!("on port {port}; the log is /")),
+        "{said}"
+    );
     caller.kill();
     fs::write(&file, "").unwrap();
     sandbox.run(["status", &text, "--wait", "60"]).expect(0);
