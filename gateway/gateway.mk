@@ -1,12 +1,14 @@
 # test-gateway-e2e  the load balancer between the OpenAI client and llama.cpp, both from PyPI
 # test-compare      what llmlb claims beside others, alone; a part of test
 # test-queue        that requests wait in order before servers that are full; a part of test
-# compare           docs/compare.md: llmlb beside all others that can be installed; needs wrk
+# compare           docs/compare.md: llmlb beside all others that can be installed; needs wrk, nginx
+#                   and haproxy; its parts are compare-features, -costs and -conversations
 # bench-choose      what it costs to choose a backend, and to find the model; a part of bench
 # bench-gateway     the load balancer beside nginx and haproxy; needs both, and wrk
 # bench-queue       how well requests wait, at four times what the servers can do
 
-.PHONY: test-gateway-e2e test-compare test-queue bench-queue compare compare-peers bench-choose bench-gateway
+.PHONY: test-gateway-e2e test-compare test-queue bench-queue compare compare-features compare-costs \
+    compare-conversations compare-programs compare-peers bench-choose bench-gateway
 
 GATEWAY_VENV := $(TARGET)/venv-gateway
 
@@ -57,7 +59,23 @@ $(COMPARE_VENVS)/%/tried:
 	$(@D)/bin/pip install --quiet --disable-pip-version-check $(or $(PACKAGES),$*) || true
 	touch $@
 
-compare: compare-peers
+# In parts, each of which may be run for itself; all of them take a quarter of an hour.
+compare:
+	$(MAKE) compare-features
+	$(MAKE) compare-costs
+	$(MAKE) compare-conversations
+
+compare-programs: compare-peers
 	$(CARGO) build --release -p llmlb --bin llmlb -p llmlb-gateway --example model-server
-	$(PYTHON) examples/gateway/compare.py $(TARGET)/release/llmlb \
-	    $(TARGET)/release/examples/model-server $(COMPARE_VENVS) docs/compare.md
+
+compare-features: compare-programs
+	$(PYTHON) examples/gateway/compare.py features $(TARGET)/release/llmlb $(COMPARE_VENVS) \
+	    docs/compare.md
+
+compare-costs: compare-programs
+	$(PYTHON) examples/gateway/compare.py costs $(TARGET)/release/llmlb $(COMPARE_VENVS) \
+	    docs/compare.md $(TARGET)/release/examples/model-server
+
+compare-conversations: compare-programs $(GATEWAY_VENV)/ready
+	$(GATEWAY_VENV)/bin/python examples/gateway/affinity.py $(TARGET)/release/llmlb \
+	    $(COMPARE_VENVS) docs/compare.md

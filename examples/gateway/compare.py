@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """llmlb beside other load balancers: what each does, and what it costs.
 
-Usage: compare.py LLMLB MODEL_SERVER VENVS DOCUMENT
+Usage: compare.py features LLMLB VENVS DOCUMENT
+       compare.py costs LLMLB VENVS DOCUMENT MODEL_SERVER
        compare.py --smoke LLMLB
 
 Looks at those of them that are there: programs of the PATH, and of the virtual environments below
-VENVS, one for each. Writes two tables, and what was seen where one is not as good, between the
-markers of DOCUMENT. With --smoke llmlb is looked at alone, and has to do all that it claims.
+VENVS, one for each. Writes a table, and what was seen where one is not as good, between the markers
+of DOCUMENT. With --smoke llmlb is looked at alone, and has to do all that it claims.
 
 ROUNDS and WORKERS come from the environment, as for bench.py.
 """
@@ -28,6 +29,7 @@ import time
 from pathlib import Path
 
 import bench
+import document
 import features
 import peers
 from features import FEATURES, SCENARIOS, Seen, failure, look
@@ -43,7 +45,6 @@ UNNOTICED = 10
 # So many scenarios at once, where one peer is looked at alone.
 AT_ONCE = 6
 PEERS_AT_ONCE = 3
-BEGIN, END = "<!-- made by make compare: {} -->\n", "<!-- end of {} -->"
 
 
 class Absent(Exception):
@@ -226,22 +227,20 @@ FIGURES = {
 }
 
 
-def table(rows):
-    head, *rest = rows
-    lines = [head, ["---"] * len(head), *rest]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+def titles(versions):
+    return [f"{peer.name} {version}" for peer, version in versions.items()]
 
 
 def features_table(versions, found):
-    rows = [["feature", *(f"{peer.name} {version}" for peer, version in versions.items())]]
+    rows = [["feature", *titles(versions)]]
     for name, title in FEATURES.items():
         rows.append([title, *(found[peer][name].show() for peer in versions)])
-    return table(rows)
+    return document.table(rows)
 
 
 def figures_table(versions, figures):
     names = [peer.name for peer in versions]
-    rows = [["figure", "direct", *names]]
+    rows = [["figure", "direct", *titles(versions)]]
     for key, (title, form) in FIGURES.items():
         values = figures[key]
 
@@ -255,7 +254,7 @@ def figures_table(versions, figures):
             return f"{shown} ({ratio:,.0f} x)" if ratio >= 10 else f"{shown} ({ratio:.2g} x)"
 
         rows.append([title, cell("direct"), *(cell(name) for name in names)])
-    return table(rows)
+    return document.table(rows)
 
 
 def seen_list(versions, found):
@@ -279,13 +278,30 @@ def plain(text):
     return re.sub(r"\S*(/tmp/|://)\S*", "…", text)[:110].strip()
 
 
-def write(document, part, text):
-    begin, end = BEGIN.format(part), END.format(part)
-    before, found, rest = document.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not found or not found_end:
-        sys.exit(f"the document has no markers for {part}")
-    return f"{before}{begin}\n{text}\n{end}{after}"
+def missing(absent):
+    gone = "; ".join(f"{name}: {why}" for name, why in absent.items())
+    return f"\nNot there, or not in all: {gone}.\n" if gone else ""
+
+
+def compare_features(versions, absent):
+    found = look_at_all(versions)
+    made = features_table(versions, found) + missing(absent)
+    return {"features": made, "seen": seen_list(versions, found)}
+
+
+def compare_costs(versions, absent, model_server):
+    if not shutil.which("wrk"):
+        sys.exit("missing: wrk (Debian: apt install wrk)")
+    load = os.getloadavg()[0]
+    benches = Bench(model_server, versions)
+    figures = benches.run()
+    where = (
+        f"{os.cpu_count()} cores of {platform.machine()} for all, {bench.WORKERS} workers each, "
+        f"{ROUNDS} rounds of\n{SECONDS} s and {STREAMS} streams, medians. When it began, "
+        f"{load:.0f} processes wanted the cores.\n"
+    )
+    where += missing({**absent, **benches.failed})
+    return {"figures": figures_table(versions, figures), "place": where}
 
 
 def main():
@@ -293,27 +309,10 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("compare: ended by SIGTERM"))
     if sys.argv[1] == "--smoke":
         return smoke(sys.argv[2])
-    llmlb, model_server, venvs, path = sys.argv[1:5]
-    if not shutil.which("wrk"):
-        sys.exit("missing: wrk (Debian: apt install wrk)")
+    part, llmlb, venvs, path, *rest = sys.argv[1:]
     versions, absent = installed(candidates(llmlb, venvs))
-    load = os.getloadavg()[0]
-    found = look_at_all(versions)
-    benches = Bench(model_server, versions)
-    figures = benches.run()
-    document = Path(path)
-    text = document.read_text()
-    text = write(text, "features", features_table(versions, found))
-    text = write(text, "seen", seen_list(versions, found))
-    text = write(text, "figures", figures_table(versions, figures))
-    where = (
-        f"{os.cpu_count()} cores of {platform.machine()} for all, {bench.WORKERS} workers each, "
-        f"{ROUNDS} rounds of\n{SECONDS} s and {STREAMS} streams, medians. When it began, "
-        f"{load:.0f} processes wanted the cores.\n"
-    )
-    gone = [f"{name}: {why}" for name, why in {**absent, **benches.failed}.items()]
-    where += f"\nNot there, or not in all: {'; '.join(gone)}.\n" if gone else ""
-    document.write_text(write(text, "place", where))
+    parts = {"features": compare_features, "costs": compare_costs}[part](versions, absent, *rest)
+    document.write(Path(path), parts)
     return None
 
 

@@ -69,9 +69,10 @@ class Stack:
         self.processes.append(process)
         return process
 
-    def model_server(self, alias, port):
+    def model_server(self, alias, port, model=None):
         script = HERE / "llama_server.py"
-        return [sys.executable, script, "--model", self.model, "--alias", alias, "--port", port]
+        model = model or self.model
+        return [sys.executable, script, "--model", model, "--alias", alias, "--port", port]
 
     def gateway(self, backends, *args, key=KEY):
         port = free_port()

@@ -1,4 +1,7 @@
-"""Writes a Llama of random weights, small enough to load in a moment: `make_model.py FILE`."""
+"""Writes a Llama of random weights, small enough to load in a moment: `make_model.py FILE`.
+
+What it `says` may be limited to two letters, by which its answers are told from another's.
+"""
 
 import sys
 
@@ -9,7 +12,7 @@ EMBEDDING, HEADS, LAYERS, FEED_FORWARD, CONTEXT = 64, 4, 2, 128, 4096
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 
-def write(path):
+def write(path, says=None):
     rng = np.random.default_rng(1)
     # Byte tokens, as SentencePiece falls back to, can spell anything.
     tokens = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256)), "▁".encode()]
@@ -38,11 +41,21 @@ def write(path):
     def tensor(name, *shape):
         writer.add_tensor(name, rng.normal(0, 0.05, shape).astype(np.float32))
 
+    def output():
+        weights = rng.normal(0, 0.05, (len(tokens), EMBEDDING)).astype(np.float32)
+        if says:
+            # Of two that are opposites, one is more likely than all the others, which are at zero.
+            one, other = (tokens.index(b"<0x%02X>" % letter) for letter in says)
+            kept = weights[one].copy()
+            weights[:] = 0
+            weights[one], weights[other] = kept, -kept
+        writer.add_tensor("output.weight", weights)
+
     def norm(name):
         writer.add_tensor(name, np.ones(EMBEDDING, dtype=np.float32))
 
     tensor("token_embd.weight", len(tokens), EMBEDDING)
-    tensor("output.weight", len(tokens), EMBEDDING)
+    output()
     norm("output_norm.weight")
     for layer in range(LAYERS):
         norm(f"blk.{layer}.attn_norm.weight")

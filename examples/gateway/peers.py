@@ -25,6 +25,10 @@ PATIENCE = 60
 GRACE = 10
 KEY = "sk-0f6b1d7c9e2a4853b7d0c1e8f9a2635d"
 ALIAS = ("gpt-4o", "alpha-7b")
+# By the name that tiktoken's cache has for it.
+VOCABULARY = (
+    "site-packages/litellm/litellm_core_utils/tokenizers/fb374d419588a4632f3f557e76b4b70aebbca790"
+)
 # By what peers can't be asked for at all.
 NO_OPTION = "there is no option for it"
 
@@ -44,7 +48,7 @@ class Setup:
     backends: list
     # Of the requests that a backend may have at a time.
     limit: int = 0
-    # "session" or "prefix".
+    # "session" or "prefix"; "off", where it has to be said.
     affinity: str = ""
     alias: bool = False
     key: str = ""
@@ -158,6 +162,9 @@ class Llmlb(Peer):
     def __init__(self, program):
         self.program = program
 
+    def policy(self, affinity):
+        return affinity
+
     def version(self):
         out = subprocess.run(
             [self.program, "--version"], capture_output=True, text=True, check=True
@@ -180,6 +187,8 @@ class Llmlb(Peer):
     def command(self, setup):
         command = [self.program, "serve", "--port", str(setup.port), "--health-interval", "1"]
         command += ["--workers", str(setup.workers), "--backends-file", self.backends(setup)]
+        if setup.affinity:
+            command += ["--affinity", setup.affinity]
         if setup.alias:
             command += ["--model-alias", "=".join(ALIAS)]
         if setup.key:
@@ -319,7 +328,8 @@ class FromPyPI(Peer):
     """A program of a Python package, in a virtual environment of its own."""
 
     def __init__(self, venvs):
-        self.bin = Path(venvs).absolute() / self.name / "bin"
+        self.venvs = Path(venvs).absolute()
+        self.bin = self.venvs / self.name / "bin"
 
     def version(self):
         [packages] = self.bin.parent.glob("lib/python*/site-packages")
@@ -347,8 +357,7 @@ class SglangRouter(FromPyPI):
             command += ["--enable-igw"]
         else:
             command += ["--worker-urls", *(url for url, _ in setup.backends)]
-        policies = {"session": self.sticky, "prefix": "cache_aware"}
-        command += ["--policy", policies.get(setup.affinity, "power_of_two")]
+        command += ["--policy", self.policy(setup.affinity)]
         if setup.limit:
             command += ["--max-concurrent-requests", str(setup.limit * len(setup.backends))]
         if setup.key:
@@ -357,14 +366,27 @@ class SglangRouter(FromPyPI):
             command += self.tls(setup)
         return command
 
+    def policy(self, affinity):
+        policies = {"session": self.sticky, "prefix": "cache_aware"}
+        return policies.get(affinity, "power_of_two")
+
     def tls(self, setup):
         return ["--tls-cert-path", setup.tls[0], "--tls-key-path", setup.tls[1]]
 
     def metrics_port(self, setup):
         return setup.metrics_port
 
-    def environment(self, _setup):
-        return {"RUST_LOG": "warn"}
+    def environment(self, setup):
+        return {"RUST_LOG": "warn", **self.vocabulary(setup)}
+
+    def vocabulary(self, setup):
+        """OpenAI's, which it downloads for several models, if it is not at hand: LiteLLM's package
+        has it."""
+        found = next(self.venvs.glob(f"litellm/lib/python*/{VOCABULARY}"), None)
+        link = setup.directory / "o200k_base.tiktoken"
+        if found and not link.exists():
+            link.symlink_to(found)
+        return {"TIKTOKEN_ENCODINGS_BASE": str(setup.directory)} if found else {}
 
     def igw(self, setup):
         """Whether it is in the mode for several models, whose backends come later."""

@@ -48,8 +48,12 @@ impl http_body::Body for Stream {
             return Poll::Ready(None);
         }
         ready!(self.ticks.poll_tick(context));
+        // Not the same over and over, which some take for a model that is stuck.
+        let word = ["word ", "more "][self.sent as usize % 2];
         self.sent += 1;
-        let chunk = r#"data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"none","choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}"#;
+        let chunk = format!(
+            r#"data: {{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"none","choices":[{{"index":0,"delta":{{"content":"{word}"}},"finish_reason":null}}]}}"#
+        );
         let chunk = Bytes::from(format!("{chunk}\n\n"));
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
@@ -62,7 +66,8 @@ async fn answer(request: Request<Incoming>, millis: u64) -> Result<Response<Body
         let list = r#"{"object":"list","data":[{"id":"none","object":"model"}]}"#;
         return Ok(Response::new(list.into()));
     }
-    let streams = body.windows(13).any(|part| part == b"\"stream\":true");
+    let wants = |text: &[u8]| body.windows(text.len()).any(|part| part == text);
+    let streams = wants(b"\"stream\":true") || wants(b"\"stream\": true");
     let (kind, body) = if streams {
         ("text/event-stream", Body::new(Stream::new(millis)))
     } else {

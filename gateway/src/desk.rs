@@ -95,6 +95,14 @@ impl Need {
             home: self.home.as_ref(),
         }
     }
+
+    /// Whether it is as well served by this backend as by any: it has not been elsewhere, where it
+    /// might go on.
+    fn goes_on(&self, backend: &Arc<Backend>) -> bool {
+        self.home
+            .as_ref()
+            .is_none_or(|home| Arc::ptr_eq(home, backend) || !home.is_up() || self.tried.has(home))
+    }
 }
 
 impl Desk {
@@ -241,8 +249,9 @@ impl Books {
     /// Gives places to those who wait: at this backend, or at any. Returns how many have gone.
     fn serve(&mut self, roster: &Roster, index: Option<usize>) -> usize {
         let is_full = || index.is_some_and(|at| roster.load(at).standing().0 >= Standing::Full);
+        let goes_on = |waiter: &Waiter, at: usize| waiter.need.goes_on(&roster.members()[at]);
         let now = &mut self.now;
-        self.queue.offer(index, |waiter| {
+        self.queue.offer(index, goes_on, |waiter| {
             if is_full() {
                 return Offer::Over;
             }
@@ -330,7 +339,7 @@ mod tests {
 
     use super::*;
     use crate::backend::models::listing;
-    use crate::backend::{Care, Slot};
+    use crate::backend::{Care, Slot, Trouble};
     use crate::options::Options;
     use crate::set::BackendSpec;
 
@@ -366,8 +375,18 @@ mod tests {
     }
 
     fn asks(desk: &Arc<Desk>, model: &str) -> Asked {
+        goes_on(desk, model, None)
+    }
+
+    /// With what began there.
+    fn goes_on(desk: &Arc<Desk>, model: &str, home: Option<&Arc<Backend>>) -> Asked {
+        let wanted = Wanted {
+            home,
+            anchor: home.map(|_| 7),
+            ..wanted(model)
+        };
         let mut arrival = Arrival::default();
-        desk.take_or_wait(&wanted(model), &Tried::default(), &mut arrival)
+        desk.take_or_wait(&wanted, &Tried::default(), &mut arrival)
             .unwrap()
     }
 
@@ -425,6 +444,26 @@ mod tests {
         assert_eq!(desk.waiting(), 0);
         assert!(told(third).is_some());
         assert_eq!(name(&place(asks(&desk, "a"))), "b0");
+    }
+
+    #[test]
+    fn who_goes_on_elsewhere_is_not_kept_from_its_turn_by_one_that_is_down() {
+        for is_up in [true, false] {
+            let desk = desk(&[&["a"], &["a"]], true);
+            let held = ["a"; 2].map(|model| place(asks(&desk, model)));
+            let [_busy, free] = held;
+            let roster = desk.roster();
+            let home = roster.members().iter().find(|one| one.name != free.name);
+            let waits = ticket(goes_on(&desk, "a", home));
+            let newcomer = ticket(asks(&desk, "a"));
+            if !is_up {
+                (0..3).for_each(|_| home.unwrap().failed(Trouble::new("gone")));
+            }
+            drop(free);
+            assert_eq!(told(newcomer).is_some(), is_up);
+            // As a ticket is dropped, so is the place that it has not heard of.
+            assert!(told(waits).is_some());
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Tried {
         self.who.push(backend);
     }
 
-    fn has(&self, backend: &Arc<Backend>) -> bool {
+    pub(crate) fn has(&self, backend: &Arc<Backend>) -> bool {
         self.who.iter().any(|tried| Arc::ptr_eq(tried, backend))
     }
 

@@ -1,5 +1,7 @@
 //! The queue before backends that have as many requests as they may: first come, first served, by
-//! whichever backend fits first.
+//! whichever backend fits first. Only of those who wait for the same may one that goes on at a
+//! backend be served there before others that go on elsewhere, and before each of them but a few
+//! times.
 //!
 //! Apart from choosing, as of backends it knows nothing but their places in the roster: it keeps the
 //! order. All who wait for the same (the same model, say) are of one kind and stand in one line, so
@@ -14,6 +16,13 @@ use tokio::time::Instant;
 
 /// Of the measured time between two that are served, this share is the newest one's.
 const NEWEST: f64 = 0.1;
+
+/// How many of a line are looked at for one that goes on at the backend that has come free.
+const LOOKS: usize = 64;
+
+/// For each backend that fits, others may go before the first one so many times: about as often as
+/// its own is likely to come free meanwhile.
+const PASSES: u32 = 2;
 
 /// The longest time after which to come again, as who waits may leave at any moment.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -38,6 +47,10 @@ impl Fits {
     pub(crate) fn has(&self, index: usize) -> bool {
         let word = self.0.get(index / 64);
         word.is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
     }
 }
 
@@ -69,7 +82,31 @@ struct Line<W> {
     kind: Kind,
     fits: Fits,
     /// Never empty.
-    waiting: VecDeque<(u64, W)>,
+    waiting: VecDeque<Waits<W>>,
+}
+
+#[derive(Debug)]
+struct Waits<W> {
+    id: u64,
+    who: W,
+    /// How many that came after it have been served before it.
+    passed: u32,
+}
+
+impl<W> Line<W> {
+    /// Who is next where a backend has come free: the first one, or else one that came before
+    /// `others`, and `goes_on` there.
+    fn next(&self, others: impl FnOnce() -> Option<u64>, goes_on: impl Fn(&W) -> bool) -> usize {
+        let most = PASSES * self.fits.count();
+        let is_due = |first: &Waits<W>| first.passed >= most || goes_on(&first.who);
+        if self.waiting.front().is_none_or(is_due) {
+            return 0;
+        }
+        let others = others();
+        let mut before = (self.waiting.iter().take(LOOKS))
+            .take_while(|one| others.is_none_or(|other| one.id < other));
+        before.position(|one| goes_on(&one.who)).unwrap_or(0)
+    }
 }
 
 /// How fast those who wait are served.
@@ -144,8 +181,9 @@ impl<W> Queue<W> {
             fits: fits(),
             waiting: VecDeque::new(),
         });
-        let at = line.waiting.partition_point(|(other, _)| *other < id);
-        line.waiting.insert(at, (id, who));
+        let at = line.waiting.partition_point(|other| other.id < id);
+        let passed = 0;
+        line.waiting.insert(at, Waits { id, who, passed });
     }
 
     /// Whether anybody waits for this backend.
@@ -153,11 +191,12 @@ impl<W> Queue<W> {
         self.lines.values().any(|line| line.fits.has(index))
     }
 
-    /// Makes offers in the order in which they came, to the first of each line for whom this backend
+    /// Makes offers in the order in which they came, to the next of each line for whom this backend
     /// fits (any, if none is named), as long as there is something left. Returns how many took one.
     pub(crate) fn offer(
         &mut self,
         index: Option<usize>,
+        goes_on: impl Fn(&W, usize) -> bool,
         mut offer: impl FnMut(&mut W) -> Offer,
     ) -> usize {
         let mut from = 0;
@@ -168,15 +207,20 @@ impl<W> Queue<W> {
             let Some((&first, line)) = lines.find(|(_, line)| fits(line)) else {
                 return taken;
             };
-            from = first + 1;
-            match line.waiting.front_mut().map(|(_, who)| offer(who)) {
+            let next = index.map_or(0, |index| {
+                let others = || lines.find(|(_, line)| fits(line)).map(|(&first, _)| first);
+                line.next(others, |who| goes_on(who, index))
+            });
+            match line.waiting.get_mut(next).map(|one| offer(&mut one.who)) {
                 Some(Offer::Taken) => {
                     self.pace.tick(Instant::now());
-                    self.take_first(first);
+                    self.take(first, next);
                     taken += 1;
+                    // Whoever is its first now may be offered the next place.
+                    from = first;
                 }
                 Some(Offer::Over) => return taken,
-                Some(Offer::Nothing) | None => {}
+                Some(Offer::Nothing) | None => from = first + 1,
             }
         }
     }
@@ -186,38 +230,50 @@ impl<W> Queue<W> {
         let Some(&first) = self.firsts.get(&kind) else {
             return;
         };
-        if first == id {
-            return self.take_first(id);
-        }
-        let Some(line) = self.lines.get_mut(&first) else {
+        let Some(line) = self.lines.get(&first) else {
             return;
         };
-        if let Ok(at) = line.waiting.binary_search_by_key(&id, |(id, _)| *id) {
-            line.waiting.remove(at);
-            self.one_less();
+        if let Ok(at) = line.waiting.binary_search_by_key(&id, |one| one.id) {
+            self.remove(first, at);
         }
     }
 
     /// The backends are others, or in other places.
     pub(crate) fn refit(&mut self, fits: impl Fn(&W) -> Fits) {
         for line in self.lines.values_mut() {
-            if let Some((_, who)) = line.waiting.front() {
-                line.fits = fits(who);
+            if let Some(one) = line.waiting.front() {
+                line.fits = fits(&one.who);
             }
         }
     }
 
-    /// The first of this line goes, and the next one is its first.
-    fn take_first(&mut self, first: u64) {
-        let Some(mut line) = self.lines.remove(&first) else {
+    /// One has been served, before those of its line that came before it.
+    fn take(&mut self, first: u64, at: usize) {
+        if let Some(line) = self.lines.get_mut(&first) {
+            for passed in line.waiting.iter_mut().take(at) {
+                passed.passed += 1;
+            }
+        }
+        self.remove(first, at);
+    }
+
+    /// One of this line goes; where it is the first, the next one is that.
+    fn remove(&mut self, first: u64, at: usize) {
+        let Some(line) = self.lines.get_mut(&first) else {
             return;
         };
-        line.waiting.pop_front();
+        line.waiting.remove(at);
         self.one_less();
+        if at > 0 {
+            return;
+        }
+        let Some(line) = self.lines.remove(&first) else {
+            return;
+        };
         match line.waiting.front() {
-            Some(&(next, _)) => {
-                self.firsts.insert(line.kind, next);
-                self.lines.insert(next, line);
+            Some(next) => {
+                self.firsts.insert(line.kind, next.id);
+                self.lines.insert(next.id, line);
             }
             None => {
                 self.firsts.remove(&line.kind);
@@ -291,7 +347,8 @@ mod tests {
         places: usize,
     ) -> Vec<&'static str> {
         let mut asked = Vec::new();
-        queue.offer(index, |name| {
+        let goes_on = |name: &&str, index| name.starts_with(&format!("at{index} "));
+        queue.offer(index, goes_on, |name| {
             asked.push(*name);
             if asked.len() <= places {
                 Offer::Taken
@@ -300,6 +357,45 @@ mod tests {
             }
         });
         asked
+    }
+
+    #[test]
+    fn who_goes_on_at_a_backend_goes_before_others_but_not_again_and_again() {
+        let both = &[0, 1][..];
+        let mut all = vec![("at0 first", "a", both), ("at2", "a", both)];
+        all.extend([("at1 a", "a", both); 9]);
+        all.push(("at0 last", "a", both));
+        let (mut queue, ids) = queue(20, &all);
+        let one = |queue: &mut Queue<_>, index| asked(queue, index, 1)[0];
+        // Where it does not matter, and where it goes on itself, the first.
+        assert_eq!(asked(&mut queue, None, 0), ["at0 first"]);
+        assert_eq!(asked(&mut queue, Some(0), 0), ["at0 first"]);
+        for _ in 0..4 {
+            assert_eq!(one(&mut queue, Some(1)), "at1 a");
+        }
+        // It was passed over as often as may be, and so was the next one.
+        assert_eq!(one(&mut queue, Some(1)), "at0 first");
+        assert_eq!(one(&mut queue, Some(0)), "at2");
+        // Those have not been passed over yet.
+        assert_eq!(one(&mut queue, Some(0)), "at0 last");
+        queue.leave(queue.kind("a"), ids[6]);
+        assert_eq!(asked(&mut queue, Some(0), 9), ["at1 a"; 4]);
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn nobody_goes_before_those_who_wait_for_something_else() {
+        let all: &[_] = &[
+            ("at1 a", "a", &[0, 1][..]),
+            ("b", "b", &[0, 1]),
+            ("at0 a", "a", &[0, 1]),
+            ("c", "c", &[1]),
+        ];
+        let (mut queue, _) = queue(9, all);
+        assert_eq!(asked(&mut queue, Some(0), 9), ["at1 a", "b", "at0 a"]);
+        // Those who wait for another backend lose nothing.
+        let (mut queue, _) = self::queue(9, &[all[0], all[3], all[2], all[1]]);
+        assert_eq!(asked(&mut queue, Some(0), 9), ["at0 a", "at1 a", "b"]);
     }
 
     #[test]

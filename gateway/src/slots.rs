@@ -58,28 +58,41 @@ impl Slots {
     }
 }
 
-/// Asks a server that has come, and now and then again. One that does not answer is taken at the word
-/// that it gave before.
+/// Asks a server that has come, and now and then again. One that does not answer, or can't at the
+/// moment, is taken at the word that it gave before.
 pub(crate) async fn look(backend: &Backend) {
     if !backend.slots.are_due() {
         return;
     }
-    let mut told = None;
+    if let Some(told) = ask(backend).await {
+        backend.slots.told.store(told, Ordering::Relaxed);
+        backend.limit();
+    }
+}
+
+/// What a server tells, 0 if it has nothing to tell.
+async fn ask(backend: &Backend) -> Option<usize> {
+    let mut knows_all = true;
     for (path, name) in TOLD {
         match timeout(PATIENCE, probe::get(backend, path)).await {
-            Ok(Ok((StatusCode::OK, body))) => told = read(&body, name),
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return,
-        }
-        if told.is_some() {
-            break;
+            Ok(Ok((StatusCode::OK, body))) => {
+                if let Some(told) = read(&body, name) {
+                    return Some(told);
+                }
+            }
+            Ok(Ok((status, _))) => knows_all &= is_no_path(status),
+            Ok(Err(_)) | Err(_) => return None,
         }
     }
-    backend
-        .slots
-        .told
-        .store(told.unwrap_or(0), Ordering::Relaxed);
-    backend.limit();
+    knows_all.then_some(0)
+}
+
+/// Whether nothing is to be had there, now or later.
+fn is_no_path(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
+    )
 }
 
 fn read(body: &[u8], name: &str) -> Option<usize> {
@@ -96,7 +109,57 @@ pub(crate) fn is_asked(path: &str, headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::http::HeaderValue;
+    use axum::routing::get;
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::backend::{Care, Slot};
+    use crate::options::Options;
+    use crate::set::BackendSpec;
+
+    type Said = (StatusCode, &'static str);
+
+    /// A server that says what is in there when it is asked for its slots.
+    async fn saying(said: &'static Mutex<Said>) -> Backend {
+        let props = get(move || async move { *said.lock().unwrap() });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().route("/props", props);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let care = Care::of(&Options::new(), 1, HeaderValue::from_static("1.1 test"));
+        let spec = BackendSpec::new(url.parse().unwrap());
+        Backend::new(spec, &care, Slot::default())
+    }
+
+    #[tokio::test]
+    async fn what_was_told_holds_until_it_is_taken_back() {
+        static SAID: Mutex<Said> = Mutex::new((StatusCode::OK, ""));
+        const TWO: &str = r#"{"total_slots":2}"#;
+        let backend = saying(&SAID).await;
+        for (status, body, told) in [
+            (404, "", None),
+            (503, TWO, None),
+            (200, TWO, Some(2)),
+            (503, "", Some(2)),
+            (429, "", Some(2)),
+            (500, "", Some(2)),
+            (401, "", Some(2)),
+            (404, "", None),
+            (200, TWO, Some(2)),
+            (501, "", None),
+            (200, TWO, Some(2)),
+            (405, "", None),
+            (200, TWO, Some(2)),
+            (200, "{}", None),
+        ] {
+            *SAID.lock().unwrap() = (StatusCode::from_u16(status).unwrap(), body);
+            backend.slots.forget();
+            look(&backend).await;
+            assert_eq!(backend.slots.told(), told, "{status} {body}");
+        }
+    }
 
     #[test]
     fn only_a_number_of_slots_is_one() {

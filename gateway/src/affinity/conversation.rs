@@ -35,6 +35,8 @@ pub(crate) struct Conversation {
     beginnings: VecDeque<u64>,
     /// Of these, each is worth to be known: of the others only the last.
     blocks: bool,
+    /// The last is of a whole request, which others repeat, but do not go on with.
+    whole: bool,
     anchor: u64,
 }
 
@@ -60,9 +62,10 @@ impl Conversation {
         }
     }
 
-    /// From the longest on.
+    /// What it goes on with, from the longest on.
     pub(super) fn beginnings(&self) -> impl Iterator<Item = u64> {
-        self.beginnings.iter().rev().take(LOOKS).copied()
+        let longest = self.beginnings.iter().rev().skip(self.whole.into());
+        longest.take(LOOKS).copied()
     }
 
     /// What it is to be found by again.
@@ -103,6 +106,7 @@ impl Beginnings {
         Conversation {
             beginnings: [name].into(),
             blocks: false,
+            whole: false,
             anchor: name,
         }
     }
@@ -127,7 +131,8 @@ impl Beginnings {
             }
         }
         let first = beginnings.front().copied();
-        if asked.is_none() && list.is_cut() {
+        let is_cut = list.is_cut();
+        if asked.is_none() && is_cut {
             let blocks = blocks(&mut hasher, list.rest, true);
             let telling = (TELLING / SHORTEST).ilog2() as usize;
             asked = blocks.get(telling).or(blocks.last()).copied();
@@ -137,6 +142,7 @@ impl Beginnings {
             anchor: asked.or(second).or(first)?,
             beginnings,
             blocks: false,
+            whole: !is_cut,
         })
     }
 
@@ -146,6 +152,7 @@ impl Beginnings {
             anchor: *beginnings.first()?,
             beginnings: beginnings.into(),
             blocks: true,
+            whole: !is_cut,
         })
     }
 }
@@ -346,6 +353,30 @@ mod tests {
         assert_ne!(other[1], short[1]);
         let endless = prefix(&format!(r#"{{"messages":[{}]}}"#, [first; 999].join(",")));
         assert_eq!(endless.len(), LOOKS);
+    }
+
+    #[test]
+    fn who_says_the_same_as_another_goes_on_with_nothing() {
+        let begun = |body: &str| {
+            let found = of(Affinity::Prefix, body).unwrap();
+            (
+                found.beginnings().collect::<Vec<_>>(),
+                found.to_be_known().last(),
+            )
+        };
+        let turns = [r#"{"role":"user"}"#; 3].join(",");
+        let question = r#"{"messages":[{"role":"user"}"#;
+        let (nothing, known) = begun(&format!("{question}]}}"));
+        assert!(nothing.is_empty());
+        // A longer one goes on with it, and so does one of which no more is kept.
+        for longer in [
+            format!(r#"{{"messages":[{turns}]}}"#),
+            format!(r#"{question},{{"#),
+        ] {
+            assert!(begun(&longer).0.contains(&known.unwrap()), "{longer}");
+        }
+        assert!(begun(r#"{"prompt":"hi"}"#).0.is_empty());
+        assert_eq!(begun(r#"{"user":"me"}"#).0.len(), 1);
     }
 
     #[test]

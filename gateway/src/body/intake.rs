@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::uploads::{Uploads, Waited};
 use crate::error::Refusal;
 
 /// How much of each body is kept: to find the model in, and to send again.
@@ -22,7 +23,7 @@ const UNIT: usize = 1 << 20;
 const UNITS: usize = 256;
 
 pub(crate) struct Intake {
-    uploads: Arc<Semaphore>,
+    uploads: Arc<Uploads>,
     memory: Arc<Semaphore>,
 }
 
@@ -30,17 +31,14 @@ impl Intake {
     /// For as many bodies at once.
     pub(crate) fn new(uploads: usize) -> Self {
         Self {
-            uploads: Arc::new(Semaphore::new(uploads.min(Semaphore::MAX_PERMITS))),
+            uploads: Arc::new(Uploads::new(uploads)),
             memory: Arc::new(Semaphore::new(UNITS)),
         }
     }
 
     /// A body has to be waited for.
-    pub(super) fn wait(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        let uploads = Arc::clone(&self.uploads);
-        uploads
-            .try_acquire_owned()
-            .map_err(|_| Refusal::TooManyUploads)
+    pub(super) fn wait(&self) -> Result<Waited, Refusal> {
+        self.uploads.wait()
     }
 
     /// Has this much memory taken for a body, beside what it has.
@@ -90,14 +88,5 @@ mod tests {
         }
         let has = one.as_ref().map(OwnedSemaphorePermit::num_permits);
         assert_eq!(has, Some(2));
-    }
-
-    #[test]
-    fn so_many_uploads_and_no_more() {
-        let intake = Intake::new(1);
-        let first = intake.wait();
-        assert!(first.is_ok() && intake.wait().is_err());
-        drop(first);
-        assert!(intake.wait().is_ok());
     }
 }

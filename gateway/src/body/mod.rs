@@ -5,7 +5,8 @@ mod intake;
 mod pace;
 mod received;
 mod upload;
+mod uploads;
 
 pub(crate) use intake::Intake;
 pub(crate) use received::Received;
-pub(crate) use upload::Upload;
+pub(crate) use upload::{Upload, upload_failed};

@@ -9,12 +9,14 @@ use axum::http::HeaderMap;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
+use tokio::select;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
 use super::intake::{Intake, KEPT, MOST};
 use super::pace::Pace;
 use super::upload::Upload;
+use super::uploads::Waited;
 use crate::error::Refusal;
 use crate::model::Search;
 
@@ -24,14 +26,13 @@ pub(crate) struct Received {
     trailers: Option<HeaderMap>,
     /// What follows it.
     pub(crate) rest: Option<Body>,
-    pace: Pace,
     /// For what is kept beyond the usual.
     memory: Option<OwnedSemaphorePermit>,
 }
 
 impl Received {
-    /// Reads all of a body that may name a model, if it is not too big to keep, and the first piece
-    /// of all else. One that is bigger is read on if the model is still `needed`.
+    /// Reads all of a body that is not too big to keep, and the beginning of one that is; that is
+    /// read on if it names the model and that is still `needed`. Nobody's place is taken meanwhile.
     pub(crate) async fn read(
         body: Body,
         search: &mut Search,
@@ -40,10 +41,12 @@ impl Received {
     ) -> Result<Self, Refusal> {
         let mut reading = Reading::new(body, intake);
         while let Some(piece) = reading.next().await? {
-            search.read(&piece, reading.kept()).await;
+            if search.goes_on() {
+                search.read(&piece, reading.kept()).await;
+            }
             let len = reading.kept().len();
-            let more = needed && len < MOST;
-            if !search.goes_on() || len >= KEPT && (!more || search.has_model()) {
+            let more = needed && len < MOST && search.goes_on() && !search.has_model();
+            if len >= KEPT && !more {
                 return Ok(reading.finish(true));
             }
             intake.keep(len, &mut reading.memory)?;
@@ -54,8 +57,7 @@ impl Received {
     /// What is sent to a backend. What is not kept goes with it.
     pub(crate) fn upload(&mut self) -> Upload {
         let rest = self.rest.take();
-        let pace = std::mem::take(&mut self.pace);
-        Upload::new(self.start.clone(), self.trailers.clone(), rest, pace)
+        Upload::new(self.start.clone(), self.trailers.clone(), rest)
     }
 
     /// Has so much memory counted for it.
@@ -88,7 +90,7 @@ struct Reading<'a> {
     trailers: Option<HeaderMap>,
     pace: Pace,
     memory: Option<OwnedSemaphorePermit>,
-    upload: Option<OwnedSemaphorePermit>,
+    upload: Option<Waited>,
 }
 
 impl<'a> Reading<'a> {
@@ -99,7 +101,7 @@ impl<'a> Reading<'a> {
             first: Bytes::new(),
             all: BytesMut::new(),
             trailers: None,
-            pace: Pace::default(),
+            pace: Pace::free(),
             memory: None,
             upload: None,
         }
@@ -145,13 +147,18 @@ impl<'a> Reading<'a> {
         let frame = match now.await {
             Some(frame) => frame,
             None => {
-                if self.upload.is_none() {
-                    self.upload = Some(self.intake.wait()?);
-                }
+                let upload = match &mut self.upload {
+                    Some(upload) => upload,
+                    none => none.insert(self.intake.wait()?),
+                };
                 let since = Instant::now();
-                let frame = timeout(self.pace.patience(), frame).await;
+                let frame = select! {
+                    biased;
+                    frame = timeout(self.pace.patience(), frame) => frame.ok(),
+                    () = upload.cut() => None,
+                };
                 self.pace.waited(since.elapsed());
-                frame.map_err(|_| Refusal::BodyTimedOut)?
+                frame.ok_or(Refusal::BodyTimedOut)?
             }
         };
         frame
@@ -161,6 +168,9 @@ impl<'a> Reading<'a> {
 
     fn keep(&mut self, data: &Bytes) {
         self.pace.read(data.len());
+        if let Some(upload) = &self.upload {
+            upload.read(data.len());
+        }
         if self.first.is_empty() {
             self.first = data.clone();
             return;
@@ -181,7 +191,6 @@ impl<'a> Reading<'a> {
             },
             trailers: self.trailers,
             rest: goes_on.then_some(self.body),
-            pace: self.pace,
             memory: self.memory,
         }
     }

@@ -26,13 +26,17 @@ impl Activity {
     /// The number of the head that is waited for, if nothing has come of it.
     fn head(&self) -> Option<u64> {
         let heads = self.heads.load(Ordering::Relaxed);
-        let waits = heads % 2 == 1 && !self.within.load(Ordering::Relaxed);
+        let waits = heads % 2 == 1 && !self.is_within();
         waits.then_some(heads)
     }
 
     /// Whether hyper waits for a head. After another protocol was agreed on, it does not.
     pub(super) fn awaits_head(&self) -> bool {
         self.heads.load(Ordering::Relaxed) % 2 == 1
+    }
+
+    pub(super) fn is_within(&self) -> bool {
+        self.within.load(Ordering::Relaxed)
     }
 
     pub(super) fn has_read(&self, within: bool) {

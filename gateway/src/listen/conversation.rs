@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch::Receiver;
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
@@ -20,7 +20,7 @@ use super::lent::Home;
 use super::signal::{self, HURRY};
 use super::socket::{Shared, Socket};
 use super::strict::Strict;
-use super::talk::{App, Host, talk};
+use super::talk::{App, Host, Talked, talk};
 use crate::life::Phase;
 use crate::peer::Peer;
 use crate::tls::ServerTls;
@@ -32,6 +32,10 @@ const IDLE: Duration = Duration::from_secs(620);
 
 /// How long a client may take to agree on how to speak.
 const GREETING: Duration = Duration::from_secs(10);
+
+/// How long a client may go on to send what is not read any more, and how long it may pause.
+const UNREAD: Duration = Duration::from_secs(30);
+const UNREAD_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long a client may read nothing of what waits for it.
 const STALLED: Duration = Duration::from_secs(60);
@@ -99,9 +103,12 @@ async fn hear<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             return;
         };
         // On the heap, as it is big: a connection that waits is not to keep the room for it.
-        let goes_on = Box::pin(talk(&host, stream, client, phase.clone()));
-        if !goes_on.await {
-            return;
+        match Box::pin(talk(&host, stream, client, phase.clone())).await {
+            Talked::Quiet => {}
+            Talked::Done if host.is_within() && !host.is_broken() => {
+                return Box::pin(linger(&home, client, phase)).await;
+            }
+            Talked::Done | Talked::Ended => return,
         }
         if !asks(client, phase.clone()).await {
             break;
@@ -110,6 +117,21 @@ async fn hear<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     // With TLS, an end that is not told looks like one that was brought about.
     if let Some(mut stream) = home.lend() {
         let _ = timeout(HURRY, stream.shutdown()).await;
+    }
+}
+
+/// Reads on what a client sends that has got its answer. A connection that is closed before is reset,
+/// and with it goes an answer that has not been read yet.
+async fn linger<S: AsyncRead + Unpin>(home: &Home<S>, client: &Client, phase: Receiver<Phase>) {
+    let Some(mut stream) = home.lend() else {
+        return;
+    };
+    let mut buffer = vec![0; 16 << 10];
+    let read =
+        async { while let Ok(Ok(1..)) = timeout(UNREAD_PAUSE, stream.read(&mut buffer)).await {} };
+    tokio::select! {
+        _ = timeout(UNREAD, read) => {}
+        _ = signal::next(client, phase, false) => {}
     }
 }
 
@@ -133,7 +155,6 @@ mod tests {
     use axum::body::Body;
     use axum::http::HeaderMap;
     use axum::routing::{get, post};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
     use super::super::clients::Clients;
@@ -304,6 +325,47 @@ mod tests {
         assert!(answer.ends_with("408 Request Timeout"), "{answer}");
         assert!(since.elapsed() < HEAD * 2, "{:?}", since.elapsed());
         trickle.abort();
+    }
+
+    /// An answer that reads nothing of what it is asked.
+    fn refuses() -> Router {
+        Router::new().route("/", post(|| async { "[no]" }))
+    }
+
+    #[tokio::test]
+    async fn who_is_answered_before_all_is_sent_gets_the_answer() {
+        let long = vec![b'x'; 25 << 20];
+        for length in ["Content-Length: 26214400", "Transfer-Encoding: chunked"] {
+            let mut client = served(refuses()).await;
+            let head = format!("POST / HTTP/1.1\r\nHost: h\r\n{length}\r\n\r\n1900000\r\n");
+            client.write_all(head.as_bytes()).await.unwrap();
+            client.write_all(&long[..long.len() - 9]).await.unwrap();
+            let answer = rest(client).await;
+            assert!(answer.ends_with("[no]"), "{length}: {answer}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_its_answer_does_not_send_for_ever() {
+        for pause in [UNREAD_PAUSE / 2, UNREAD_PAUSE * 2] {
+            let mut client = served(refuses()).await;
+            // What is not sent is not refused.
+            client.set_nodelay(true).unwrap();
+            let begun = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 999999\r\n\r\n";
+            client.write_all(begun.as_bytes()).await.unwrap();
+            let since = tokio::time::Instant::now();
+            while client.write_all(b"x").await.is_ok() {
+                sleep(pause).await;
+            }
+            let took = since.elapsed();
+            let least = if pause < UNREAD_PAUSE {
+                UNREAD
+            } else {
+                UNREAD_PAUSE
+            };
+            let most = least + pause * 3;
+            assert!((least..most).contains(&took), "{pause:?}: {took:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -100,6 +100,21 @@ impl Host {
         }
     }
 
+    /// Whether what has been read of the client ends within a request.
+    pub(super) fn is_within(&self) -> bool {
+        self.activity.is_within()
+    }
+
+    fn speaks_tls(&self) -> bool {
+        let shared = self.shared.as_ref();
+        shared.is_some_and(|shared| shared.options.tls.is_some())
+    }
+
+    /// Whether its answer must not look whole.
+    pub(super) fn is_broken(&self) -> bool {
+        self.peer.broken.load(Ordering::Relaxed)
+    }
+
     /// What is left to do when an answer is known.
     fn finish(&self, answer: &mut Response) {
         let leaves = matches!(*self.phase.borrow(), Phase::Retiring | Phase::Retired);
@@ -110,13 +125,24 @@ impl Host {
     }
 }
 
-/// Talks to a client, and returns whether it may ask again: it has been quiet for a while.
+/// How talking to a client has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Talked {
+    /// It has been quiet for a while, and may ask again.
+    Quiet,
+    /// All is said, on one side at least.
+    Done,
+    /// The client has left, or is to leave.
+    Ended,
+}
+
+/// Talks to a client for a while.
 pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     host: &Arc<Host>,
     stream: Lent<S>,
     client: &Client,
     phase: Receiver<Phase>,
-) -> bool {
+) -> Talked {
     let service = service_fn(|request| {
         let answer = host.answer(request);
         async move {
@@ -130,8 +156,9 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let deadline = Duration::from_secs(1);
     http.timer(Clock::new(&host.activity))
         .header_read_timeout(deadline)
-        // Else it reads on while a request is in flight, into a new buffer.
-        .half_close(Socket::TELLS_THE_END);
+        // Else it reads on while a request is in flight, into a new buffer. With TLS it has to, as an
+        // end that is told is not seen from outside.
+        .half_close(Socket::TELLS_THE_END && !host.speaks_tls());
     let connection = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection.with_upgrades());
     let mut is_let_go = false;
@@ -143,15 +170,15 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             // First, so that a request that is there is seen.
             biased;
             // What goes wrong with a client is its own affair.
-            _ = connection.as_mut() => return false,
+            _ = connection.as_mut() => return Talked::Done,
             () = poll_fn(|context| {
                 if client.socket.is_blocked() {
                     return Poll::Pending;
                 }
                 quiet.poll(context, &host.activity)
-            }) => return true,
+            }) => return Talked::Quiet,
             signal = &mut signal => match signal {
-                Signal::Left => return false,
+                Signal::Left => return Talked::Ended,
                 Signal::Closing => break,
                 Signal::Cut => {
                     // Whoever has only waited is told, and nothing is lost by it.
@@ -159,7 +186,7 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
                         connection.as_mut().graceful_shutdown();
                         let _ = timeout(HURRY, connection.as_mut()).await;
                     }
-                    return false;
+                    return Talked::Ended;
                 }
                 Signal::LetGo => {
                     is_let_go = true;
@@ -168,7 +195,7 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
                 }
                 Signal::MakeRoom => {
                     if !client.is_busy() {
-                        return false;
+                        return Talked::Ended;
                     }
                 }
             },
@@ -178,10 +205,10 @@ pub(super) async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     // An answer that is still going out is waited for, the rest of a request is not.
     while timeout(HURRY, connection.as_mut()).await.is_err() {
         if !client.is_busy() && !client.socket.is_blocked() {
-            return false;
+            return Talked::Ended;
         }
     }
-    false
+    Talked::Ended
 }
 
 #[cfg(test)]
@@ -229,7 +256,7 @@ mod tests {
             sleep(hour).await;
         };
         tokio::select! {
-            goes_on = talking => assert!(goes_on),
+            talked = talking => assert_eq!(talked, Talked::Quiet),
             () = read => panic!("it is quiet by then"),
         }
         assert!(home.lend().is_some());

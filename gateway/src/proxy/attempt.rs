@@ -13,7 +13,7 @@ use super::repeat::may_be_repeated;
 use super::{deadline, headers};
 use crate::affinity::Conversation;
 use crate::backend::{Backend, Connection};
-use crate::body::{Received, Upload};
+use crate::body::{Received, Upload, upload_failed};
 use crate::error::Refusal;
 use crate::report::{self, Again, Reason};
 use crate::shared::Shared;
@@ -165,7 +165,7 @@ pub(super) async fn attempt(
                 taken = (!e.unsent).then_some(e.error);
             }
             // Ours is the body, and it failed because the client did.
-            Err(e) if e.error.is_user() => return Err(Refusal::BodyTimedOut),
+            Err(e) if e.error.is_user() => return Err(upload_failed(&e.error)),
             Err(e) => return Ok(Attempt::Failed(Reason::Reset, e.error.to_string())),
         }
     }

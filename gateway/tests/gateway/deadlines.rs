@@ -87,6 +87,8 @@ fn an_upload_takes_its_time_and_a_stream_that_flows_does_not_end() {
             let mut client = gateway.connect();
             client.send("POST /v1/files HTTP/1.1\r\nHost: h\r\nX-Raw: 1\r\n");
             client.send("Transfer-Encoding: chunked\r\n\r\n");
+            // What comes behind so much is sent on as it comes.
+            client.send(chunk(&"x".repeat(4 << 20)));
             for _ in 0..PIECES {
                 client.send(chunk("part"));
                 thread::sleep(PAUSE);

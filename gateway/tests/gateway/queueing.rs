@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use llmlb_gateway::{BackendSet, BackendSpec};
+use llmlb_gateway::{Affinity, BackendSet, BackendSpec};
 
 use crate::support::{
     Backend, Gate, Gateway, Next, Port, Wire, answer, chat, often, once, request, wait_until,
@@ -65,6 +65,10 @@ fn busy(
     let gateway = limited(&[backend], options);
     let mut clients = vec![ask(&gateway, "/v1/0")];
     gateway.wait_for_in_flight(0, 1);
+    // In flight it is already when it is about to be connected to.
+    wait_until("it to be asked", || {
+        (!backend.requests().is_empty()).then_some(())
+    });
     for number in 1..=waiting {
         clients.push(ask(&gateway, &format!("/v1/{number}")));
         wait_for_queue(&gateway, number as f64);
@@ -107,6 +111,54 @@ fn who_leaves_leaves_the_queue() {
         assert_eq!(client.head().unwrap().status(), 200);
     }
     assert_eq!(backend.requests().len(), 2);
+}
+
+/// The paths that a backend has been asked for.
+fn paths(backend: &Backend) -> Vec<String> {
+    let requests = backend.requests();
+    let path = |line: &str| line.split(' ').nth(1).unwrap().to_owned();
+    requests.iter().map(|one| path(&one.first_line)).collect()
+}
+
+#[test]
+fn who_goes_on_elsewhere_lets_others_go_before_it_a_few_times() {
+    let gates = [Gate::default(), Gate::default()];
+    let backends = [gated(&gates[0]), gated(&gates[1])];
+    let options = once().affinity(Affinity::Session);
+    let gateway = limited(&[&backends[0], &backends[1]], options);
+    let ask = |session: &str, number: usize| {
+        let mut client = gateway.connect();
+        let header = format!("X-Session-ID: {session}\r\n");
+        let path = format!("/v1/{session}/{number}");
+        client.send(request("POST", &path, &header, &chat("m")));
+        client
+    };
+    // Where one is busy, a new session is at home at the other.
+    let _first = ask("first", 0);
+    let busy = wait_until("it to be busy", || {
+        (0..2).find(|at| gateway.health()["backends"][at]["in_flight"] == 1)
+    });
+    let idle = 1 - busy;
+    gates[idle].open();
+    assert_eq!(ask("there", 0).head().unwrap().status(), 200);
+    gateway.wait_for_in_flight(idle, 0);
+    let _there = ask("there", 1);
+    gateway.wait_for_in_flight(idle, 1);
+    let mut here = vec![];
+    let mut waits = ask("there", 2);
+    wait_for_queue(&gateway, 1.0);
+    for number in 1..=5 {
+        here.push(ask("first", number));
+        wait_for_queue(&gateway, 2.0);
+        gates[busy].open();
+        wait_for_queue(&gateway, 1.0);
+    }
+    // It was passed over as often as may be, and then it had waited long enough.
+    gates[busy].open();
+    assert_eq!(waits.head().unwrap().status(), 200);
+    let mut served: Vec<_> = (0..5).map(|number| format!("/v1/first/{number}")).collect();
+    served.push("/v1/there/2".to_owned());
+    assert_eq!(paths(&backends[busy])[..6], served);
 }
 
 #[test]

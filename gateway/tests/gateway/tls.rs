@@ -1,5 +1,6 @@
 //! The same with TLS: to clients, and to backends.
 
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -9,12 +10,12 @@ use llmlb_tests::certificates::{Authority, Identity};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::support::{Backend, Gateway, Next, STREAM, Wire, chat, chunk, once, wait_until};
+use crate::support::{Backend, Gate, Gateway, Next, STREAM, Wire, chat, chunk, once, wait_until};
 
 fn store(authority: &Authority) -> Arc<RootCertStore> {
     let certificate = CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap();
@@ -289,4 +290,39 @@ fn a_greeting_that_stalls_keeps_nobody_waiting() {
         stalled.iter_mut().all(Wire::is_at_end).then_some(())
     });
     gateway.wait();
+}
+
+#[test]
+fn who_says_that_it_leaves_and_stays_connected_has_left() {
+    let gate = Gate::default();
+    let waits = gate.clone();
+    let backend = Backend::start(&["m"], move |_, _| {
+        waits.pass();
+        Next::Close
+    });
+    let authority = Authority::new();
+    let tls = server(&authority.certify(&["localhost"]));
+    let gateway = Gateway::with(&[backend.url()], once().tls(Some(tls)));
+    let config = ClientConfig::builder().with_root_certificates(store(&authority));
+    let config = Arc::new(config.with_no_client_auth());
+    let name = ServerName::try_from("localhost").unwrap();
+    let client = ClientConnection::new(config, name).unwrap();
+    let socket = std::net::TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
+    let mut stream = StreamOwned::new(client, socket);
+    let request = crate::support::request("POST", "/v1/chat/completions", "", &chat("m"));
+    stream.write_all(&request).unwrap();
+    let (mut looks, _) = self::client(&authority, gateway.port);
+    let mut wait_for = |expected: u64| {
+        wait_until("so many requests in flight", || {
+            let health = looks.ask("GET", "/health", "", b"");
+            let health: serde_json::Value = serde_json::from_slice(&health.body).unwrap();
+            (health["backends"][0]["in_flight"] == expected).then_some(())
+        });
+    };
+    wait_for(1);
+    // As some do: the socket is closed only when the other side has said so, too.
+    stream.conn.send_close_notify();
+    stream.flush().unwrap();
+    wait_for(0);
+    gate.open();
 }
