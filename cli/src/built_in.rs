@@ -109,17 +109,22 @@ fn sources(args: &ServeArgs, listening: &[SocketAddr]) -> Sources {
     sources
 }
 
-/// Serves on a port that was free.
+/// Serves on a port that was free, as what is prepared where it is already.
 pub(crate) async fn run(
     lock: ServerLock,
     listener: TcpListener,
+    prepared: Option<Prepared>,
     args: &ServeArgs,
     readiness: &Readiness,
     mut shutdown: Shutdown,
 ) -> Result<u8, Failure> {
     // Those who connect wait meanwhile.
     let listening = [listener.local_addr().map_err(failed)?];
-    let Ok(prepared) = Prepared::new(args, &listening, &mut shutdown).await? else {
+    let prepared = match prepared {
+        Some(prepared) => Ok(prepared),
+        None => Prepared::new(args, &listening, &mut shutdown).await?,
+    };
+    let Ok(prepared) = prepared else {
         announce_shutdown();
         lock.release()?;
         return Ok(exit::OK);
