@@ -109,10 +109,11 @@ fn sources(args: &ServeArgs, listening: &[SocketAddr]) -> Sources {
     sources
 }
 
-/// Serves on a port that was free.
+/// Serves on a port that was free, as what is prepared where it is already.
 pub(crate) async fn run(
     lock: ServerLock,
     listener: TcpListener,
+    prepared: Option<Prepared>,
     args: &ServeArgs,
     readiness: &Readiness,
     mut shutdown: Shutdown,
@@ -120,8 +121,14 @@ pub(crate) async fn run(
 ) -> Result<u8, Failure> {
     // Those who connect wait meanwhile.
     let listening = [listener.local_addr().map_err(failed)?];
-    let prepared = hangups.during(Prepared::new(args, &listening, &mut shutdown));
-    let Ok(prepared) = prepared.await? else {
+    let prepared = match prepared {
+        Some(prepared) => Ok(prepared),
+        None => {
+            let preparing = Prepared::new(args, &listening, &mut shutdown);
+            hangups.during(preparing).await?
+        }
+    };
+    let Ok(prepared) = prepared else {
         announce_shutdown();
         lock.release()?;
         return Ok(exit::OK);

@@ -1,6 +1,9 @@
 //! `llmlb serve --check`: what a start looks at by itself, in the same words. Nothing is taken, and
 //! nobody is asked: neither the lock nor the port, neither etcd nor a backend.
 
+#[cfg(unix)]
+use llmlb_lock_core::LockDir;
+
 use crate::args::ServeArgs;
 #[cfg(target_os = "linux")]
 use crate::cluster::Membership;
@@ -25,8 +28,8 @@ pub(crate) fn run(
         Membership::join(&mut args, port)?;
     }
     #[cfg(unix)]
-    if let Some(log) = &args.log_file {
-        detach::check_log(log)?;
+    if args.detach {
+        detach::check_log(args.log_file.as_deref(), &LockDir::default(), wanted)?;
     }
     let subject = match typed {
         Some(program) => {

@@ -10,8 +10,10 @@ use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Seek, Seek
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::Duration;
 
-use llmlb_lock_core::LockInfo;
+use llmlb_lock_core::{LockDir, LockInfo, ServerLock, ServerState};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::libc;
 use nix::sys::signal::Signal;
@@ -20,12 +22,14 @@ use nix::unistd::{
     AccessFlags, ForkResult, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, faccessat, fork,
     setsid,
 };
+use tokio::time::sleep;
 use tracing::warn;
 
 use crate::exit::{self, Failure};
+use crate::log;
+use crate::output;
 use crate::ready::Watch;
-use crate::signals::Stream;
-use crate::{log, output};
+use crate::signals::{Stream, asks_to_end};
 
 /// How much of its log is shown of a server that has failed.
 const SHOWN_LINES: usize = 20;
@@ -34,6 +38,10 @@ const SHOWN_BYTES: u64 = 16 * 1024;
 /// What the server says to the one who waits.
 const LOG: &str = "log ";
 const READY: &str = "ready ";
+const SLOW: &str = "slow ";
+
+/// How long the caller waits in silence.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// The two that one process becomes.
 pub(crate) enum Side {
@@ -79,28 +87,39 @@ pub(crate) fn detach(log_file: Option<&Path>) -> Result<Side, Failure> {
 
 impl Detached {
     /// From here on all output goes to the log: by default beside the lock, which is held.
-    pub(crate) fn open_log(&mut self, lock: &Path) -> Result<(), Failure> {
-        self.path = match self.wanted.take() {
-            Some(path) => path,
-            None => lock.with_extension("log"),
-        };
+    pub(crate) fn open_log(&mut self, lock: &ServerLock) -> Result<(), Failure> {
+        self.path = self
+            .wanted
+            .take()
+            .unwrap_or_else(|| default_log(lock.path()));
         let log = redirect(&self.path).map_err(|e| unusable(&self.path, &e))?;
         let end = log.metadata().map_or(0, |log| log.len());
-        self.tell(&format!("{LOG}{end} {}\n", self.path.display()));
+        let port = lock.info().port;
+        self.tell(&format!("{LOG}{port} {end} {}\n", self.path.display()));
         Ok(())
     }
 
-    /// Tells the caller when the server is ready, and opens the log anew at each SIGHUP. Completes
-    /// never.
-    pub(crate) async fn attend(mut self, mut ready: Watch, info: LockInfo) -> Result<u8, Failure> {
+    /// Tells the caller when the server is ready, once what is `awaited` until then, and opens the
+    /// log anew at each SIGHUP. Completes never.
+    pub(crate) async fn attend(
+        mut self,
+        mut ready: Watch,
+        info: LockInfo,
+        awaited: String,
+    ) -> Result<u8, Failure> {
         let failed = |e: io::Error| Failure::new(exit::FAILURE, e);
         let mut hangups = Stream::listen_anyway(Signal::SIGHUP).map_err(failed)?;
-        let mut told = false;
+        let (mut told, mut is_slow) = (false, false);
+        let mut silence = pin!(sleep(SILENCE));
         loop {
             tokio::select! {
                 _ = ready.ready(), if !told => {
                     told = true;
                     self.tell(&format!("{READY}{}\n", info.port));
+                }
+                () = &mut silence, if !told && !is_slow => {
+                    is_slow = true;
+                    self.tell(&format!("{SLOW}{awaited}\n"));
                 }
                 () = hangups.recv() => {
                     if let Err(e) = redirect(&self.path) {
@@ -117,8 +136,21 @@ impl Detached {
     }
 }
 
-/// Whether a log can be written there, without making one.
-pub(crate) fn check_log(path: &Path) -> Result<(), Failure> {
+fn default_log(lock: &Path) -> PathBuf {
+    lock.with_extension("log")
+}
+
+/// Whether a log can be written to the file that is named, else beside the lock, without making one.
+pub(crate) fn check_log(named: Option<&Path>, locks: &LockDir, port: u16) -> Result<(), Failure> {
+    match named {
+        Some(path) => try_log(path),
+        // The start creates the directory, and finds the port that 0 stands for.
+        None if port == 0 || !locks.path().exists() => Ok(()),
+        None => try_log(&default_log(&locks.lock_path(port))),
+    }
+}
+
+fn try_log(path: &Path) -> Result<(), Failure> {
     let looked = match open(path, false) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             // A path without a directory is in the present one.
@@ -175,28 +207,47 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
 
 /// The caller's side: until the server serves, or has ended.
 fn wait(reader: PipeReader, child: Pid) -> Result<u8, Failure> {
-    let mut log: Option<(u64, PathBuf)> = None;
+    let mut log: Option<Log> = None;
     for line in BufReader::new(reader).lines().map_while(Result::ok) {
-        if let Some((start, path)) = line.strip_prefix(LOG).and_then(|rest| rest.split_once(' ')) {
-            log = start.parse().ok().map(|start| (start, path.into()));
+        if let Some(told) = line.strip_prefix(LOG) {
+            log = Log::parse(told);
+        } else if let (Some(awaited), Some(log)) = (line.strip_prefix(SLOW), &log) {
+            let path = log.path.display();
+            output::note(&format!("Still waiting for {awaited}; the log is {path}"));
         } else if let Some(port) = line.strip_prefix(READY) {
-            let path = log.map(|(_, path)| path).unwrap_or_default();
-            output::line(&format!(
+            let path = log.map(|log| log.path).unwrap_or_default();
+            let message = format!(
                 "Serving on port {port} in the background (PID: {child}), its log is {}",
                 path.display()
-            ))?;
+            );
+            // The exit code tells whether there is a server: there is, and this is where it is.
+            if let Err(failure) = output::line(&message) {
+                output::note(&format!("Warning: {}\n{message}", failure.message));
+            }
             return Ok(exit::OK);
         }
     }
-    let code = match waitpid(child, None) {
+    let ended = waitpid(child, None);
+    let code = match ended {
         Ok(WaitStatus::Exited(_, code)) => u8::try_from(code).unwrap_or(exit::FAILURE),
         Ok(WaitStatus::Signaled(_, signal, _)) => exit::signalled(signal as i32),
         _ => exit::FAILURE,
     };
     // What went before the log has been said to the caller.
-    let Some((start, path)) = log else {
+    let Some(Log { port, start, path }) = log else {
         return Ok(code);
     };
+    // By other signals it ends after its server, and somebody else may have the port by now.
+    if let Ok(WaitStatus::Signaled(_, signal, _)) = ended
+        && !asks_to_end(signal)
+        && let Some(server) = left_alone(port)
+    {
+        let message = format!(
+            "llmlb (PID: {child}) was ended by {signal} before its server was ready; that still \
+             runs (PID: {server})\n\nTo stop it: llmlb stop --port {port}"
+        );
+        return Err(Failure::new(code, message));
+    }
     // Whoever asked for a server has none.
     let code = if code == exit::OK {
         exit::FAILURE
@@ -209,6 +260,32 @@ fn wait(reader: PipeReader, child: Pid) -> Result<u8, Failure> {
         code,
         format!("the server ended before it was ready; the end of its log {path}:\n{end}"),
     ))
+}
+
+/// What the server says of its log.
+struct Log {
+    port: u16,
+    /// How long it was before.
+    start: u64,
+    path: PathBuf,
+}
+
+impl Log {
+    fn parse(told: &str) -> Option<Self> {
+        let (port, rest) = told.split_once(' ')?;
+        let (start, path) = rest.split_once(' ')?;
+        Some(Self {
+            port: port.parse().ok()?,
+            start: start.parse().ok()?,
+            path: path.into(),
+        })
+    }
+}
+
+/// The server whose llmlb was killed.
+fn left_alone(port: u16) -> Option<u32> {
+    let server = LockDir::default().server(port).ok()??;
+    (server.state == ServerState::Running).then_some(server.info?.pid)
 }
 
 /// Of what was written since the log was that long.

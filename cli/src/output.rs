@@ -1,5 +1,6 @@
 //! Results go to stdout; everything else goes to stderr.
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -44,6 +45,22 @@ pub(crate) fn report(failure: Failure) -> ExitCode {
 pub(crate) fn count(count: usize, what: &str) -> String {
     let end = if count == 1 { "" } else { "s" };
     format!("{count} {what}{end}")
+}
+
+/// One failure for all of those, none where there is none. What several failed of is said once.
+pub(crate) fn joined(
+    results: impl IntoIterator<Item = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let failures = results.into_iter().filter_map(Result::err);
+    let mut seen = HashSet::new();
+    let messages: Vec<_> = failures
+        .map(|failure| failure.message)
+        .filter(|message| seen.insert(message.clone()))
+        .collect();
+    match messages.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::new(FAILURE, messages.join("\n\nError: "))),
+    }
 }
 
 /// "1 process (PID: 12)", "2 processes (PIDs: 12, 13)"

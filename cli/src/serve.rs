@@ -13,6 +13,7 @@ use tracing::error;
 use tracing::{info, warn};
 
 use crate::args::{FOR_EVER, ServeArgs};
+use crate::built_in::Prepared;
 #[cfg(target_os = "linux")]
 use crate::cluster::Membership;
 #[cfg(unix)]
@@ -23,7 +24,7 @@ use crate::ready::Readiness;
 use crate::signals::{Shutdown, die_of};
 use crate::{built_in, check, log, output, supervise};
 #[cfg(unix)]
-use crate::{built_in::Prepared, succession::Succession};
+use crate::{signals::survive_file_size_limit, succession::Succession};
 
 /// How long what a killed server has left behind gets between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(1);
@@ -51,6 +52,8 @@ pub(crate) fn run(args: ServeArgs) -> Result<u8, Failure> {
     if args.check {
         return check::run(args);
     }
+    #[cfg(unix)]
+    survive_file_size_limit();
     #[cfg(unix)]
     let detached = match args.detach {
         true => match detach::detach(args.log_file.as_deref())? {
@@ -107,12 +110,13 @@ async fn serve(
     let obtained = hangups.during(obtaining).await?;
     #[cfg(unix)]
     if let (Some(detached), Some(lock)) = (&mut detached, obtained.lock()) {
-        detached.open_log(lock.path())?;
+        detached.open_log(lock)?;
     }
     #[cfg(unix)]
     let attended = match (detached, obtained.lock()) {
         (Some(detached), Some(lock)) => {
-            Some(detached.attend(readiness.watch(), lock.info().clone()))
+            let awaited = supervise::awaited(port, &args);
+            Some(detached.attend(readiness.watch(), lock.info().clone(), awaited))
         }
         _ => None,
     };
@@ -132,8 +136,8 @@ async fn serve(
     #[cfg(not(target_os = "linux"))]
     let registering = std::future::pending::<()>();
     let serving = async {
-        let lock = match obtained {
-            Obtained::Lock(lock) => lock,
+        let (lock, prepared) = match obtained {
+            Obtained::Lock(lock, prepared) => (lock, prepared),
             #[cfg(unix)]
             Obtained::Succession(prepared, succession) => {
                 let info = succession.lock().map(|lock| lock.info().clone());
@@ -172,7 +176,11 @@ async fn serve(
             Some(listener) => listener,
             None => bind(&args.host, port)?,
         };
-        built_in::run(lock, listener, &args, &readiness, shutdown, hangups).await
+        let prepared = prepared.map(|prepared| *prepared);
+        built_in::run(
+            lock, listener, prepared, &args, &readiness, shutdown, hangups,
+        )
+        .await
     };
     let serving = async {
         tokio::select! {
@@ -258,7 +266,8 @@ fn local_port(listener: &TcpListener) -> Result<u16, Failure> {
 }
 
 enum Obtained {
-    Lock(ServerLock),
+    /// With what is to serve under it, where that had to be ready before another was ended.
+    Lock(ServerLock, Option<Box<Prepared>>),
     /// With the port, from the server that was there.
     #[cfg(unix)]
     Succession(Box<Prepared>, Box<Succession>),
@@ -270,7 +279,7 @@ enum Obtained {
 impl Obtained {
     fn lock(&self) -> Option<&ServerLock> {
         match self {
-            Self::Lock(lock) => Some(lock),
+            Self::Lock(lock, _) => Some(lock),
             Self::Succession(_, succession) => succession.lock(),
             Self::Interrupted(_) => None,
         }
@@ -285,7 +294,7 @@ async fn obtain(
     shutdown: &mut Shutdown,
 ) -> Result<Obtained, Failure> {
     let mut refused = match locks.acquire(port) {
-        Ok(lock) => return Ok(Obtained::Lock(lock)),
+        Ok(lock) => return Ok(Obtained::Lock(lock, None)),
         Err(e) => e,
     };
     if matches!(refused, LockError::HeldByUnknown { .. }) {
@@ -293,7 +302,7 @@ async fn obtain(
             Finished::Done(ended) => {
                 if ended? {
                     match locks.acquire(port) {
-                        Ok(lock) => return Ok(Obtained::Lock(lock)),
+                        Ok(lock) => return Ok(Obtained::Lock(lock, None)),
                         Err(e) => refused = e,
                     }
                 }
@@ -308,13 +317,17 @@ async fn obtain(
     };
     if args.replace {
         // A successor that can't start is no reason to end a server that runs.
-        match args.command.first() {
-            Some(program) => supervise::check_command(program)?,
-            None => drop(resolve(&args.host, port)?),
-        }
+        #[cfg_attr(not(unix), expect(unused_mut))]
+        let mut prepared = match prepare(locks, port, args, shutdown).await? {
+            Ok(prepared) => prepared,
+            Err(signal) => return Ok(Obtained::Interrupted(signal)),
+        };
         #[cfg(unix)]
-        if let Some(obtained) = succeed(locks, port, args, shutdown).await? {
-            return Ok(obtained);
+        if prepared.is_some()
+            && let Some(succession) = succeed(locks, port, args).await?
+            && let Some(prepared) = prepared.take()
+        {
+            return Ok(Obtained::Succession(prepared, Box::new(succession)));
         }
         let mut options = StopOptions::default();
         options.timeout = args.wait.unwrap_or(options.timeout);
@@ -342,7 +355,7 @@ async fn obtain(
             Finished::Interrupted(signal) => return Ok(Obtained::Interrupted(signal)),
         };
         // Whoever slipped in between is named by the refusal.
-        return Ok(Obtained::Lock(locks.acquire(port)?));
+        return Ok(Obtained::Lock(locks.acquire(port)?, prepared));
     }
     let Some(patience) = args.wait else {
         return Err(refused.into());
@@ -357,7 +370,7 @@ async fn obtain(
         locks.acquire_interruptible(port, patience, || interrupted.load(Ordering::Relaxed))
     };
     match interruptible(shutdown, wait).await? {
-        Finished::Done(Ok(lock)) => Ok(Obtained::Lock(lock)),
+        Finished::Done(Ok(lock)) => Ok(Obtained::Lock(lock, None)),
         Finished::Done(Err(e)) => {
             warn!("Waited {patience:?} in vain");
             Err(e.into())
@@ -366,12 +379,56 @@ async fn obtain(
     }
 }
 
+/// A lock that another has may be one that this process can only see.
+#[cfg(unix)]
+fn check_lock(path: &std::path::Path) -> Result<(), Failure> {
+    use nix::errno::Errno;
+    use nix::fcntl::{AT_FDCWD, AtFlags};
+    use nix::unistd::{AccessFlags, faccessat};
+    match faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS) {
+        Err(e @ Errno::EROFS) => {
+            let path = path.display();
+            let e = io::Error::from(e);
+            let message = format!("cannot take the present server's place: {path}: {e}");
+            Err(Failure::new(exit::FAILURE, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Looks at what `--check` looks at, and has the load balancer ready if this is to be one. Or the
+/// signal that came first.
+async fn prepare(
+    #[cfg_attr(not(unix), expect(unused))] locks: &LockDir,
+    port: u16,
+    args: &ServeArgs,
+    shutdown: &mut Shutdown,
+) -> Result<Result<Option<Box<Prepared>>, i32>, Failure> {
+    #[cfg(unix)]
+    check_lock(&locks.lock_path(port))?;
+    #[cfg(unix)]
+    if args.detach {
+        detach::check_log(args.log_file.as_deref(), locks, port)?;
+    }
+    if let Some(program) = args.command.first() {
+        supervise::check_command(program)?;
+        if supervise::is_typed(args) {
+            return Ok(Ok(None));
+        }
+    }
+    try_host(&args.host, port)?;
+    let (listening, _) = resolve(&args.host, port)?;
+    let prepared = Prepared::new(args, &listening, shutdown).await?;
+    // A guarded one gets ready by itself.
+    Ok(prepared.map(|prepared| args.command.is_empty().then(|| Box::new(prepared))))
+}
+
 /// Nothing is started beside what a killed server has left on this port.
 async fn clear_left_overs(
     obtained: Obtained,
     shutdown: &mut Shutdown,
 ) -> Result<Obtained, Failure> {
-    let Obtained::Lock(lock) = obtained else {
+    let Obtained::Lock(lock, prepared) = obtained else {
         return Ok(obtained);
     };
     let port = lock.info().port;
@@ -380,7 +437,7 @@ async fn clear_left_overs(
         Finished::Done(result) => {
             let (lock, ended) = result?;
             tell_ended(port, &ended);
-            Ok(Obtained::Lock(lock))
+            Ok(Obtained::Lock(lock, prepared))
         }
         Finished::Interrupted(signal) => Ok(Obtained::Interrupted(signal)),
     }
@@ -411,24 +468,18 @@ fn tell_ended(port: u16, ended: &[LeftOver]) {
     }
 }
 
-/// Takes the port over from a built-in server, if there is one and this is one.
+/// Takes the port over from a built-in server, if there is one.
 #[cfg(unix)]
 async fn succeed(
     locks: &LockDir,
     port: u16,
     args: &ServeArgs,
-    shutdown: &mut Shutdown,
-) -> Result<Option<Obtained>, Failure> {
-    if !args.command.is_empty() || !Succession::is_possible(locks, port) {
+) -> Result<Option<Succession>, Failure> {
+    if !Succession::is_possible(locks, port) {
         return Ok(None);
     }
     let (wanted, _) = resolve(&args.host, port)?;
-    let prepared = match Prepared::new(args, &wanted, shutdown).await? {
-        Ok(prepared) => Box::new(prepared),
-        Err(signal) => return Ok(Some(Obtained::Interrupted(signal))),
-    };
-    let succession = Succession::succeed(locks, port, &wanted).await;
-    Ok(succession.map(|succession| Obtained::Succession(prepared, Box::new(succession))))
+    Ok(Succession::succeed(locks, port, &wanted, args.wait).await)
 }
 
 enum Finished<T> {

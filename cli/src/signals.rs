@@ -5,7 +5,7 @@
 use std::io;
 
 #[cfg(unix)]
-pub(crate) use unix::{Inherited, Shutdown, Stream, die_of};
+pub(crate) use unix::{Inherited, Shutdown, Stream, asks_to_end, die_of, survive_file_size_limit};
 
 #[cfg(unix)]
 mod unix {
@@ -112,7 +112,7 @@ mod unix {
     }
 
     /// All that llmlb listens to, or ignores itself.
-    const CHANGED: [Signal; 9] = [
+    const CHANGED: [Signal; 10] = [
         Signal::SIGTERM,
         Signal::SIGINT,
         Signal::SIGHUP,
@@ -122,6 +122,7 @@ mod unix {
         Signal::SIGTSTP,
         Signal::SIGTTOU,
         Signal::SIGCHLD,
+        Signal::SIGXFSZ,
     ];
 
     impl Inherited {
@@ -153,6 +154,24 @@ mod unix {
             }
             pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&self.blocked), None)
         }
+    }
+
+    /// A file that may not grow any more (`ulimit -f`) is an error of the write to it, as a full
+    /// disk is.
+    pub(crate) fn survive_file_size_limit() {
+        // What is to be restored has to be known before it is changed.
+        Inherited::get();
+        let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+        // SAFETY: ignoring a signal runs no code of ours.
+        let _ = unsafe { sigaction(Signal::SIGXFSZ, &ignore) };
+    }
+
+    /// Those that end a program at somebody's request; the others tell of a fault.
+    pub(crate) fn asks_to_end(signal: Signal) -> bool {
+        matches!(
+            signal,
+            Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM
+        )
     }
 
     fn is_ignored(number: Signal) -> bool {

@@ -38,17 +38,17 @@ fn stop_one(
 ) -> Result<(), Failure> {
     // Above what moves, or it would be torn.
     let line = |text: &str| progress.suspend(|| output::line(text));
-    let mut named = false;
+    // What can't be said keeps nobody from being stopped: that is told afterwards.
+    let mut said = None;
     let server = locks.server(port)?;
     if let Some(server) = &server
         && server.state == ServerState::Running
         && let Some(info) = &server.info
     {
-        named = true;
-        line(&format!(
+        said = Some(line(&format!(
             "Stopping server on port {port} (PID: {})...",
             info.pid
-        ))?;
+        )));
     }
     // What is left behind is not waited for.
     let spinner = server
@@ -60,7 +60,7 @@ fn stop_one(
         progress.remove(&spinner);
     }
     let outcome = outcome?;
-    if let (StopOutcome::Stopped { info, .. }, false) = (&outcome, named) {
+    if let (StopOutcome::Stopped { info, .. }, None) = (&outcome, &said) {
         line(&format!("Port {port} was held by PID {}", info.pid))?;
     }
     if let StopOutcome::Stopped {
@@ -77,7 +77,7 @@ fn stop_one(
             "Ended {left_overs} {processes} that the server left behind"
         ))?;
     }
-    match outcome {
+    let told = match outcome {
         StopOutcome::Stopped { forced: false, .. } => line("Server stopped successfully"),
         // Without being told to, core kills on Windows alone.
         StopOutcome::Stopped {
@@ -120,7 +120,8 @@ fn stop_one(
             exit::FAILURE,
             format!("unexpected outcome: {other:?}"),
         )),
-    }
+    };
+    told.and(said.unwrap_or(Ok(())))
 }
 
 fn stop_and_clear(
@@ -225,15 +226,8 @@ fn stop_all(locks: &LockDir, options: &StopOptions) -> Result<u8, Failure> {
     if !stale.is_empty() {
         results.extend(remove_stale(locks, &stale, options));
     }
-    let failures: Vec<Failure> = results.into_iter().filter_map(Result::err).collect();
-    if failures.is_empty() {
-        return Ok(exit::OK);
-    }
-    let messages: Vec<_> = failures
-        .into_iter()
-        .map(|failure| failure.message)
-        .collect();
-    Err(Failure::new(exit::FAILURE, messages.join("\n\nError: ")))
+    output::joined(results)?;
+    Ok(exit::OK)
 }
 
 /// Moves on a terminal alone.

@@ -133,12 +133,20 @@ impl Succession {
     }
 
     /// From the built-in server that has the port, of the same user and on one of these addresses.
-    /// `None` where there is none, or it does not hand over.
+    /// `None` where there is none, or it does not hand over, in this time if one is given.
     #[cfg(unix)]
-    pub(crate) async fn succeed(locks: &LockDir, port: u16, wanted: &[SocketAddr]) -> Option<Self> {
+    pub(crate) async fn succeed(
+        locks: &LockDir,
+        port: u16,
+        wanted: &[SocketAddr],
+        patience: Option<Duration>,
+    ) -> Option<Self> {
+        let patience = patience.unwrap_or(successor::PATIENCE);
+        // No server hands over in no time.
+        let patience = patience.clamp(successor::SILENCE, successor::PATIENCE);
         let until = Instant::now() + PATIENCE;
         loop {
-            match successor::ask(locks, port, wanted).await {
+            match successor::ask(locks, port, wanted, patience).await {
                 Answer::Granted(lock, listener, predecessor) => {
                     return Some(Self::new(*lock, listener, Some(predecessor)));
                 }

@@ -1,8 +1,6 @@
 //! Runs any server command under the guard.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
-use std::path::Path;
 use std::process::Command;
 
 use llmlb_lock_core::{GUARDED_PORT_ENV, ServerLock};
@@ -19,6 +17,7 @@ mod ending;
 mod left_behind;
 #[cfg(unix)]
 mod passed_through;
+mod program;
 mod readying;
 #[cfg(unix)]
 mod restart;
@@ -26,6 +25,7 @@ mod restart;
 mod terminal;
 #[cfg(unix)]
 mod unix;
+pub(crate) use program::{cannot_run, check_command};
 #[cfg(unix)]
 pub(crate) use unix::run;
 
@@ -73,13 +73,21 @@ fn command(
     Ok(command)
 }
 
-/// Whether the command is one that was typed; else it is the load balancer.
-fn is_typed(#[cfg_attr(not(target_os = "linux"), expect(unused))] args: &ServeArgs) -> bool {
+/// Whether the command, if there is one, was typed; else it is the load balancer.
+pub(crate) fn is_typed(
+    #[cfg_attr(not(target_os = "linux"), expect(unused))] args: &ServeArgs,
+) -> bool {
     #[cfg(target_os = "linux")]
     if crate::cluster::guarded::is(&args.command) {
         return false;
     }
     true
+}
+
+/// What the server has to do to be ready.
+#[cfg(unix)]
+pub(crate) fn awaited(port: u16, args: &ServeArgs) -> String {
+    readying::probe(std::process::id(), port, args).awaited()
 }
 
 /// What the log calls it.
@@ -89,36 +97,6 @@ fn name(args: &ServeArgs) -> String {
         true => format!("{:?}", args.command[0]),
         false => "the load balancer".to_owned(),
     }
-}
-
-/// Whether there is such a program to run.
-pub(crate) fn check_command(program: &OsStr) -> Result<(), Failure> {
-    match which::which(program) {
-        Ok(_) => Ok(()),
-        Err(e) => {
-            let program = program.display();
-            Err(Failure::new(
-                exit::NOT_FOUND,
-                format!("cannot run {program}: {e}"),
-            ))
-        }
-    }
-}
-
-pub(crate) fn cannot_run(program: &OsStr, e: &io::Error) -> Failure {
-    let path = Path::new(program);
-    let program = path.display();
-    if e.kind() == io::ErrorKind::NotFound {
-        if cfg!(unix) && path.components().count() > 1 && path.exists() {
-            let why = "the interpreter that its first line names is missing";
-            let message = format!("cannot run {program}: {why}");
-            return Failure::new(exit::NOT_EXECUTABLE, message);
-        }
-        let hint = "check its spelling and PATH";
-        let message = format!("cannot run {program}: no such command; {hint}");
-        return Failure::new(exit::NOT_FOUND, message);
-    }
-    Failure::new(exit::NOT_EXECUTABLE, format!("cannot run {program}: {e}"))
 }
 
 /// The argument with `{port}` and `{host}` replaced; `{{port}}` is a literal `{port}`.

@@ -235,6 +235,7 @@ fn a_full_disk() {
                 assert_eq!(error.raw_os_error(), Some(Errno::ENOSPC as i32), "{error}");
                 let path = lock_file(disk).display().to_string();
                 assert!(error.to_string().contains(&path), "{error}");
+                assert!(error.to_string().contains("make room"), "{error}");
                 assert!(!lock_file(disk).exists(), "{stale:?}");
             }
         }

@@ -153,6 +153,106 @@ fn a_full_disk_holds_nobody_up() {
 }
 
 #[test]
+fn a_caller_whose_output_is_full_is_told_elsewhere_that_the_server_serves() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut command = sandbox.llmlb(["serve", "--detach", "--port", &text]);
+    let started = command.stdout(full.unwrap()).output().unwrap();
+    let started = llmlb_tests::Finished::of(started).expect(0);
+    let message = format!("Serving on port {port} in the background (PID: ");
+    assert!(started.stderr.contains(&message), "{started:?}");
+    sandbox.run(["status", &text]).expect(0);
+    sandbox.run(["stop", &text]).expect(0);
+}
+
+/// What `--check` would refuse is no reason to end a server, whatever kind it is of.
+#[test]
+fn a_successor_whose_log_cannot_be_written_ends_nobody() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let nowhere = sandbox.path().join("no/such/log");
+    let nowhere = ["--replace", "--log-file", nowhere.to_str().unwrap()];
+    let refused = |options: &[&str], command: &[&str]| {
+        let named = sandbox.named_pid(port);
+        let refused = detach(&sandbox, port, options, command).expect(1);
+        let message = "Error: cannot write to the log ";
+        assert!(refused.stderr.starts_with(message), "{refused:?}");
+        assert_eq!(sandbox.named_pid(port), named);
+        sandbox.run(["status", &text]).expect(0);
+        let check = [options, &["--check"]].concat();
+        let checked = detach(&sandbox, port, &check, command).expect(1);
+        assert_eq!(checked.stderr, refused.stderr);
+    };
+    let command = [GUINEA, &text];
+    for holder in [&command[..], &[]] {
+        let log = sandbox.path().join("log");
+        let option = ["--log-file", log.to_str().unwrap()];
+        detach(&sandbox, port, &option, holder).expect(0);
+        refused(&nowhere, &command);
+        refused(&nowhere, &[]);
+        let planted = default_log(&sandbox, port);
+        fs::create_dir(&planted).unwrap();
+        refused(&["--replace"], &command);
+        refused(&["--replace"], &[]);
+        fs::remove_dir(&planted).unwrap();
+        sandbox.run(["stop", &text]).expect(0);
+    }
+}
+
+#[test]
+fn a_file_size_limit_holds_nobody_up_and_is_the_servers_to_meet() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let says = "seq 1000; exec \"$0\" \"$@\"";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -f 4; exec \"$0\" \"$@\""]);
+    command.arg(llmlb_tests::llmlb_binary());
+    command.args(["serve", "--detach", "--port", &text, "--"]);
+    command.args(["sh", "-c", says, GUINEA, &text]);
+    command.env("LLMLB_LOCK_DIR", sandbox.path());
+    let started = command.output().unwrap();
+    llmlb_tests::Finished::of(started).expect(0);
+    let len = fs::metadata(default_log(&sandbox, port)).unwrap().len();
+    assert!(len <= 4 * 1024, "{len}");
+    let status = format!("/proc/{}/status", sandbox.named_pid(port));
+    let status = fs::read_to_string(status).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = u64::from_str_radix(ignored.unwrap().trim(), 16).unwrap();
+    assert_eq!(ignored & (1 << (Signal::SIGXFSZ as i32 - 1)), 0);
+    sandbox.run(["stop", &text]).expect(0);
+}
+
+#[test]
+fn a_guard_that_is_killed_is_told_apart_from_its_server() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let text = port.to_string();
+    let file = sandbox.path().join("never");
+    let when = format!("listen-when={}", file.display());
+    let mut command = sandbox.llmlb(["serve", "--detach", "--port", &text, "--"]);
+    let caller = Running::start(command.args([GUINEA, &text, &when]));
+    logged(&default_log(&sandbox, port), "loading");
+    let server = sandbox.named_pid(port);
+    let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    let guard: u32 = parent.unwrap().trim().parse().unwrap();
+    signal_pid(guard, Signal::SIGKILL);
+    let told = caller.finish().expect(128 + 9);
+    let message = format!(
+        "Error: llmlb (PID: {guard}) was ended by SIGKILL before its server was ready; that still \
+         runs (PID: {server})\n\nTo stop it: llmlb stop --port {port}\n"
+    );
+    assert_eq!(told.stderr, message);
+    sandbox.run(["status", &text]).expect(5);
+    sandbox.run(["stop", &text]).expect(0);
+    assert!(!is_alive(server));
+}
+
+#[test]
 fn a_caller_that_is_killed_leaves_a_server_that_can_be_stopped() {
     let sandbox = Sandbox::new();
     let port = free_port();
@@ -162,6 +262,11 @@ fn a_caller_that_is_killed_leaves_a_server_that_can_be_stopped() {
     let mut command = sandbox.llmlb(["serve", "--detach", "--port", &text, "--"]);
     let mut caller = Running::start(command.args([GUINEA, &text, &when]));
     logged(&default_log(&sandbox, port), "loading");
+    let said = caller.expect_log("Still waiting for ");
+    assert!(
+        said.contains(&format!("on port {port}; the log is /")),
+        "{said}"
+    );
     caller.kill();
     fs::write(&file, "").unwrap();
     sandbox.run(["status", &text, "--wait", "60"]).expect(0);

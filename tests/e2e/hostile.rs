@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
+#[cfg(target_os = "linux")]
+use llmlb_tests::Finished;
 use llmlb_tests::{Running, Sandbox, free_port, is_alive};
 
 const GUINEA: &str = env!("CARGO_BIN_EXE_guinea-server");
@@ -219,4 +221,54 @@ fn an_unset_lock_directory_is_llmlb_in_the_temporary_one_for_all_users() {
     assert!(directory.join(format!("serve_{port}.lock")).exists());
     server.ask_to_end();
     server.finish().expect(0);
+}
+
+/// As in a container that is shown the directory of others.
+#[cfg(target_os = "linux")] // mount namespaces
+#[test]
+fn where_nothing_can_be_written_the_holder_is_named_all_the_same() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED, needs root: where_nothing_can_be_written_the_holder_is_named");
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let read_only = |args: &[&str]| {
+        let mut llmlb = Command::new("unshare");
+        let script = r#"mount --bind "$0" "$0"; mount -o remount,bind,ro "$0"; exec "$@""#;
+        llmlb.args(["--mount", "sh", "-ec", script]);
+        llmlb.arg(sandbox.path()).arg(llmlb_tests::llmlb_binary());
+        llmlb.args(args).env("LLMLB_LOCK_DIR", sandbox.path());
+        llmlb
+    };
+    let run = |args: &[&str]| Finished::of(read_only(args).output().unwrap());
+    let port = free_port();
+    let text = port.to_string();
+    let serve = ["serve", "--port", &text];
+    let advice = "set LLMLB_LOCK_DIR to a directory you may write to";
+    for holder in [&[][..], &["--", GUINEA, "{port}", "graceful=0"]] {
+        let mut server = Running::start(&mut sandbox.llmlb([&serve[..], holder].concat()));
+        sandbox.run(["status", &text, "--wait", "60"]).expect(0);
+        let pid = sandbox.named_pid(port);
+        let refused = run(&serve).expect(1);
+        let message = format!("Error: Server already running on port {port} (PID: {pid}, ");
+        assert!(refused.stderr.starts_with(&message), "{refused:?}");
+        let replaced = run(&[&serve[..], &["--replace"], holder].concat()).expect(1);
+        assert!(replaced.stderr.contains("Read-only"), "{replaced:?}");
+        assert_eq!(sandbox.named_pid(port), pid);
+        // Who waits is told when there is something to be told.
+        let mut waiter = Running::start(&mut read_only(&["serve", "--port", &text, "--wait"]));
+        waiter.expect_log("Waiting");
+        if holder.is_empty() {
+            server.kill();
+        } else {
+            sandbox.run(["stop", &text]).expect(0);
+            server.wait();
+        }
+        let waited = waiter.finish().expect(1);
+        assert!(waited.stderr.contains(advice), "{waited:?}");
+        // Also beside what is left over, and where there is nothing.
+        let none = run(&serve).expect(1);
+        assert!(none.stderr.contains(advice), "{none:?}");
+        assert!(!none.stderr.contains("already running"), "{none:?}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use llmlb_tests::{
@@ -245,17 +246,97 @@ fn balancing_options_beside_a_command_are_refused() {
 #[test]
 fn a_successor_that_cannot_start_replaces_nobody() {
     let sandbox = Sandbox::new();
-    let port = free_port();
-    let server = sandbox.serve(port);
-    let port_arg = port.to_string();
-    let replace = ["serve", "-p", &port_arg, "--replace"];
-    sandbox
-        .run([&replace[..], &["--", "no-such-command-at-all"]].concat())
-        .expect(127);
-    sandbox
-        .run([&replace[..], &["--host", "no-such-host.invalid"]].concat())
-        .expect(1);
-    assert_eq!(sandbox.named_pid(port), server.pid());
+    let files = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str, mode: u32| {
+        let path = files.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path.into_os_string().into_string().unwrap()
+    };
+    let own = |port: u16| format!("http://127.0.0.1:{port}");
+    let (plain, unreadable) = (file("plain", "", 0o644), file("pem", "", 0o644));
+    let bad = file("bad", "#! /no/such/interp -x\n", 0o755);
+    let directory = files.path().to_str().unwrap();
+    for holder in [&[][..], &["--", GUINEA, "{port}", "graceful=0"]] {
+        let port = free_port();
+        let port_arg = port.to_string();
+        let server =
+            Running::start(&mut sandbox.llmlb([&["serve", "-p", &port_arg], holder].concat()));
+        sandbox.run(["status", &port_arg, "--wait", "60"]).expect(0);
+        let named = sandbox.named_pid(port);
+        for (what, code, message) in [
+            (
+                &["--", "no-such-command-at-all"][..],
+                127,
+                "no such command",
+            ),
+            (&["--", &plain], 126, "Permission denied"),
+            (&["--", directory], 126, "Permission denied"),
+            (&["--", &format!("{plain}/x")], 126, "Not a directory"),
+            (
+                &["--", &bad],
+                126,
+                "the interpreter that its first line names",
+            ),
+            (&["--host", "no-such-host.invalid"], 1, "cannot listen on"),
+            (&["--host", "192.0.2.1"], 1, "cannot listen on"),
+            (&["--backend", &own(port)], 2, "this very server"),
+            (
+                &["--tls-cert", &unreadable, "--tls-key", &unreadable],
+                2,
+                &unreadable,
+            ),
+        ] {
+            let replace = ["serve", "-p", &port_arg, "--replace"];
+            let refused = sandbox.run([&replace[..], what].concat()).expect(code);
+            assert!(refused.stderr.contains(message), "{refused:?}");
+            assert!(!refused.stderr.contains("Stopping"), "{refused:?}");
+            assert_eq!(sandbox.named_pid(port), named);
+            // In the words of the check, and of a start.
+            let check = ["serve", "-p", &port_arg, "--check"];
+            let checked = sandbox.run([&check[..], what].concat()).expect(code);
+            let start = ["serve", "-p", "0"];
+            let last = |text: &str| text.lines().last().unwrap_or_default().to_owned();
+            assert_eq!(last(&checked.stderr), last(&refused.stderr));
+            if code > 2 {
+                let started = sandbox.run([&start[..], what].concat()).expect(code);
+                assert_eq!(last(&started.stderr), last(&refused.stderr));
+            }
+        }
+        sandbox.run(["status", &port_arg]).expect(0);
+        sandbox.run(["stop", &port_arg]).expect(0);
+        server.finish();
+    }
+}
+
+/// Found as execvp(3) finds it: what can't be run is passed over, and told where there is no other.
+#[test]
+fn a_check_looks_along_the_path_as_a_start_does() {
+    let sandbox = Sandbox::new();
+    let files = tempfile::tempdir().unwrap();
+    let (one, two) = (files.path().join("1"), files.path().join("2"));
+    for (directory, mode) in [(&one, 0o644), (&two, 0o755)] {
+        fs::create_dir(directory).unwrap();
+        fs::write(directory.join("server"), "#!/bin/sh\nexit 9\n").unwrap();
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(directory.join("server"), mode).unwrap();
+    }
+    let (one, two) = (one.to_str().unwrap(), two.to_str().unwrap());
+    for (path, code) in [
+        (format!("{one}:{two}"), 9),
+        (one.to_owned(), 126),
+        ("/nowhere".to_owned(), 127),
+    ] {
+        let run = |options: &[&str]| {
+            let mut llmlb = sandbox.llmlb([&["serve", "-p0"], options, &["--", "server"]].concat());
+            Finished::of(llmlb.env("PATH", &path).output().unwrap())
+        };
+        let started = run(&[]).expect(code);
+        let checked = run(&["--check"]).expect(if code == 9 { 0 } else { code });
+        if code != 9 {
+            assert_eq!(checked.stderr, started.stderr);
+        }
+    }
 }
 
 #[test]

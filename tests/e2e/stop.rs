@@ -155,6 +155,34 @@ fn a_reader_that_leaves_does_not_keep_stop_from_stopping() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
+#[cfg(target_os = "linux")] // `/dev/full`
+#[test]
+fn what_cannot_be_said_keeps_no_server_alive() {
+    let sandbox = Sandbox::new();
+    let run = |args: &[&str]| {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full");
+        let mut stop = sandbox.llmlb(args);
+        llmlb_tests::Finished::of(stop.stdout(full.unwrap()).output().unwrap())
+    };
+    let port = free_port();
+    let server = sandbox.serve(port);
+    let stopped = run(&["stop", &port.to_string()]).expect(1);
+    assert_eq!(stopped.stderr.matches("cannot write to stdout").count(), 1);
+    server.finish().expect(0);
+    let servers = [(); 3].map(|()| sandbox.serve(free_port()));
+    let stopped = run(&["stop", "--all"]).expect(1);
+    assert_eq!(stopped.stderr.matches("cannot write to stdout").count(), 1);
+    for server in servers {
+        server.finish().expect(0);
+    }
+    assert_eq!(fs::read_dir(sandbox.path()).unwrap().count(), 0);
+    // What has failed is told all the same.
+    let port = free_port();
+    let _llmlb = sandbox.supervise(port, &[], &[GUINEA, "{port}", "stubborn"]);
+    let failed = run(&["stop", &port.to_string(), "-t", "0.1"]).expect(1);
+    assert!(failed.stderr.contains("still runs"), "{failed:?}");
+}
+
 #[test]
 fn a_waiting_start_survives_the_stop_and_follows() {
     let sandbox = Sandbox::new();

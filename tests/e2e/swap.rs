@@ -16,6 +16,7 @@ use llmlb_lock_core::{LockDir, LockError, ServerLock};
 use llmlb_tests::model_server::{Backend, Gate, Next};
 use llmlb_tests::wire::{STREAM, Wire, answer, chat, chunk, request};
 use llmlb_tests::{PATIENCE, Running, Sandbox, free_port, http_get, is_alive, wait_until};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 const SWAPS: usize = 20;
@@ -167,6 +168,26 @@ fn a_stop_ends_those_that_finish_their_last_requests_too() {
         assert!(server.child.try_wait().unwrap().is_some() || !is_alive(server.pid()));
     }
     assert_eq!(std::fs::read_dir(sandbox.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_holder_that_says_nothing_is_waited_for_within_limits_and_not_in_silence() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let mut holder = sandbox.serve(port);
+    holder.signal(Signal::SIGSTOP);
+    let text = port.to_string();
+    let replace = ["serve", "--port", &text, "--replace", "--wait", "2"];
+    let mut successor = Running::start(&mut sandbox.llmlb(replace));
+    let said = successor.expect_log("to hand over");
+    assert!(
+        said.contains(&format!("Waiting up to 2s for the server on port {port}")),
+        "{said}"
+    );
+    successor.expect_log("Stopping server");
+    successor.expect_log("listening on");
+    holder.wait();
+    assert_eq!(sandbox.named_pid(port), successor.pid());
 }
 
 #[test]

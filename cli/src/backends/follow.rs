@@ -434,7 +434,12 @@ impl Followed {
         if self.is_news(&named) {
             info!("{named}");
             for name in changed(&self.content.settings, &content.settings) {
-                warn!("{path} says something else of {name}: that takes llmlb serve --replace");
+                let takes = match name {
+                    // On another port, that would start a second server.
+                    "port" => "llmlb stop, and a start",
+                    _ => "llmlb serve --replace",
+                };
+                warn!("{path} says something else of {name}: that takes {takes}");
             }
             if let Some(remark) = self.file.exposure(&content) {
                 warn!("{remark}");

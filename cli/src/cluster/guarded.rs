@@ -12,7 +12,7 @@ use crate::built_in;
 use crate::exit::{self, Failure};
 use crate::hangup::Hangups;
 use crate::serve;
-use crate::signals::Shutdown;
+use crate::signals::{Shutdown, survive_file_size_limit};
 
 const BALANCER: &str = "@balancer";
 
@@ -91,6 +91,7 @@ fn arguments(mut all: Vec<OsString>) -> (Vec<OsString>, Option<u16>) {
 /// Serves on the guard's port.
 pub(crate) fn run(mut args: ServeArgs, port: u16) -> Result<u8, Failure> {
     args.port = port;
+    survive_file_size_limit();
     // The guard kills when it has run out.
     args.drain_timeout = args
         .drain_timeout

@@ -59,12 +59,8 @@ pub(crate) fn run(etcd: &Connection, which: Which<'_>, timeout: Duration) -> Res
     let results = pool::map(&servers, STOPS, |server| {
         stop_one(&etcd.cluster, server, timeout)
     });
-    let failures = results.into_iter().filter_map(Result::err);
-    let messages: Vec<_> = failures.map(|failure| failure.message).collect();
-    match messages.is_empty() {
-        true => Ok(exit::OK),
-        false => Err(Failure::new(exit::FAILURE, messages.join("\n\nError: "))),
-    }
+    output::joined(results)?;
+    Ok(exit::OK)
 }
 
 fn ambiguous(which: &Which<'_>, servers: &[Record]) -> Failure {
@@ -83,13 +79,14 @@ fn stop_one(cluster: &Cluster, server: &Record, timeout: Duration) -> Result<(),
     let never = &Interrupt::new();
     let name = format!("{} on {}", server.service, server.instance());
     let pid = server.pid;
-    output::line(&format!("Stopping server of {name} (PID: {pid})..."))?;
+    // What can't be said keeps nobody from being stopped: that is told afterwards.
+    let said = output::line(&format!("Stopping server of {name} (PID: {pid})..."));
     let answer = cluster
         .request_stop(server, &own_name(), never)
         .and_then(|ticket| ticket.wait(timeout, never))
         .map_err(failure)?;
     let message = match answer {
-        StopAnswer::Stopped => return output::line("Server stopped successfully"),
+        StopAnswer::Stopped => return output::line("Server stopped successfully").and(said),
         StopAnswer::Accepted => format!(
             "Server of {name} (PID: {pid}) still runs after {timeout:?}\n\n\
              Its llmlb has been told, and is ending it.\n\

@@ -1,19 +1,24 @@
 //! The successor's part of a swap: it asks for lock and listener, is named, and serves.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::process;
 use std::time::Duration;
 
 use llmlb_lock_core::{LockDir, ServerLock, is_process_running};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::door::call;
 use super::wire::{Message, VERSION, Wire};
 
 /// How long a holder may take to offer: others may be before us.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long that is waited for in silence, and at least.
+pub(super) const SILENCE: Duration = Duration::from_secs(1);
 
 /// Who served in our place, and may yet serve what it had begun.
 pub(crate) struct Predecessor {
@@ -34,15 +39,21 @@ pub(super) enum Answer {
     Gone,
 }
 
-/// Asks the server on the port to hand over. Its listener has to be one of `wanted`.
-pub(super) async fn ask(locks: &LockDir, port: u16, wanted: &[SocketAddr]) -> Answer {
+/// Asks the server on the port to hand over. Its listener has to be one of `wanted`, and its answer
+/// has `patience` to come.
+pub(super) async fn ask(
+    locks: &LockDir,
+    port: u16,
+    wanted: &[SocketAddr],
+    patience: Duration,
+) -> Answer {
     let mut wire = match call(&locks.lock_path(port)).await {
         Ok(stream) => Wire::new(stream),
         Err(e) if e.kind() == ErrorKind::ConnectionRefused => return Answer::Gone,
         Err(_) => return Answer::Refused,
     };
     let asked = wire.send(&Message::Ask { version: VERSION }, &[]).await;
-    let offered = match timeout(PATIENCE, wire.receive()).await {
+    let offered = match offered(&mut wire, port, patience).await {
         Ok(Ok(Some((Message::Offer { version: VERSION }, beside)))) if asked.is_ok() => beside,
         Ok(Ok(None)) => return Answer::Gone,
         _ => return Answer::Refused,
@@ -75,6 +86,19 @@ pub(super) async fn ask(locks: &LockDir, port: u16, wanted: &[SocketAddr]) -> An
         return Answer::Gone;
     }
     Answer::Granted(Box::new(lock), listener, Predecessor { wire })
+}
+
+/// What the holder says first.
+async fn offered(
+    wire: &mut Wire,
+    port: u16,
+    patience: Duration,
+) -> Result<io::Result<Option<(Message, Vec<OwnedFd>)>>, Elapsed> {
+    if let Ok(offered) = timeout(SILENCE.min(patience), wire.receive()).await {
+        return Ok(offered);
+    }
+    info!("Waiting up to {patience:?} for the server on port {port} to hand over...");
+    timeout(patience.saturating_sub(SILENCE), wire.receive()).await
 }
 
 fn names_us(locks: &LockDir, port: u16) -> bool {

@@ -30,7 +30,7 @@ use crate::exit::{self, Failure};
 use crate::guard::{announce_shutdown, watch};
 use crate::hangup::Hangups;
 use crate::ready::Readiness;
-use crate::signals::{Inherited, Shutdown, Stream, die_of};
+use crate::signals::{Inherited, Shutdown, Stream, asks_to_end, die_of};
 use crate::state::{LastEnd, StateFile};
 
 /// How long those may take to end that hold the lock still, when all else has ended.
@@ -429,14 +429,6 @@ async fn lost(active: Option<&Active>) -> Duration {
         Some(active) => active.lost().await,
         None => std::future::pending().await,
     }
-}
-
-/// Those that end a program at somebody's request; the others tell of a fault.
-fn asks_to_end(signal: Signal) -> bool {
-    matches!(
-        signal,
-        Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM
-    )
 }
 
 /// What became of the server, if it has ended or was stopped. As PID 1 of a container, llmlb is

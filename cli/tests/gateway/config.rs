@@ -390,6 +390,16 @@ fn changes_take_effect_or_are_told() {
         (gateway.chat("m").body == b"two").then_some(())
     });
 
+    // With another port, --replace would start a second server.
+    put(
+        &config.path,
+        &format!("port = 1\nmax-requests = 8\n{}", table(&two)),
+    );
+    gateway.signal(Signal::SIGHUP);
+    let said =
+        gateway.expect_log("says something else of port: that takes llmlb stop, and a start");
+    assert!(!said.contains("--replace"), "{said}");
+
     // A mistake changes nothing.
     put(&config.path, &format!("max-requests = 0\n{}", table(&one)));
     gateway.signal(Signal::SIGHUP);

@@ -3,13 +3,14 @@
 #![cfg(target_os = "linux")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use llmlb_cluster_tests::PATIENCE;
 use llmlb_cluster_tests::etcd::{Etcd, base64};
 use llmlb_lock_cluster::{Cluster, Interrupt, Record, Registration};
-use llmlb_tests::{Finished, Sandbox, free_port};
+use llmlb_tests::{Finished, Sandbox, free_port, llmlb_binary};
 
 fn register(cluster: &Cluster, record: &Record) -> Registration {
     let registration = cluster.register(record.clone()).unwrap();
@@ -110,10 +111,17 @@ fn stop_is_carried_out_by_the_guardian_and_told_as_on_one_machine() {
         one.stdout,
         "Stopping server of chat on gpu2:8000 (PID: 4321)...\nServer stopped successfully\n"
     );
+    // What can't be said keeps no server alive.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut mute = Command::new(llmlb_binary());
+    mute.args(["stop", "--cluster", &url, "--service", "chat"]);
+    mute.args(["--host", "gpu1", "--timeout", "60"]);
+    let mute = Finished::of(mute.stdout(full.unwrap()).output().unwrap()).expect(1);
+    assert_eq!(mute.stderr.matches("cannot write to stdout").count(), 1);
     let rest = stop(&["--all", "--timeout", "60"]).expect(0);
     assert_eq!(
         rest.stdout.matches("Server stopped successfully").count(),
-        2
+        1
     );
     for guard in guards {
         guard.join().unwrap();
@@ -131,6 +139,8 @@ fn stop_is_carried_out_by_the_guardian_and_told_as_on_one_machine() {
 
 #[test]
 fn etcd_that_is_away_is_named_in_time() {
+    // Building it is no part of the answer.
+    llmlb_binary();
     let away = format!("etcd://127.0.0.1:{}", free_port());
     for args in [
         &["status", "--cluster", &away][..],

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::again::again;
 use super::file::{FileId, LockFile, check, file_id};
+use super::hint::hint;
 use super::owner::{at, effective_uid, foreign, user_name};
 use crate::error::context;
 use crate::sys::{Attempt, refuse};
@@ -131,6 +132,7 @@ impl Directory {
     pub(crate) fn try_lock(&self, name: &str) -> io::Result<Attempt> {
         let (file, new) = match self.create_or_open(name)? {
             Opened::File { file, new } => (file, new),
+            Opened::Held(file) => return Ok(Attempt::Contended(file)),
             Opened::NoDirectory => return Ok(Attempt::NoDirectory),
             Opened::Gone => return Ok(Attempt::Moved),
         };
@@ -173,6 +175,7 @@ impl Directory {
         let open = || match self.open_existing(name, OFlags::RDWR) {
             Ok(file) => Ok(Opened::File { file, new: false }),
             Err(Errno::NOENT) => Ok(Opened::Gone),
+            Err(Errno::ROFS) => self.open_unwritable(name),
             Err(e) => Err(self.explain(name, e)),
         };
         // First the case in which someone waits for the answer: a running server's file.
@@ -190,16 +193,25 @@ impl Directory {
             Err(Errno::NOENT) => Ok(Opened::NoDirectory),
             Err(e) => {
                 let path = self.path.join(name);
-                let hint = match e {
-                    Errno::ACCESS => {
-                        ", set LLMLB_LOCK_DIR to a directory you may write to, or have this one \
-                         opened by its owner (chmod 1777)"
-                    }
-                    _ => "",
-                };
-                let what = format!("cannot create {}{hint}", path.display());
+                let e = io::Error::from(e);
+                let what = format!("cannot create {}{}", path.display(), hint(&e));
                 Err(context(e, what))
             }
+        }
+    }
+
+    /// Nobody starts where nothing can be written, but who has started elsewhere, where it can be, is
+    /// worth naming.
+    fn open_unwritable(&self, name: &str) -> io::Result<Opened> {
+        match self.open_lock(name)? {
+            Some(file) if file.is_held()? => Ok(Opened::Held(file)),
+            Some(_) => {
+                let e = io::Error::from(Errno::ROFS);
+                let path = self.path.join(name);
+                let what = format!("cannot write {}{}", path.display(), hint(&e));
+                Err(context(e, what))
+            }
+            None => Ok(Opened::Gone),
         }
     }
 
@@ -291,6 +303,8 @@ enum Opened {
         /// Created by this call.
         new: bool,
     },
+    /// For reading alone, and somebody has the lock.
+    Held(LockFile),
     /// Removed in between.
     Gone,
     NoDirectory,

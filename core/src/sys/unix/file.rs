@@ -7,11 +7,12 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 
 use super::Directory;
 use super::again::again;
+use super::hint::hint;
 use super::owner::{at, effective_uid};
 use crate::error::context;
 use crate::record::{BLANK, MAX_LEN};
@@ -54,10 +55,12 @@ impl LockFile {
     }
 
     /// The file as it is after a wait, with its lock: others may have written to it meanwhile.
-    /// `None` where it belongs to another user, whose left-overs nobody takes.
+    /// `None` where it belongs to another user, whose left-overs nobody takes, or can't be written.
     pub(crate) fn after_wait(self) -> io::Result<Option<Self>> {
         let own = self.metadata()?.uid() == effective_uid();
-        Ok(own.then_some(Self { new: false, ..self }))
+        let mode = rustix::fs::fcntl_getfl(&self.file).map_err(|e| at(&self.path, e.into()))?;
+        let usable = own && mode.contains(OFlags::RDWR);
+        Ok(usable.then_some(Self { new: false, ..self }))
     }
 
     /// Whether somebody holds the kernel lock. Takes a shared one for an instant where nobody does:
@@ -134,7 +137,10 @@ impl LockFile {
     /// Replaces the content. A reader who meets the writer half-way sees blanks where something is
     /// missing, and no text made of two: the kernel copies a text piece by piece.
     pub(crate) fn write(&self, text: &[u8]) -> io::Result<()> {
-        let failed = |e| context(e, format!("cannot write {}", self.path.display()));
+        let failed = |e: io::Error| {
+            let what = format!("cannot write {}{}", self.path.display(), hint(&e));
+            context(e, what)
+        };
         // A file that this very call created is empty.
         let is_empty = self.new && !self.written.swap(true, Ordering::Relaxed);
         if !is_empty {

@@ -3,6 +3,7 @@
 mod again;
 mod directory;
 mod file;
+mod hint;
 mod owner;
 
 #[cfg(target_os = "linux")]
