@@ -95,15 +95,20 @@ async fn probe(backend: &Backend) -> Result<(), Silence> {
         match status {
             // That it asks for a key shows that it is there.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Ok(()),
-            StatusCode::NOT_FOUND
-            | StatusCode::METHOD_NOT_ALLOWED
-            | StatusCode::NOT_IMPLEMENTED
-                if path == "/health" => {}
+            status if path == "/health" && is_no_path(status) => {}
             status if status.as_u16() < 400 => return Ok(()),
             status => return Err(Silence::None(answered(path, status))),
         }
     }
     Ok(())
+}
+
+/// Whether nothing is to be had there, now or later.
+pub(crate) fn is_no_path(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
+    )
 }
 
 /// Asks it for something, on a connection of its own.

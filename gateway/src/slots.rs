@@ -80,19 +80,11 @@ async fn ask(backend: &Backend) -> Option<usize> {
                     return Some(told);
                 }
             }
-            Ok(Ok((status, _))) => knows_all &= is_no_path(status),
+            Ok(Ok((status, _))) => knows_all &= probe::is_no_path(status),
             Ok(Err(_)) | Err(_) => return None,
         }
     }
     knows_all.then_some(0)
-}
-
-/// Whether nothing is to be had there, now or later.
-fn is_no_path(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
-    )
 }
 
 fn read(body: &[u8], name: &str) -> Option<usize> {

@@ -4,12 +4,23 @@ use std::num::NonZeroUsize;
 
 use llmlb_gateway::{ApiKey, BackendSet, BackendSpec};
 
-use crate::support::{Backend, Gate, Gateway, Next, Wire, answer, chat, once, request, wait_until};
+use crate::support::{
+    Backend, Gate, Gateway, Message, Next, Wire, answer, chat, once, request, wait_until,
+};
 
 const KEY: &str = "Authorization: Bearer sk-1\r\n";
 
 /// As many as there may be at a time.
 const MOST: usize = 64;
+
+/// This for a preflight, and that all is well for all else.
+fn status(request: &Message, preflight: &'static str) -> &'static str {
+    if request.first_line.starts_with("OPTIONS") {
+        preflight
+    } else {
+        "200 OK"
+    }
+}
 
 /// Answers each request, and those for `/v1/slow` when the gate lets them through.
 fn slow(gate: &Gate) -> Backend {
@@ -18,13 +29,7 @@ fn slow(gate: &Gate) -> Backend {
         if request.first_line.contains("/v1/slow") {
             gate.pass();
         }
-        let is_preflight = request.first_line.starts_with("OPTIONS");
-        let status = if is_preflight {
-            "204 No Content"
-        } else {
-            "200 OK"
-        };
-        wire.send(answer(status, "", ""));
+        wire.send(answer(status(&request, "204 No Content"), "", ""));
         Next::Read
     })
 }
@@ -122,13 +127,11 @@ fn strangers_keep_nobody_waiting_and_have_an_end() {
 #[test]
 fn what_strangers_are_answered_is_no_evidence() {
     let backend = Backend::start(&["m"], |request, wire| {
-        let is_preflight = request.first_line.starts_with("OPTIONS");
-        let status = if is_preflight {
-            "503 Service Unavailable"
-        } else {
-            "200 OK"
-        };
-        wire.send(answer(status, "Retry-After: 60\r\n", ""));
+        wire.send(answer(
+            status(&request, "503 Service Unavailable"),
+            "Retry-After: 60\r\n",
+            "",
+        ));
         Next::Read
     });
     let other = Backend::named("other", &["m"]);
