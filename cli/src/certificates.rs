@@ -9,8 +9,10 @@ use std::time::Duration;
 use llmlb_gateway::{BackendTls, Options, ServerTls};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tracing::{info, warn};
+
+use crate::said::Said;
 
 /// How often to look whether they have changed. They are small, and so they are read, which tells
 /// more than their times do.
@@ -109,7 +111,7 @@ impl Shown {
 
     async fn follow(&self) -> Infallible {
         let mut last = Ok(self.read.clone());
-        let mut warned: Option<(String, Instant)> = None;
+        let mut warned = Said::new(STEP);
         loop {
             tokio::select! {
                 () = sleep(STEP) => {}
@@ -132,20 +134,14 @@ impl Shown {
             match shown {
                 Ok(()) => info!("{} is shown from now on", self.paths.0.display()),
                 // Each of the two files that has come is a change, and maybe the same mistake.
-                Err(problem) if !is_repeated(warned.as_ref(), &problem) => {
+                Err(problem) if warned.is_news(problem.clone()) => {
                     warn!("{problem}; clients are shown what was there before");
-                    warned = Some((problem, Instant::now()));
                 }
                 Err(_) => {}
             }
             last = now;
         }
     }
-}
-
-/// Whether that was said just now.
-fn is_repeated(warned: Option<&(String, Instant)>, problem: &str) -> bool {
-    warned.is_some_and(|(said, at)| said == problem && at.elapsed() < STEP)
 }
 
 fn read_pair((certificates, key): &Pair) -> Result<Pem, String> {

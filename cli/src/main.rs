@@ -24,6 +24,7 @@ mod own_address;
 mod owner;
 mod pool;
 mod ready;
+mod said;
 mod serve;
 mod signals;
 mod state;

@@ -18,6 +18,7 @@ use super::file::{BackendsFile, Stamp};
 use super::names::{self, Found};
 use super::repeated;
 use crate::output::count;
+use crate::said::Said;
 
 /// How often to look whether the file has changed.
 const STEP: Duration = Duration::from_secs(1);
@@ -347,15 +348,8 @@ struct Followed {
     content: Document,
     /// Whether it was found empty at the last look, as files are while they are written in place.
     is_doubted: bool,
-    /// What was said of it last.
-    said: Option<Said>,
-}
-
-/// What was said of a file, as it was then.
-struct Said {
-    text: String,
-    stamp: Option<Stamp>,
-    at: Instant,
+    /// What was said of it last, as it was then.
+    said: Said<(String, Option<Stamp>)>,
 }
 
 impl Followed {
@@ -371,24 +365,14 @@ impl Followed {
             stamp,
             content,
             is_doubted: false,
-            said: None,
+            said: Said::new(STEP),
         })
     }
 
     /// Whether that was not said just now: of a change that comes with SIGHUP, a look may have told
     /// a moment before.
     fn is_news(&mut self, text: &str) -> bool {
-        let known = self.said.as_ref().is_some_and(|said| {
-            said.text == text && said.stamp == self.stamp && said.at.elapsed() < STEP
-        });
-        if !known {
-            self.said = Some(Said {
-                text: text.to_owned(),
-                stamp: self.stamp.clone(),
-                at: Instant::now(),
-            });
-        }
-        !known
+        self.said.is_news((text.to_owned(), self.stamp.clone()))
     }
 
     /// Takes what it says, if it has changed. Whether it was taken.
@@ -509,9 +493,6 @@ mod tests {
         assert!(!file.is_news("names 1 backend"));
         fs::write(&path, "# changed").unwrap();
         file.stamp = file.file.stamp();
-        assert!(file.is_news("names 1 backend"));
-        let said = file.said.as_mut().unwrap();
-        said.at = said.at.checked_sub(STEP).unwrap();
         assert!(file.is_news("names 1 backend"));
     }
 }
